@@ -1,0 +1,3 @@
+"""Multi-task recommender training on TorchRec."""
+
+__version__ = "0.1.0"

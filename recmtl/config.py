@@ -1,0 +1,293 @@
+"""A run's configuration: one dataclass a section, filled from a TOML file and then the command line.
+
+Every field has a default, a unit and a line of help. `parse` turns nested dictionaries (TOML) into these
+dataclasses and rejects keys it does not know; `to_toml` writes the resolved configuration back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import sys
+import types
+import typing
+from dataclasses import dataclass, field, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+
+from recmtl.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+ShardingType = Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"]
+
+
+@dataclass
+class EmbeddingConfig:
+    """Embedding tables and their optimiser, which runs inside backward."""
+
+    dim: int = 16
+    """Embedding dimension of every table that the recipe gives none; a multiple of 4."""
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "rowwise_adam"] = "rowwise_adagrad"
+    """Sparse optimiser fused into backward; adam and rowwise_adam need CUDA."""
+    lr: float = 0.05
+    """Learning rate of the sparse optimiser."""
+    eps: float = 1e-8
+    """Added to the root of the accumulator (Adagrad and Adam)."""
+    weight_decay: float = 0.0
+    """L2 penalty on the rows a batch looks up."""
+    init_scale: float = 1.0
+    """Rows start uniform in ±init_scale/√rows."""
+
+
+@dataclass
+class DenseConfig:
+    """Optimiser of the dense part (experts, gates, towers)."""
+
+    optimizer: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
+    """Dense optimiser."""
+    lr: float = 1e-3
+    """Learning rate of the dense optimiser."""
+    weight_decay: float = 0.0
+    """L2 penalty (decoupled for adamw)."""
+
+
+@dataclass
+class TrainingConfig:
+    """The loop: how long, on what, in which order."""
+
+    batch_size: int = 4096
+    """Rows in a global batch, over all ranks."""
+    max_epochs: int = 20
+    """Passes over the training split, at most."""
+    max_steps: int = 0
+    """Stop after this many steps in all; 0: no limit."""
+    patience: int = 1
+    """Epochs in a row without a better validation loss before training stops; 0: never stop early."""
+    seed: int = 100
+    """Seed of the initial weights and of the order of rows."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to train, by name; none: all of the recipe's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes CUDA where there is a GPU."""
+    amp: Literal["none", "bf16"] = "none"
+    """Autocast of the dense part."""
+    clip_norm: float = 0.0
+    """Largest gradient norm of the dense part; 0: no clipping."""
+    warmup_steps: int = 0
+    """Steps over which both learning rates rise linearly from 0; 0: none."""
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints: a folder a step under the run's checkpoints/, complete or absent."""
+
+    every_steps: int = 0
+    """Also write one every so many steps; 0: at the end of an epoch only."""
+    keep: int = 2
+    """How many of the newest to keep; the best epoch's is always kept."""
+    resume: bool = True
+    """Go on from the newest checkpoint where the run folder has one."""
+
+
+@dataclass
+class MetricsConfig:
+    """What is logged and measured."""
+
+    every_steps: int = 50
+    """Steps between two lines of metrics.jsonl."""
+    gauc: bool = True
+    """Measure the AUC within users where the recipe names the user's column."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+
+
+@dataclass
+class ShardingConfig:
+    """How the planner places tables on devices."""
+
+    type: ShardingType = "auto"
+    """Sharding of every table; auto leaves it to TorchRec's planner."""
+    tables: dict[str, ShardingType] = field(default_factory=dict)
+    """Sharding of single tables, by name, before `type`."""
+    device_memory_gib: float = 0.0
+    """Memory of one device in GiB; 0: what the device says it has."""
+    reserve: float = 0.15
+    """Fraction of the device memory the planner leaves free for activations and the dense part."""
+
+
+@dataclass
+class ReaderConfig:
+    """How rows are read."""
+
+    streams: int = 64
+    """Row ranges read side by side, dealt out over ranks: at least the number of ranks. Part of the row order."""
+    prefetch: int = 4
+    """Batches that a background thread decodes ahead of the step."""
+    shuffle: bool = True
+    """Visit the training rows in another order every epoch."""
+
+
+@dataclass
+class Config:
+    """A run. `model` holds the model's own sizes: its class is the one that the registry names."""
+
+    model: Any
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    dense: DenseConfig = field(default_factory=DenseConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    reader: ReaderConfig = field(default_factory=ReaderConfig)
+
+    def validate(self) -> None:
+        """Check what types cannot say.
+
+        Raises:
+            UserError: a value is out of range; names the key.
+        """
+        positive = {
+            "embedding.dim": self.embedding.dim,
+            "embedding.lr": self.embedding.lr,
+            "dense.lr": self.dense.lr,
+            "training.batch_size": self.training.batch_size,
+            "training.max_epochs": self.training.max_epochs,
+            "checkpoint.keep": self.checkpoint.keep,
+            "metrics.every_steps": self.metrics.every_steps,
+            "reader.streams": self.reader.streams,
+            "reader.prefetch": self.reader.prefetch,
+        }
+        for key, value in positive.items():
+            if value <= 0:
+                raise UserError(f"{key}: must be greater than 0, not {value}")
+        at_least_zero = {
+            "training.max_steps": self.training.max_steps,
+            "training.patience": self.training.patience,
+            "training.clip_norm": self.training.clip_norm,
+            "training.warmup_steps": self.training.warmup_steps,
+            "checkpoint.every_steps": self.checkpoint.every_steps,
+            "sharding.device_memory_gib": self.sharding.device_memory_gib,
+        }
+        for key, value in at_least_zero.items():
+            if value < 0:
+                raise UserError(f"{key}: must not be negative, not {value}")
+        if self.embedding.dim % 4:
+            raise UserError(f"embedding.dim: must be a multiple of 4, not {self.embedding.dim}")
+        if not 0 <= self.sharding.reserve < 1:
+            raise UserError(f"sharding.reserve: a fraction from 0 to 1, not {self.sharding.reserve}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UserError: it isn't there or isn't TOML; names the line.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{path}: cannot be read ({problem})") from None
+    except tomllib.TOMLDecodeError as problem:
+        raise UserError(f"{path}: not valid TOML: {problem}") from None
+
+
+def parse(cls: type[T], values: Any, where: str, prefix: str = "") -> T:
+    """Build dataclass `cls` from nested dictionaries, as TOML gives them.
+
+    Args:
+        cls: the dataclass.
+        values: its fields by name; those left out keep their defaults.
+        where: the file, for messages.
+        prefix: the key of this section, for messages.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type; names file and key.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: key '{prefix.rstrip('.')}' must be a section")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key '{prefix}{key}'; {hint}")
+    return cls(**{key: _convert(value, hints[key], where, prefix + key) for key, value in values.items()})
+
+
+def _convert(value: Any, kind: Any, where: str, key: str) -> Any:
+    """`value` as the annotated type `kind`, or a UserError that names the key."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind):
+        return parse(typing.cast(type, kind), value, where, key + ".")
+    if origin in (typing.Union, types.UnionType):
+        return _convert(value, next(a for a in args if a is not type(None)), where, key)
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{where}: key '{key}' is {value!r}; choose one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UserError(f"{where}: key '{key}' must be a list")
+        return tuple(_convert(item, args[0], where, key) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: key '{key}' must be a section")
+        return {name: _convert(item, args[1], where, f"{key}.{name}") for name, item in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{where}: key '{key}' is {value!r}; it must be of type {kind.__name__}")
+    return value
+
+
+def config_class(model_class: type) -> type[Config]:
+    """`Config` with the model section typed as `model_class`, so that its keys are checked and shown in help."""
+    return dataclasses.make_dataclass(
+        "Config",
+        [("model", model_class, field(default_factory=model_class))],
+        bases=(Config,),
+        namespace={"__doc__": "A training run."},
+    )
+
+
+def preset_names() -> list[str]:
+    """Names of the presets in the package."""
+    return sorted(p.name[:-5] for p in resources.files("recmtl.presets").iterdir() if p.name.endswith(".toml"))
+
+
+def config_path(name_or_path: str) -> Path:
+    """The file of a preset, or the path itself when it ends in ``.toml``.
+
+    Raises:
+        UserError: no preset has the name; lists those there are.
+    """
+    if name_or_path.endswith(".toml"):
+        return Path(name_or_path)
+    if name_or_path not in preset_names():
+        raise UserError(f"no preset '{name_or_path}'; choose one of {', '.join(preset_names())} or name a .toml file")
+    return Path(str(resources.files("recmtl.presets") / f"{name_or_path}.toml"))
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML; reading it back gives an equal one."""
+    return tomli_w.dumps(dataclasses.asdict(config))
+
+
+def sha256(config: Config) -> str:
+    """Fingerprint of the resolved configuration."""
+    return hashlib.sha256(to_toml(config).encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""One batch of rows, as the training pipeline wants it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class Batch(Pipelineable):
+    """The rows of one step on one rank (B rows, T tasks, N numeric features)."""
+
+    sparse: KeyedJaggedTensor
+    """int32 ids of all categorical and list features; keys are feature names, stride B."""
+    numeric: Tensor
+    """float32 [B, N]."""
+    labels: Tensor
+    """float32 [B, T], 0 or 1."""
+    weights: Tensor
+    """float32 [B]: world size over rows in the global batch for a real row, 0 for padding. Summing
+    weighted losses here and averaging over ranks gives the mean over the global batch."""
+    oracle: Tensor | None = None
+    """float32 [B, T]: true probabilities (NaN where unknown); only in evaluation."""
+    group: Tensor | None = None
+    """int64 [B]: the user a row belongs to; only in evaluation."""
+
+    def _map(self, function) -> Batch:  # noqa: ANN001
+        tensors = (self.numeric, self.labels, self.weights, self.oracle, self.group)
+        return Batch(function(self.sparse), *(None if t is None else function(t) for t in tensors))
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """Copy to a device."""
+        return self._map(lambda t: t.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Copy to page-locked memory, from where copies to a GPU run beside the computation."""
+        return self._map(lambda t: t.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator that `stream` uses these tensors."""
+        self.sparse.record_stream(stream)
+        for tensor in (self.numeric, self.labels, self.weights, self.oracle, self.group):
+            if tensor is not None:
+                tensor.record_stream(stream)

@@ -1,0 +1,250 @@
+"""Decoding the row groups of a prepared split, with every value checked before a kernel sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recmtl.data.dataset import GROUP_COLUMN, Dataset, Task, label_column, oracle_column
+from recmtl.errors import UserError
+
+CACHE_BYTES = 256 * 2**20
+"""Decoded row groups that are kept: a dataset that fits is decoded once, a larger one loses little."""
+
+
+@dataclass
+class Rows:
+    """Decoded rows, column by column (n rows, C categorical, L list, N numeric features, T tasks)."""
+
+    ids: np.ndarray
+    """int32 [C, n]."""
+    lists: list[tuple[np.ndarray, np.ndarray]]
+    """Per list feature: lengths int32 [n] and the values int32 of all rows in order."""
+    numeric: np.ndarray
+    """float32 [n, N]."""
+    labels: np.ndarray
+    """float32 [n, T]."""
+    oracle: np.ndarray | None
+    """float32 [n, T], NaN where unknown."""
+    group: np.ndarray | None
+    """int64 [n]."""
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        arrays = [self.ids, self.numeric, self.labels, self.oracle, self.group, *(a for pair in self.lists for a in pair)]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    def take(self, index: np.ndarray) -> Rows:
+        """Rows in the order of `index`."""
+        return Rows(
+            self.ids.take(index, axis=1),
+            [_take_list(lengths, values, index) for lengths, values in self.lists],
+            self.numeric.take(index, axis=0),
+            self.labels.take(index, axis=0),
+            None if self.oracle is None else self.oracle.take(index, axis=0),
+            None if self.group is None else self.group.take(index),
+        )
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Rows start … stop − 1, without copying."""
+        return Rows(
+            self.ids[:, start:stop],
+            [_slice_list(lengths, values, start, stop) for lengths, values in self.lists],
+            self.numeric[start:stop],
+            self.labels[start:stop],
+            None if self.oracle is None else self.oracle[start:stop],
+            None if self.group is None else self.group[start:stop],
+        )
+
+
+def _take_list(lengths: np.ndarray, values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.concatenate(([0], np.cumsum(lengths)))[:-1]
+    taken = lengths[index]
+    ends = np.cumsum(taken)
+    # Position of each value: its row's start, plus its place within the row.
+    shift = np.repeat(starts[index] - (ends - taken), taken)
+    return taken, values[shift + np.arange(len(shift))]
+
+
+def _slice_list(lengths: np.ndarray, values: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    begin = int(lengths[:start].sum())
+    return lengths[start:stop], values[begin : begin + int(lengths[start:stop].sum())]
+
+
+class ParquetSplit:
+    """The row groups of one split, by number.
+
+    Args:
+        folder: the prepared folder.
+        dataset: what ``dataset.json`` says of it.
+        split: train, val or test.
+        tasks: the tasks whose labels to read, in order.
+        evaluation: also read true probabilities and groups.
+
+    Raises:
+        UserError: files are missing, cut short or lack a column.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset, split: str, tasks: tuple[Task, ...], evaluation: bool) -> None:
+        self.dataset, self.tasks = dataset, tasks
+        self.categorical = [f for f in dataset.sparse_features if f.kind == "categorical"]
+        self.list_features = [f for f in dataset.sparse_features if f.kind == "list"]
+        self.numeric = list(dataset.numeric_features)
+        self.with_oracle = evaluation and any(task.oracle for task in tasks)
+        self.with_group = evaluation and dataset.group
+        self.columns = [f.name for f in (*self.categorical, *self.list_features, *self.numeric)]
+        self.columns += [label_column(task.name) for task in tasks]
+        if self.with_oracle:
+            self.columns += [oracle_column(task.name) for task in tasks if task.oracle]
+        if self.with_group:
+            self.columns.append(GROUP_COLUMN)
+
+        self.files = dataset.files(folder, split)
+        self._open: dict[int, pq.ParquetFile] = {}
+        self._cache: dict[int, Rows] = {}
+        self._cached_bytes = 0
+        self._places: list[tuple[int, int]] = []
+        counts: list[int] = []
+        for number, path in enumerate(self.files):
+            metadata = self._check_file(path)
+            self._places += [(number, group) for group in range(metadata.num_row_groups)]
+            counts += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self.starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+        """[G + 1]: row number at which each row group starts."""
+        self.rows = int(self.starts[-1])
+        if self.rows != dataset.rows.get(split, 0):
+            raise UserError(
+                f"{folder / split}: {self.rows} rows, but dataset.json says {dataset.rows.get(split, 0)}; "
+                "files are missing or were added, prepare the data again"
+            )
+
+    def _check_file(self, path: Path) -> pq.FileMetaData:
+        try:
+            file = pq.ParquetFile(path)
+        except (OSError, pa.ArrowException) as problem:
+            raise _damaged(path, problem) from None
+        with file:
+            present = set(file.schema_arrow.names)
+            for column in self.columns:
+                if column not in present:
+                    raise UserError(f"{path}: no column '{column}', which dataset.json names; prepare the data again")
+            return file.metadata
+
+    def read(self, number: int) -> Rows:
+        """Row group `number`, decoded and checked.
+
+        Raises:
+            UserError: the file is gone or damaged, or a value is null or out of range; names file, column and row.
+        """
+        if number in self._cache:
+            return self._cache[number]
+        rows = self._decode(number)
+        while self._cache and self._cached_bytes + rows.nbytes > CACHE_BYTES:
+            self._cached_bytes -= self._cache.pop(next(iter(self._cache))).nbytes
+        self._cache[number] = rows
+        self._cached_bytes += rows.nbytes
+        return rows
+
+    def _decode(self, number: int) -> Rows:
+        file, group = self._places[number]
+        path = self.files[file]
+        try:
+            if file not in self._open:
+                self._open[file] = pq.ParquetFile(path, memory_map=True)
+            table = self._open[file].read_row_group(group, columns=self.columns, use_threads=False)
+        except (OSError, pa.ArrowException) as problem:
+            raise _damaged(path, problem) from None
+        first_row = int(self.starts[number] - self.starts[self._places.index((file, 0))])
+        return Decoder(self, path, table, first_row).rows()
+
+
+class Decoder:
+    """Turns one row group's Arrow table into `Rows`."""
+
+    def __init__(self, split: ParquetSplit, path: Path, table: pa.Table, first_row: int) -> None:
+        self.split, self.path, self.table, self.first_row = split, path, table, first_row
+
+    def rows(self) -> Rows:
+        split, n = self.split, self.table.num_rows
+        ids = np.empty((len(split.categorical), n), np.int32)
+        for i, feature in enumerate(split.categorical):
+            ids[i] = self._column(feature.name, pa.int32())
+        for row, feature in zip(ids, split.categorical, strict=True):
+            self._check_ids(row, feature.name, feature.table)
+        numeric = np.empty((n, len(split.numeric)), np.float32)
+        for i, feature in enumerate(split.numeric):
+            numeric[:, i] = self._column(feature.name, pa.float32())
+            self._check(np.isfinite(numeric[:, i]), feature.name, numeric[:, i], "must be a finite number")
+        labels = np.empty((n, len(split.tasks)), np.float32)
+        for i, task in enumerate(split.tasks):
+            values = self._column(label_column(task.name), None)
+            labels[:, i] = values
+            self._check((values == 0) | (values == 1), label_column(task.name), values, "must be 0 or 1")
+        return Rows(ids, [self._list(f.name, f.table) for f in split.list_features], numeric, labels, *self._extras(n))
+
+    def _extras(self, n: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        oracle = group = None
+        if self.split.with_oracle:
+            oracle = np.full((n, len(self.split.tasks)), np.nan, np.float32)
+            for i, task in enumerate(self.split.tasks):
+                if task.oracle:
+                    oracle[:, i] = self._column(oracle_column(task.name), pa.float32())
+        if self.split.with_group:
+            group = self._column(GROUP_COLUMN, pa.int64())
+        return oracle, group
+
+    def _array(self, name: str) -> pa.Array:
+        column = self.table.column(name)
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            raise UserError(f"{self.path}: column '{name}', row {self.first_row + row}: null; prepare the data again")
+        return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+    def _column(self, name: str, kind: pa.DataType | None) -> np.ndarray:
+        array = self._array(name)
+        if kind is not None and array.type != kind:
+            raise UserError(f"{self.path}: column '{name}' is {array.type}, not {kind}; prepare the data again")
+        return array.to_numpy(zero_copy_only=False)
+
+    def _list(self, name: str, table: str | None) -> tuple[np.ndarray, np.ndarray]:
+        array = self._array(name)
+        if not pa.types.is_list(array.type) or array.type.value_type != pa.int32():
+            raise UserError(f"{self.path}: column '{name}' is {array.type}, not list<int32>; prepare the data again")
+        values = array.flatten()
+        if values.null_count:
+            raise UserError(f"{self.path}: column '{name}': a list holds a null; prepare the data again")
+        lengths = np.diff(array.offsets.to_numpy()).astype(np.int32)
+        ids = values.to_numpy()
+        self._check_ids(ids, name, table)
+        return lengths, ids
+
+    def _check_ids(self, ids: np.ndarray, name: str, table: str | None) -> None:
+        if len(ids) == 0:
+            return
+        assert table is not None
+        limit = self.split.dataset.table(table).rows
+        if ids.min() >= 0 and ids.max() < limit:
+            return
+        bad = ids[(ids < 0) | (ids >= limit)][0]
+        raise UserError(
+            f"{self.path}: column '{name}' holds id {bad}, outside table '{table}' (0 to {limit - 1}); prepare the data again"
+        )
+
+    def _check(self, good: np.ndarray, name: str, values: np.ndarray, rule: str) -> None:
+        if not good.all():
+            row = int(np.flatnonzero(~good)[0])
+            raise UserError(
+                f"{self.path}: column '{name}', row {self.first_row + row}: {values[row]} {rule}; prepare the data again"
+            )
+
+
+def _damaged(path: Path, problem: Exception) -> UserError:
+    reason = str(problem).splitlines()[0]
+    return UserError(f"{path}: not readable as Parquet ({reason}); the file is missing or cut short, prepare the data again")

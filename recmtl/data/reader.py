@@ -1,0 +1,255 @@
+"""From a prepared split to batches, in an order that does not depend on the number of ranks.
+
+A split is cut into a fixed number of streams (contiguous row ranges), dealt out over the ranks. Each global
+batch takes an equal part of every stream, so global batch k of epoch e holds the same rows on 1 rank and on 8,
+and any batch can be reached without reading those before it. Within a stream the row groups, and the rows
+within a row group, are visited in another order every epoch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recmtl.data.batch import Batch
+from recmtl.data.dataset import Dataset, Task
+from recmtl.data.parquet import ParquetSplit, Rows
+from recmtl.errors import UserError
+
+
+class Reader:
+    """Batches of one split for one rank.
+
+    Args:
+        folder: the prepared folder.
+        dataset: what ``dataset.json`` says of it.
+        split: train, val or test.
+        tasks: tasks whose labels to read, in order.
+        batch_size: rows in a global batch.
+        streams: row ranges that are read side by side.
+        rank: this process.
+        world_size: number of processes.
+        seed: of the order of rows.
+        shuffle: visit rows in another order every epoch; else in the order of the files.
+        evaluation: also read true probabilities and groups.
+        pin_memory: put batches into page-locked memory.
+
+    Raises:
+        UserError: there are more ranks than streams, or files are damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dataset: Dataset,
+        split: str,
+        tasks: tuple[Task, ...],
+        *,
+        batch_size: int,
+        streams: int = 64,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = False,
+        evaluation: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        streams = min(streams, batch_size)
+        if streams < world_size:
+            raise UserError(
+                f"reader.streams and training.batch_size: at least the number of ranks ({world_size}), not {streams}"
+            )
+        self.data = ParquetSplit(folder, dataset, split, tasks, evaluation)
+        self.seed, self.shuffle, self.world_size, self.pin_memory = seed, shuffle, world_size, pin_memory
+        self.keys = [f.name for f in (*self.data.categorical, *self.data.list_features)]
+        # Rows of every stream that one batch takes, and row ranges in the same proportion: all end together.
+        self._share = np.full(streams, batch_size // streams) + (np.arange(streams) < batch_size % streams)
+        bounds = np.concatenate(([0], np.cumsum(self._share))) * self.data.rows // batch_size
+        self._ranges = np.stack([bounds[:-1], bounds[1:]], axis=1)
+        sizes = bounds[1:] - bounds[:-1]
+        self._sizes = sizes
+        self.steps = int(np.max(-(-sizes // self._share)))
+        """Batches in an epoch, the same on every rank."""
+        owners = np.arange(streams) * world_size // streams
+        self._mine = np.flatnonzero(owners == rank)
+        self.local_batch_size = int(max(self._share[owners == r].sum() for r in range(world_size)))
+        """Rows in this rank's batches, padding included; the same on every rank."""
+        self._full_lengths = torch.ones(len(self.data.categorical) * self.local_batch_size, dtype=torch.int32)
+
+    def rows_in_step(self, step: int) -> int:
+        """Real rows in global batch `step`."""
+        return int(np.clip(self._sizes - step * self._share, 0, self._share).sum())
+
+    def batches(self, epoch: int = 0, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Batches start … stop − 1 of an epoch (default: all of them)."""
+        stop = self.steps if stop is None else min(stop, self.steps)
+        cursors = [
+            _Cursor(self.data, *self._ranges[s], rng=(self.seed, epoch, int(s)) if self.shuffle else None)
+            for s in self._mine
+        ]
+        for cursor, share in zip(cursors, self._share[self._mine], strict=True):
+            cursor.skip(start * int(share))
+        for step in range(start, stop):
+            pieces = [
+                piece
+                for cursor, share in zip(cursors, self._share[self._mine], strict=True)
+                for piece in cursor.take(int(share))
+            ]
+            yield self._collate(pieces, self.world_size / self.rows_in_step(step))
+
+    def _collate(self, pieces: list[Rows], weight: float) -> Batch:
+        """Join rows of all streams and pad them with id 0 and weight 0."""
+        rows = sum(len(piece) for piece in pieces)
+        size, data = self.local_batch_size, self.data
+        ids = np.zeros((len(data.categorical), size), np.int32)
+        labels = np.zeros((size, len(data.tasks)), np.float32)
+        numeric = np.zeros((size, len(data.numeric)), np.float32)
+        oracle = np.full((size, len(data.tasks)), np.nan, np.float32) if data.with_oracle else None
+        group = np.zeros(size, np.int64) if data.with_group else None
+        if pieces:
+            np.concatenate([piece.ids for piece in pieces], axis=1, out=ids[:, :rows])
+            np.concatenate([piece.labels for piece in pieces], out=labels[:rows])
+            np.concatenate([piece.numeric for piece in pieces], out=numeric[:rows])
+            if oracle is not None:
+                np.concatenate([piece.oracle for piece in pieces], out=oracle[:rows])  # type: ignore[arg-type]
+            if group is not None:
+                np.concatenate([piece.group for piece in pieces], out=group[:rows])  # type: ignore[arg-type]
+        weights = np.zeros(size, np.float32)
+        weights[:rows] = weight
+        batch = Batch(
+            self._keyed_jagged_tensor(ids, [piece.lists for piece in pieces], rows),
+            torch.from_numpy(numeric),
+            torch.from_numpy(labels),
+            torch.from_numpy(weights),
+            None if oracle is None else torch.from_numpy(oracle),
+            None if group is None else torch.from_numpy(group),
+        )
+        return batch.pin_memory() if self.pin_memory else batch
+
+    def _keyed_jagged_tensor(self, ids: np.ndarray, lists: list, rows: int) -> KeyedJaggedTensor:
+        if not self.data.list_features:
+            return KeyedJaggedTensor(self.keys, torch.from_numpy(ids.reshape(-1)), self._full_lengths)
+        values, lengths = [ids.reshape(-1)], [self._full_lengths.numpy()]
+        padding = np.zeros(self.local_batch_size - rows, np.int32)
+        for feature in range(len(self.data.list_features)):
+            lengths += [*(piece[feature][0] for piece in lists), padding]
+            values += [piece[feature][1] for piece in lists]
+        return KeyedJaggedTensor(
+            self.keys, torch.from_numpy(np.concatenate(values)), torch.from_numpy(np.concatenate(lengths))
+        )
+
+
+class _Cursor:
+    """Walks through one stream: the row range start … stop − 1 of a split.
+
+    Args:
+        data: the split.
+        start: first row.
+        stop: one past the last row.
+        rng: seeds of this stream's order; None: the order of the files.
+    """
+
+    def __init__(self, data: ParquetSplit, start: int, stop: int, rng: tuple[int, ...] | None) -> None:
+        self._data, self._rng = data, rng
+        first = int(np.searchsorted(data.starts, start, side="right")) - 1
+        self._chunks: list[tuple[int, int, int]] = []  # row group, first row in it, one past the last
+        for number in range(first, len(data.starts) - 1):
+            low, high = int(data.starts[number]), int(data.starts[number + 1])
+            if low >= stop:
+                break
+            if max(start, low) < min(stop, high):
+                self._chunks.append((number, max(start, low) - low, min(stop, high) - low))
+        if rng is not None:
+            order = np.random.default_rng(rng).permutation(len(self._chunks))
+            self._chunks = [self._chunks[i] for i in order]
+        self._next = 0
+        self._rows: Rows | None = None
+        self._at = 0
+
+    def skip(self, rows: int) -> None:
+        """Pass over rows; only the row group that is reached gets decoded."""
+        while self._next < len(self._chunks):
+            _, low, high = self._chunks[self._next]
+            if rows < high - low:
+                self._load()
+                self._at = rows
+                return
+            rows -= high - low
+            self._next += 1
+
+    def take(self, rows: int) -> Iterator[Rows]:
+        """The next `rows` rows in pieces; fewer at the end of the stream."""
+        while rows:
+            if self._rows is None or self._at == len(self._rows):
+                if self._next == len(self._chunks):
+                    return
+                self._load()
+            assert self._rows is not None
+            stop = min(self._at + rows, len(self._rows))
+            yield self._rows.slice(self._at, stop)
+            rows -= stop - self._at
+            self._at = stop
+
+    def _load(self) -> None:
+        number, low, high = self._chunks[self._next]
+        rows = self._data.read(number)
+        if self._rng is not None:
+            order = np.random.default_rng((*self._rng, number)).permutation(high - low)
+            rows = rows.take(order + low)
+        elif (low, high) != (0, len(rows)):
+            rows = rows.slice(low, high)
+        self._rows, self._at = rows, 0
+        self._next += 1
+
+
+class Prefetcher(Iterator[Batch]):
+    """Runs an iterator in a background thread, up to `depth` items ahead. Close it when leaving early."""
+
+    _END = object()
+
+    def __init__(self, source: Iterator[Batch], depth: int) -> None:
+        self._queue: queue.Queue = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(source,), name="recmtl-reader", daemon=True)
+        self._thread.start()
+
+    def _run(self, source: Iterator[Batch]) -> None:
+        try:
+            for item in source:
+                self._put(item)
+                if self._stop.is_set():
+                    return
+            self._put(self._END)
+        except BaseException as problem:  # raised again where the batches are used
+            self._put(problem)
+
+    def _put(self, item: object) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def __next__(self) -> Batch:
+        item = self._queue.get()
+        if item is self._END or isinstance(item, BaseException):
+            self._queue.put(item)  # the next call ends the same way
+            raise StopIteration if item is self._END else item
+        return item
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,30 @@
+"""The models by name."""
+
+from __future__ import annotations
+
+from recmtl.errors import UserError
+from recmtl.models.base import Inputs, Model
+from recmtl.models.mmoe import MMoE
+from recmtl.models.shared_bottom import SharedBottom
+from recmtl.models.single_task import SingleTask
+
+MODELS: dict[str, type[Model]] = {
+    "single_task": SingleTask,
+    "shared_bottom": SharedBottom,
+    "mmoe": MMoE,
+}
+"""Add a model from outside the package with ``MODELS["name"] = Class`` before the command line runs."""
+
+
+def model_class(name: str) -> type[Model]:
+    """The model called `name`.
+
+    Raises:
+        UserError: there is none; lists those there are.
+    """
+    if name not in MODELS:
+        raise UserError(f"model.name: no model '{name}'; choose one of {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+__all__ = ["MODELS", "Inputs", "Model", "model_class"]

@@ -1,0 +1,53 @@
+"""What every model is: a dense network from pooled embeddings to one logit a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from recmtl.data.dataset import Task
+
+SHARED = "shared"
+"""The embedding group that all tasks read."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model is built for."""
+
+    tasks: tuple[Task, ...]
+    """The tasks, in the order of the logits."""
+    width: int
+    """Width of x: the concatenated pooled embeddings of all features, then the numeric features."""
+    columns: Mapping[str, slice]
+    """Where each feature lies in x."""
+
+
+class Model(nn.Module):
+    """Base of the models. A subclass defines `Config`, builds itself from it and `Inputs`, and computes logits.
+
+    A new model is one file with such a class and one line in `recmtl.models.MODELS`.
+    """
+
+    Config: ClassVar[type]
+    """Dataclass of the model's sizes, the `model` section of a run's configuration."""
+
+    def __init__(self, config: Any, inputs: Inputs) -> None:
+        super().__init__()
+        self.config, self.inputs = config, inputs
+
+    @classmethod
+    def embedding_groups(cls, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+        """Names of the copies of every embedding table that the model wants; one shared copy by default."""
+        return (SHARED,)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Logits [B, T] from x [B, width] of every embedding group, by the group's name."""
+        raise NotImplementedError
+
+    def auxiliary_loss(self, logits: Tensor, weights: Tensor) -> Tensor | None:
+        """A term to add to the loss (a scalar), from logits [B, T] and row weights [B]; None: there is none."""
+        return None

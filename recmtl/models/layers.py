@@ -1,0 +1,128 @@
+"""Layers the models share. Everything that several parallel networks do on one input is one batched matmul."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class MLPs(nn.Module):
+    r"""`count` multilayer perceptrons of equal shape, side by side.
+
+    Network i computes h_{l+1} = dropout(relu(h_l W_{i,l} + b_{i,l})) through `hidden` and, when `out_features`
+    is given, a last layer without activation. W and b start uniform in ±1/√fan_in, as `nn.Linear`'s do.
+
+    Args:
+        count: number of networks n.
+        in_features: input width.
+        hidden: widths of the hidden layers.
+        out_features: width of a last, linear layer; None: none.
+        dropout: probability of dropping a hidden unit.
+
+    Shape:
+        input: [B, in] (all networks read the same) or [n, B, in]; output: [n, B, out].
+
+    Example::
+
+        experts = MLPs(4, 576, (128, 128))
+        experts(torch.rand(32, 576)).shape  # [4, 32, 128]
+    """
+
+    def __init__(
+        self,
+        count: int,
+        in_features: int,
+        hidden: Sequence[int],
+        out_features: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = [in_features, *hidden, *(() if out_features is None else (out_features,))]
+        self.count = count
+        self.activations = len(hidden)
+        self.out_features = widths[-1]
+        self.weights = nn.ParameterList(torch.empty(count, m, n) for m, n in zip(widths, widths[1:], strict=False))
+        self.biases = nn.ParameterList(torch.empty(count, 1, n) for n in widths[1:])
+        self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights."""
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            bound = 1 / math.sqrt(weight.shape[1])
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply every network; see the class for shapes."""
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if x.dim() == 2:
+                # One wide product instead of `count` narrow ones that each read x again.
+                wide = weight.transpose(0, 1).reshape(weight.shape[1], -1)
+                x = torch.addmm(bias.reshape(-1), x, wide).unflatten(1, (self.count, -1)).transpose(0, 1)
+            else:
+                x = torch.baddbmm(bias, x, weight)
+            if layer < self.activations:
+                x = self.dropout(torch.relu(x))
+        return x if x.dim() == 3 else x.expand(self.count, *x.shape)
+
+
+class Gates(nn.Module):
+    r"""`count` softmax gates over `choices` alternatives: g_i(x) = softmax(W_i x), W_i a linear layer or an MLP.
+
+    Args:
+        count: number of gates n.
+        in_features: input width.
+        choices: number of alternatives K.
+        hidden: hidden widths of the gate MLPs; none: the linear gate of the papers.
+
+    Shape:
+        input: [B, in] or [n, B, in]; output: [n, B, K], summing to 1 over K.
+    """
+
+    def __init__(self, count: int, in_features: int, choices: int, hidden: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.logits = MLPs(count, in_features, hidden, choices)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply every gate; see the class for shapes."""
+        return torch.softmax(self.logits(x), dim=-1)
+
+
+def mix(gates: Tensor, experts: Tensor) -> Tensor:
+    """Gated sums of experts: z_i = Σ_k g_{i,k} e_k.
+
+    Args:
+        gates: [n, B, K].
+        experts: [K, B, H].
+
+    Returns:
+        [n, B, H].
+    """
+    # [B, n, K] @ [B, K, H]
+    return torch.matmul(gates.transpose(0, 1), experts.transpose(0, 1)).transpose(0, 1)
+
+
+class Towers(nn.Module):
+    """One MLP a task that ends in one logit.
+
+    Args:
+        tasks: number of tasks T.
+        in_features: input width.
+        hidden: hidden widths.
+        dropout: probability of dropping a hidden unit.
+
+    Shape:
+        input: [B, in] (all tasks read the same) or [T, B, in]; output: logits [B, T].
+    """
+
+    def __init__(self, tasks: int, in_features: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.mlps = MLPs(tasks, in_features, hidden, 1, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply every tower; see the class for shapes."""
+        return self.mlps(x).squeeze(-1).t()

@@ -1,0 +1,72 @@
+"""The module that is sharded and trained: embeddings, a model and the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recmtl.data.batch import Batch
+from recmtl.data.dataset import Dataset, Task
+from recmtl.losses import task_losses
+from recmtl.models import Inputs, Model, model_class
+from recmtl.models.embeddings import Embeddings
+
+Output = tuple[Tensor, Tensor, Batch]
+"""(loss of every task [T], logits [B, T], the batch they belong to), all without gradient."""
+
+
+class Head(nn.Module):
+    """The dense part: a model on pooled embeddings, and its loss.
+
+    Args:
+        model: from x of every embedding group to logits.
+        amp: run the model under bfloat16 autocast; logits and loss stay float32.
+    """
+
+    def __init__(self, model: Model, amp: bool) -> None:
+        super().__init__()
+        self.model, self.amp = model, amp
+        weights = torch.tensor([task.weight for task in model.inputs.tasks])
+        self.register_buffer("task_weights", weights, persistent=False)
+
+    def forward(self, pooled: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Output]:
+        """The loss to minimise (a scalar) and `Output`."""
+        x = pooled
+        if batch.numeric.shape[1]:
+            x = {group: torch.cat([values, batch.numeric], dim=1) for group, values in pooled.items()}
+        with torch.autocast(batch.labels.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            logits = self.model(x)
+        logits = logits.float()
+        losses = task_losses(logits, batch.labels, batch.weights)
+        loss = (losses * self.task_weights).sum()
+        auxiliary = self.model.auxiliary_loss(logits, batch.weights)
+        if auxiliary is not None:
+            loss = loss + auxiliary
+        return loss, (losses.detach(), logits.detach(), batch)
+
+
+class Ranker(nn.Module):
+    """Embeddings and head. The pipeline starts a batch's lookups early because `collection` reads `batch.sparse` itself.
+
+    Args:
+        dataset: tables, features.
+        tasks: the tasks to train.
+        model_config: the `model` section of the configuration.
+        dim: embedding dimension of tables without one of their own.
+        amp: bfloat16 autocast of the dense part.
+    """
+
+    def __init__(
+        self, dataset: Dataset, tasks: tuple[Task, ...], model_config: Any, *, dim: int, amp: bool = False
+    ) -> None:
+        super().__init__()
+        cls = model_class(model_config.name)
+        self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(tasks))
+        inputs = Inputs(tasks, self.embeddings.width, self.embeddings.columns)
+        self.head = Head(cls(model_config, inputs), amp)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Output]:
+        """The loss to minimise (a scalar) and `Output`."""
+        return self.head(self.embeddings(batch.sparse), batch)

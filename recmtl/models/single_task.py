@@ -1,0 +1,44 @@
+"""Single task: one tower on the embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from recmtl.errors import UserError
+from recmtl.models.base import SHARED, Inputs, Model
+from recmtl.models.layers import Towers
+
+
+@dataclass
+class SingleTaskConfig:
+    """Sizes of the single-task model."""
+
+    name: str = "single_task"
+    """Model name."""
+    tower: tuple[int, ...] = (128, 64)
+    """Hidden widths of the tower."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden unit."""
+
+
+class SingleTask(Model):
+    """logit = tower(x), for exactly one task.
+
+    Raises:
+        UserError: the run trains more than one task.
+    """
+
+    Config = SingleTaskConfig
+
+    def __init__(self, config: SingleTaskConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        if len(inputs.tasks) != 1:
+            names = ", ".join(task.name for task in inputs.tasks)
+            raise UserError(f"training.tasks: single_task trains one task; name one of {names}")
+        self.tower = Towers(1, inputs.width, config.tower, config.dropout)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Logits [B, 1]."""
+        return self.tower(x[SHARED])
