@@ -1,0 +1,230 @@
+"""``recmtl synth merrec``: raw Parquet shards in MerRec's schema, with the true probabilities beside them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from recmtl.data.marketplace import EVENT_TYPES, Catalogue, Events, Ints, Marketplace
+from recmtl.errors import UserError
+
+MONTH_FOLDER = "20230501"
+TRUTH_FOLDER = "truth"
+MIN_EVENTS = 1_000
+SHARD_EVENTS, MIN_SHARDS = 262_144, 4
+LINE_SECONDS = 10.0
+"""Pause between lines of progress where there is no terminal."""
+
+CONDITIONS = ("New", "Like new", "Good", "Fair", "Poor")
+SHIPPERS = ("Buyer", "Seller")
+COLOURS = ("Black", "Blue", "Brown", "Gold", "Gray", "Green", "Orange", "Pink", "Purple", "Red", "Silver", "White")
+
+Missing = NDArray[np.bool_] | None
+"""Where a column is null; None: nowhere."""
+
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.int64()),
+        ("sequence_id", pa.string()),
+        ("session_id", pa.string()),
+        ("stime", pa.timestamp("us")),
+        ("sequence_length", pa.int64()),
+        ("event_id", pa.string()),
+        ("item_id", pa.int64()),
+        ("product_id", pa.string()),
+        ("name", pa.string()),
+        ("c0_id", pa.int64()),
+        ("c0_name", pa.string()),
+        ("c1_id", pa.int64()),
+        ("c1_name", pa.string()),
+        ("c2_id", pa.int64()),
+        ("c2_name", pa.string()),
+        ("brand_id", pa.int64()),
+        ("brand_name", pa.string()),
+        ("item_condition_id", pa.int64()),
+        ("item_condition_name", pa.string()),
+        ("size_id", pa.int64()),
+        ("size_name", pa.string()),
+        ("shipper_id", pa.int64()),
+        ("shipper_name", pa.string()),
+        ("price", pa.float64()),
+        ("color", pa.string()),
+    ]
+)
+"""The columns of a raw shard as they are read back."""
+DISTINCT = ("item_id", "stime", "price")
+"""Columns with too many values for a dictionary to pay."""
+
+
+def synthesize(out: Path, events: int, *, seed: int = 0) -> None:
+    """Write a synthetic MerRec log of `events` rows.
+
+    The shards are ``out/20230501/000000000000.parquet`` …, in order of user, sequence and time; the columns are those
+    of `SCHEMA`. Beside each there is ``out/truth/20230501/000000000000.parquet`` with one row for each of its rows, in
+    the same order: `view` and `like`, float32, the true probability that the event is an item_view or an item_like.
+    The same `events` and `seed` give the same log. `out` is there complete or not at all.
+
+    Args:
+        out: folder to make; it must not exist, or be empty.
+        events: number of rows, at least MIN_EVENTS.
+        seed: of every random draw, 0 or more.
+
+    Raises:
+        UserError: `out` is in use, or a number is out of range.
+    """
+    if events < MIN_EVENTS:
+        raise UserError(f"--events {events}: at least {MIN_EVENTS} are needed")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must not be negative")
+    with _complete_or_absent(out) as folder, _progress(events) as advance:
+        for kind in (folder, folder / TRUTH_FOLDER):
+            (kind / MONTH_FOLDER).mkdir(parents=True)
+        market = Marketplace(events, seed, min(SHARD_EVENTS, events // MIN_SHARDS))
+        shards = _Shards(market.catalogue)
+        for index in range(market.blocks):
+            block = market.block(index)
+            shard = Path(MONTH_FOLDER, f"{index:012d}.parquet")
+            _write(shards.table(block), folder / shard)
+            _write(pa.table({"view": block.view, "like": block.like}), folder / TRUTH_FOLDER / shard)
+            advance(len(block.user))
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    """Write without the Arrow schema, so that dictionary columns are read back as plain strings."""
+    repeated = [name for name in table.column_names if name in SCHEMA.names and name not in DISTINCT]
+    pq.write_table(table, path, use_dictionary=repeated, store_schema=False)
+
+
+class _Shards:
+    """Turns the numbers of events in a catalogue into the columns of `SCHEMA`."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        brand, category = pa.array(catalogue.brand), pa.array(catalogue.c2 + 1)
+        self._product_ids = _join([brand, category], "_")
+        branded = _join([_numbered("Brand", brand), _numbered("item", category)], " ")
+        self._titles = pc.if_else(pc.greater(brand, 0), branded, _numbered("Item", category))
+
+    def table(self, events: Events) -> pa.Table:
+        """The rows of one shard."""
+        catalogue, item = self._catalogue, events.item
+        product = catalogue.product[item]
+        brand, size, colour = catalogue.brand[product], catalogue.size[item], catalogue.colour[item]
+        columns: dict[str, Any] = {
+            "user_id": events.user.astype(np.int64) + 1,
+            "sequence_id": _sequence_ids(events),
+            "session_id": _spelled(events.session, lambda used: pc.cast(pa.array(used), pa.string())),
+            "stime": pa.array(events.time, pa.timestamp("us")),
+            "sequence_length": events.length,
+            "event_id": _spelled(events.kind, pa.array(EVENT_TYPES).take),
+            "item_id": item + 1,
+            "product_id": _spelled(product, self._product_ids.take),
+            "name": _spelled(product, self._titles.take),
+            **_numbered_pair("c0", catalogue.c0[product] + 1, "Department"),
+            **_numbered_pair("c1", catalogue.c1[product] + 1, "Section"),
+            **_numbered_pair("c2", catalogue.c2[product] + 1, "Category"),
+            **_numbered_pair("brand", brand, "Brand", missing=brand == 0),
+            **_listed_pair("item_condition", catalogue.condition[item], CONDITIONS),
+            **_numbered_pair("size", size + 1, "Size", missing=size < 0),
+            **_listed_pair("shipper", catalogue.shipper[item], SHIPPERS),
+            "price": catalogue.price[item],
+            "color": _spelled(np.maximum(colour, 0), pa.array(COLOURS).take, missing=colour < 0),
+        }
+        return pa.table(columns)
+
+
+def _numbered_pair(name: str, number: Ints, label: str, missing: Missing = None) -> dict[str, pa.Array]:
+    """``<name>_id`` with the number and ``<name>_name`` with the label and the number."""
+    return {
+        f"{name}_id": pa.array(number.astype(np.int64), mask=missing),
+        f"{name}_name": _spelled(number, lambda used: _numbered(label, pa.array(used)), missing),
+    }
+
+
+def _listed_pair(name: str, index: Ints, names: tuple[str, ...]) -> dict[str, pa.Array]:
+    """``<name>_id`` from 1 and ``<name>_name``."""
+    return {f"{name}_id": pa.array(index.astype(np.int64) + 1), f"{name}_name": _spelled(index, pa.array(names).take)}
+
+
+def _spelled(codes: Ints, spell: Callable[[Ints], pa.Array], missing: Missing = None) -> pa.DictionaryArray:
+    """Strings for small numbers ≥ 0, each one that occurs spelled once."""
+    occurs = np.bincount(codes) > 0
+    index = (np.cumsum(occurs, dtype=np.int32) - 1)[codes]
+    return pa.DictionaryArray.from_arrays(pa.array(index, mask=missing), spell(np.flatnonzero(occurs)))
+
+
+def _sequence_ids(events: Events) -> pa.DictionaryArray:
+    """``<user>-<number within the user>``."""
+    begins = np.flatnonzero(np.diff(events.sequence, prepend=-1) | np.diff(events.user, prepend=-1))
+    index = np.repeat(np.arange(len(begins), dtype=np.int32), np.diff(begins, append=len(events.user)))
+    spelled = _join([pa.array(events.user[begins] + 1), pa.array(events.sequence[begins] + 1)], "-")
+    return pa.DictionaryArray.from_arrays(index, spelled)
+
+
+def _numbered(label: str, number: pa.Array) -> pa.Array:
+    """``<label> <number>``."""
+    return _join([pa.scalar(label), number], " ")
+
+
+def _join(parts: list[Any], separator: str) -> pa.Array:
+    return pc.binary_join_element_wise(*(pc.cast(part, pa.string()) for part in parts), separator)
+
+
+@contextmanager
+def _complete_or_absent(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` that takes its name when the block ends well and is removed when it does not.
+
+    Raises:
+        UserError: `out` is in use or cannot be made.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not empty; name another folder or remove it")
+    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.replace(out)
+    except OSError as problem:
+        raise UserError(f"{out}: cannot be written ({problem.strerror})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, or a line now and then where that is no terminal; yields a function that takes rows done."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _progress_lines(total)
+        return
+    columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("events", total=total)
+        yield lambda rows: progress.advance(task, rows)
+
+
+def _progress_lines(total: int) -> Callable[[int], None]:
+    done, printed = 0, time.monotonic()
+
+    def advance(rows: int) -> None:
+        nonlocal done, printed
+        done += rows
+        if done == total or time.monotonic() > printed + LINE_SECONDS:
+            printed = time.monotonic()
+            print(f"{done:,} of {total:,} events", file=sys.stderr)
+
+    return advance
