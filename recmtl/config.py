@@ -43,8 +43,6 @@ class EmbeddingConfig:
     """Learning rate of the sparse optimiser."""
     eps: float = 1e-8
     """Added to the root of the accumulator (Adagrad and Adam)."""
-    weight_decay: float = 0.0
-    """L2 penalty on the rows a batch looks up."""
     init_scale: float = 1.0
     """Rows start uniform in ±init_scale/√rows."""
 

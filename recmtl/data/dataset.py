@@ -22,6 +22,7 @@ GROUP_COLUMN = "group"
 
 FeatureKind = Literal["categorical", "list", "numeric"]
 Pooling = Literal["sum", "mean"]
+Transform = Literal["none", "log1p", "standardize", "log1p_standardize"]
 Relation = Literal["given", "given_not"]
 
 
@@ -59,6 +60,12 @@ class Feature:
     table: str | None = None
     """The table its ids index; None for numeric features."""
     pooling: Pooling = "sum"
+    transform: Transform = "none"
+    """What was done to a numeric feature; log1p of a negative number is −log1p(−x). Missing is 0 afterwards."""
+    mean: float = 0.0
+    """Subtracted after log1p; measured on the training split, 0 unless the transform standardizes."""
+    std: float = 1.0
+    """Divided by at the end; measured on the training split, 1 unless the transform standardizes."""
 
 
 @dataclass(frozen=True)

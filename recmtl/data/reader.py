@@ -134,14 +134,14 @@ class Reader:
 
     def _keyed_jagged_tensor(self, ids: np.ndarray, lists: list, rows: int) -> KeyedJaggedTensor:
         if not self.data.list_features:
-            return KeyedJaggedTensor(self.keys, torch.from_numpy(ids.reshape(-1)), self._full_lengths)
+            return KeyedJaggedTensor(self.keys, torch.from_numpy(ids.reshape(-1)), lengths=self._full_lengths)
         values, lengths = [ids.reshape(-1)], [self._full_lengths.numpy()]
         padding = np.zeros(self.local_batch_size - rows, np.int32)
         for feature in range(len(self.data.list_features)):
             lengths += [*(piece[feature][0] for piece in lists), padding]
             values += [piece[feature][1] for piece in lists]
         return KeyedJaggedTensor(
-            self.keys, torch.from_numpy(np.concatenate(values)), torch.from_numpy(np.concatenate(lengths))
+            self.keys, torch.from_numpy(np.concatenate(values)), lengths=torch.from_numpy(np.concatenate(lengths))
         )
 
 

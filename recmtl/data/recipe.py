@@ -1,0 +1,398 @@
+"""Recipes: a TOML file that says how a raw folder becomes training data.
+
+A recipe is a SQL query that yields one row a training example, and what its columns are: features, embedding
+tables, tasks and the split. ``docs/recipes.md`` explains every key; this module parses and checks them. Whatever
+can be wrong before a raw file is opened is reported here.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from recmtl.data.dataset import GROUP_COLUMN, FeatureKind, Pooling, Relation, Transform, label_column, oracle_column
+from recmtl.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PACKAGED = Path(__file__).parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A view the query can read: Parquet files under the raw folder."""
+
+    name: str
+    files: tuple[str, ...]
+    """Globs relative to the raw folder; their files together are the source."""
+    optional: bool = False
+    """Without any file the source is an empty view with `columns`, instead of an error."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names and SQL types of an optional source."""
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """An embedding table the recipe declares."""
+
+    name: str
+    dim: int | None = None
+    min_count: int = 1
+    """Values seen fewer times than this share id 0."""
+    hash_rows: int | None = None
+    """Hash the values into this many rows instead of keeping a vocabulary."""
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """A model input the recipe declares."""
+
+    name: str
+    column: str = ""
+    """Column of the query; the feature's name unless given."""
+    table: str = ""
+    """Embedding table; the feature's name unless given. Empty for numeric features."""
+    kind: FeatureKind = "categorical"
+    pooling: Pooling = "sum"
+    transform: Transform = "none"
+    max_length: int | None = None
+    """Longest list kept, from its start."""
+    separator: str = ""
+    """Splits a text column into a list."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A binary label the recipe declares."""
+
+    name: str
+    label: str
+    parent: str | None = None
+    relation: Relation = "given"
+    weight: float = 1.0
+    oracle: str | None = None
+    """Column with the true probability, in synthetic data."""
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """How rows are dealt into train, val and test."""
+
+    by: Literal["random", "time", "column"] = "random"
+    column: str | None = None
+    """Column of the time, or of the names train, val and test."""
+    key: tuple[str, ...] = ()
+    """Columns whose equal rows stay together in a random split; all columns when empty."""
+    val: float | None = None
+    test: float | None = None
+    vocab_from: Literal["train", "all"] = "train"
+
+    @property
+    def val_fraction(self) -> float:
+        return self.val if self.val is not None else 0.0 if self.by == "column" else 0.1
+
+    @property
+    def test_fraction(self) -> float:
+        return self.test if self.test is not None else 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe."""
+
+    name: str
+    sql: str
+    description: str = ""
+    sources: tuple[Source, ...] = (Source("raw", ("**/*.parquet",)),)
+    tables: tuple[TableSpec, ...] = ()
+    features: tuple[FeatureSpec, ...] = ()
+    tasks: tuple[TaskSpec, ...] = ()
+    split: SplitSpec = field(default_factory=SplitSpec)
+    group: str | None = None
+    """Column that identifies the user a row belongs to."""
+    origin: str = ""
+    """Where the recipe was read from, for messages."""
+
+    def features_of(self, table: str) -> list[FeatureSpec]:
+        return [feature for feature in self.features if feature.table == table]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in PACKAGED.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read and check a recipe: the name of a packaged one, or the path of a ``.toml`` file.
+
+    Raises:
+        UserError: there is no such recipe, or it has a mistake; the message names the file and the key.
+    """
+    path = _find(name_or_path, Path())
+    return _parse(_read(path), str(path) if path.parent != PACKAGED else f"recipe {path.stem}", path.stem)
+
+
+def _find(name_or_path: str, folder: Path) -> Path:
+    if name_or_path in recipe_names():
+        return PACKAGED / f"{name_or_path}.toml"
+    path = folder / name_or_path
+    if path.suffix == ".toml" and path.is_file():
+        return path
+    known = ", ".join(recipe_names())
+    raise UserError(f"no recipe {name_or_path!r}; give the path of a .toml file or one of {known}")
+
+
+def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys of a recipe, on top of those of the recipe it extends."""
+    try:
+        keys = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise UserError(f"{path}: not valid TOML: {problem}") from None
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read ({problem.strerror})") from None
+    if "extends" not in keys:
+        return keys
+    parent = keys.pop("extends")
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends: must be the name of a recipe")
+    parent_path = _find(parent, path.parent)
+    if parent_path.resolve() in (*children, path.resolve()):
+        raise UserError(f"{path}: extends: {parent!r} extends this recipe in turn")
+    return {**_read(parent_path, (*children, path.resolve())), **keys}
+
+
+TOP_KEYS = ("name", "description", "extends", "sources", "sql", "table", "feature", "task", "split", "group")
+Spec = TypeVar("Spec")
+
+
+def _parse(keys: dict[str, Any], origin: str, stem: str) -> Recipe:
+    _check_keys(keys, TOP_KEYS, origin)
+    for key in ("name", "description", "sql", "group"):
+        if not isinstance(keys.get(key, ""), str):
+            raise UserError(f"{origin}: {key}: must be text")
+    if not keys.get("sql", "").strip():
+        raise UserError(f"{origin}: sql: missing; write the query that yields one row a training example")
+    features = tuple(_complete(feature) for feature in _list(FeatureSpec, keys, "feature", origin))
+    declared = _list(TableSpec, keys, "table", origin)
+    recipe = Recipe(
+        name=keys.get("name", stem),
+        sql=keys["sql"],
+        description=" ".join(keys.get("description", "").split()),
+        sources=_sources(keys["sources"], origin) if "sources" in keys else Recipe.sources,
+        tables=declared + _implicit_tables(features, declared),
+        features=features,
+        tasks=_list(TaskSpec, keys, "task", origin),
+        split=_build(SplitSpec, keys.get("split", {}), f"{origin}: [split]"),
+        group=keys.get("group"),
+        origin=origin,
+    )
+    _check(recipe)
+    return recipe
+
+
+def _check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            near = get_close_matches(key, known, n=1, cutoff=0)[0]
+            raise UserError(f"{where}: unknown key {key!r}; did you mean {near!r}? The keys are {', '.join(known)}")
+
+
+def _list(cls: type[Spec], keys: dict[str, Any], section: str, origin: str) -> tuple[Spec, ...]:
+    """The entries of a ``[[section]]``."""
+    entries = keys.get(section, [])
+    if not isinstance(entries, list):
+        raise UserError(f"{origin}: [{section}]: write [[{section}]], one for each")
+    return tuple(_build(cls, entry, f"{origin}: [[{section}]] {_label(entry, i)}") for i, entry in enumerate(entries, 1))
+
+
+def _label(entry: Any, position: int) -> str:
+    return repr(entry["name"]) if isinstance(entry, dict) and "name" in entry else f"number {position}"
+
+
+def _build(cls: type[Spec], entry: Any, where: str) -> Spec:
+    """A dataclass from a TOML table: keys and types as the fields say.
+
+    Raises:
+        UserError: an unknown or missing key, or a value of the wrong type.
+    """
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: must be a table of keys")
+    slots = fields(cls)  # type: ignore[arg-type]
+    _check_keys(entry, (slot.name for slot in slots), where)
+    for slot in slots:
+        if slot.name not in entry and slot.default is MISSING and slot.default_factory is MISSING:
+            raise UserError(f"{where}: {slot.name}: missing")
+    hints = get_type_hints(cls)
+    return cls(**{key: _convert(value, hints[key], f"{where}: {key}") for key, value in entry.items()})
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type `hint`, as far as TOML can say it."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in options:
+            raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, options))}")
+        return value
+    if type(None) in options:
+        return _convert(value, options[0], where)
+    if origin is tuple:
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
+            raise UserError(f"{where}: must be text or a list of texts")
+        return tuple(values)
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+            raise UserError(f'{where}: must be a table such as {{view = "DOUBLE"}}')
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+        raise UserError(f"{where}: must be {names[hint]}, not {value!r}")
+    return value
+
+
+def _sources(section: Any, origin: str) -> tuple[Source, ...]:
+    if not isinstance(section, dict) or not section:
+        raise UserError(f"{origin}: [sources]: must name views and their files")
+    return tuple(_source(name, value, f"{origin}: [sources] {name!r}") for name, value in section.items())
+
+
+def _source(name: str, value: Any, where: str) -> Source:
+    entry = value if isinstance(value, dict) else {"files": value}
+    if "name" in entry:
+        raise UserError(f"{where}: unknown key 'name'; did you mean 'files'?")
+    return _build(Source, {"name": name, **entry}, where)
+
+
+def _complete(feature: FeatureSpec) -> FeatureSpec:
+    """Fill in what is the feature's name by default."""
+    table = feature.table or ("" if feature.kind == "numeric" else feature.name)
+    return replace(feature, column=feature.column or feature.name, table=table)
+
+
+def _implicit_tables(features: Iterable[FeatureSpec], declared: Iterable[TableSpec]) -> tuple[TableSpec, ...]:
+    """A table with the defaults for each feature that has one of its own name and none is declared."""
+    names = {table.name for table in declared}
+    return tuple(TableSpec(f.name) for f in features if f.table == f.name and f.name not in names)
+
+
+def _check(recipe: Recipe) -> None:
+    """Everything that can be wrong between the keys.
+
+    Raises:
+        UserError: names the recipe, the entry and the key.
+    """
+    where = recipe.origin
+    if not recipe.features:
+        raise UserError(f"{where}: no [[feature]]; name the columns the model reads")
+    if not recipe.tasks:
+        raise UserError(f"{where}: no [[task]]; name the columns the model predicts")
+    _check_name(recipe.name, f"{where}: name")
+    for section, specs in (
+        ("[sources]", recipe.sources),
+        ("[[table]]", recipe.tables),
+        ("[[feature]]", recipe.features),
+        ("[[task]]", recipe.tasks),
+    ):
+        _check_names([spec.name for spec in specs], f"{where}: {section}")
+    for source in recipe.sources:
+        _check_source(source, f"{where}: [sources] {source.name!r}")
+    for table in recipe.tables:
+        _check_table(recipe, table, f"{where}: [[table]] {table.name!r}")
+    for feature in recipe.features:
+        _check_feature(recipe, feature, f"{where}: [[feature]] {feature.name!r}")
+    for task in recipe.tasks:
+        _check_task(recipe, task, f"{where}: [[task]] {task.name!r}")
+    _check_split(recipe.split, f"{where}: [split]")
+
+
+def _check_name(name: str, where: str) -> None:
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"{where}: {name!r} is not a name; use letters, digits, '_' and '-' (no '@', '.' or blanks)")
+
+
+def _check_names(names: list[str], where: str) -> None:
+    for name in names:
+        _check_name(name, where)
+        if [other.lower() for other in names].count(name.lower()) > 1:
+            raise UserError(f"{where}: {name!r} is there twice; names must differ in more than capitals")
+
+
+def _check_source(source: Source, where: str) -> None:
+    if not source.files:
+        raise UserError(f"{where}: files: give at least one glob")
+    for pattern in source.files:
+        if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise UserError(f"{where}: {pattern!r} must be a glob relative to the raw folder")
+    if source.optional and not source.columns:
+        raise UserError(f'{where}: an optional source needs columns = {{name = "TYPE"}} for when it is absent')
+
+
+def _check_table(recipe: Recipe, table: TableSpec, where: str) -> None:
+    if not recipe.features_of(table.name):
+        raise UserError(f"{where}: no feature uses it; remove it or give a feature table = {table.name!r}")
+    for key, least in (("dim", 1), ("min_count", 1), ("hash_rows", 2)):
+        value = getattr(table, key)
+        if value is not None and not least <= value < 2**31:
+            raise UserError(f"{where}: {key}: {value} is out of range; the least is {least}")
+    if table.hash_rows and table.min_count > 1:
+        raise UserError(f"{where}: min_count does nothing in a hashed table; remove it or hash_rows")
+
+
+def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
+    name = feature.name
+    if name == GROUP_COLUMN or name.startswith((label_column(""), oracle_column(""))):
+        raise UserError(f"{where}: the name is reserved (group, label_*, oracle_*); give it another and set column")
+    only_for = {"table": ("categorical", "list"), "transform": ("numeric",)}
+    only_for |= dict.fromkeys(("pooling", "max_length", "separator"), ("list",))
+    for key, kinds in only_for.items():
+        changed = getattr(feature, key) != getattr(FeatureSpec(name), key)
+        if changed and feature.kind not in kinds:
+            raise UserError(f"{where}: {key} is for features of kind {' or '.join(kinds)}, this one is {feature.kind}")
+    if feature.table and feature.table not in [table.name for table in recipe.tables]:
+        raise UserError(f"{where}: table: there is no [[table]] {feature.table!r}; declare it")
+    if feature.max_length is not None and feature.max_length < 1:
+        raise UserError(f"{where}: max_length: {feature.max_length} is out of range; the least is 1")
+    for task in recipe.tasks:
+        if feature.column in (task.label, task.oracle):
+            raise UserError(f"{where}: column {feature.column!r} is what task {task.name!r} predicts")
+
+
+def _check_task(recipe: Recipe, task: TaskSpec, where: str) -> None:
+    parents = {other.name: other.parent for other in recipe.tasks}
+    if task.weight < 0:
+        raise UserError(f"{where}: weight: {task.weight} is negative")
+    if task.parent is not None and task.parent not in parents:
+        raise UserError(f"{where}: parent: there is no [[task]] {task.parent!r}")
+    seen, ancestor = {task.name}, task.parent
+    while ancestor is not None:
+        if ancestor in seen:
+            raise UserError(f"{where}: parent: {task.parent!r} leads back to a task already passed; break the cycle")
+        seen.add(ancestor)
+        ancestor = parents.get(ancestor)
+
+
+def _check_split(split: SplitSpec, where: str) -> None:
+    if split.by == "random" and split.column is not None:
+        raise UserError(f"{where}: column is for by = 'time' or 'column'; a random split takes key = [columns]")
+    if split.by != "random" and split.column is None:
+        raise UserError(f"{where}: column: missing; by = {split.by!r} needs one")
+    if split.by != "random" and split.key:
+        raise UserError(f"{where}: key is for by = 'random'")
+    if split.by == "column" and split.test is not None:
+        raise UserError(f"{where}: test is for by = 'random' or 'time'; here the column says which rows are test")
+    for key, value in (("val", split.val_fraction), ("test", split.test_fraction)):
+        if not 0 <= value < 1:
+            raise UserError(f"{where}: {key}: {value} is out of range; give a fraction from 0 to below 1")
+    if split.by != "column" and split.val_fraction + split.test_fraction >= 1:
+        raise UserError(f"{where}: val + test = {split.val_fraction + split.test_fraction:g} leaves no training rows")

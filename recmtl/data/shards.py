@@ -1,0 +1,77 @@
+"""Writes the columns of the prepared files, in the layout that the reader is tuned for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recmtl.data.dataset import GROUP_COLUMN, SPLITS, Dataset, label_column, oracle_column
+
+ROW_GROUP_ROWS = 16_384
+SHARD_ROWS = 256 * ROW_GROUP_ROWS
+CHUNK_ROWS = 8 * ROW_GROUP_ROWS
+"""Rows written at a time."""
+
+
+def schema(dataset: Dataset) -> pa.Schema:
+    """Names and types of the columns. Nothing is nullable: the reader skips the bookkeeping of nulls."""
+    id_list = pa.list_(pa.field("element", pa.int32(), nullable=False))
+    kinds = {"categorical": pa.int32(), "list": id_list, "numeric": pa.float32()}
+    columns = [(feature.name, kinds[feature.kind]) for feature in dataset.features]
+    for task in dataset.tasks:
+        columns.append((label_column(task.name), pa.int8()))
+        if task.oracle:
+            columns.append((oracle_column(task.name), pa.float32()))
+    if dataset.group:
+        columns.append((GROUP_COLUMN, pa.int64()))
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
+
+
+def write_shards(batches: Iterable[pa.RecordBatch], dataset: Dataset, folder: Path) -> Iterator[int]:
+    """Write rows that come split after split; yields the number of rows written so far, again and again."""
+    layout = schema(dataset)
+    rows = _Rows(batches, layout)
+    written = 0
+    for split in SPLITS:
+        (folder / split).mkdir()
+        left = dataset.rows[split]
+        for number in range(-(-left // SHARD_ROWS)):
+            # Plain and uncompressed: decoding is a copy, several times faster than any codec on one core.
+            options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+            with pq.ParquetWriter(folder / split / f"part-{number:05d}.parquet", layout, **options) as file:
+                shard_end = max(left - SHARD_ROWS, 0)
+                while left > shard_end:
+                    chunk = rows.take(min(CHUNK_ROWS, left - shard_end))
+                    file.write_table(chunk, row_group_size=ROW_GROUP_ROWS)
+                    left -= chunk.num_rows
+                    written += chunk.num_rows
+                    yield written
+
+
+class _Rows:
+    """Takes exact numbers of rows from batches of any size."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], layout: pa.Schema) -> None:
+        self.batches, self.layout = iter(batches), layout
+        self.pending: list[pa.RecordBatch] = []
+        self.count = 0
+
+    def take(self, rows: int) -> pa.Table:
+        while self.count < rows:
+            batch = self._conform(next(self.batches))
+            self.pending.append(batch)
+            self.count += batch.num_rows
+        table = pa.Table.from_batches(self.pending, self.layout)
+        self.pending = table.slice(rows).to_batches()
+        self.count -= rows
+        return table.slice(0, rows)
+
+    def _conform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        columns = [
+            column if column.type == field.type else column.cast(field.type)
+            for column, field in zip(batch.columns, self.layout, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.layout)

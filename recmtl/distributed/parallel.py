@@ -1,0 +1,136 @@
+"""From a ranker on the meta device to one that is sharded, initialised and has its optimisers."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.optim import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from recmtl.config import Config, EmbeddingConfig
+from recmtl.distributed.plan import Plan, sharder
+from recmtl.errors import UserError
+
+INIT_ROWS = 65536
+"""Rows that one random generator fills: a shard draws the blocks it holds rows of, and no others."""
+
+CPU_SPARSE_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
+
+
+def sparse_optimizer(config: EmbeddingConfig, device: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Class and arguments of the embeddings' optimiser.
+
+    Raises:
+        UserError: FBGEMM has it on GPUs only.
+    """
+    if device == "cpu" and config.optimizer not in CPU_SPARSE_OPTIMIZERS:
+        names = ", ".join(CPU_SPARSE_OPTIMIZERS)
+        raise UserError(f"embedding.optimizer: no {config.optimizer} on the CPU; choose one of {names}")
+    if config.optimizer == "rowwise_adam":
+        from torchrec.optim import PartialRowWiseAdam  # imports a CUDA-only kernel's front end
+
+        return PartialRowWiseAdam, {"lr": config.lr, "eps": config.eps}
+    classes: dict[str, type[torch.optim.Optimizer]] = {
+        "rowwise_adagrad": RowWiseAdagrad,
+        "adagrad": torch.optim.Adagrad,
+        "adam": torch.optim.Adam,
+        "sgd": torch.optim.SGD,
+    }
+    arguments = {"lr": config.lr} if config.optimizer == "sgd" else {"lr": config.lr, "eps": config.eps}
+    return classes[config.optimizer], arguments
+
+
+def dense_optimizer(config: Config) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
+    """Factory of the dense part's optimiser."""
+    classes = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "adagrad": torch.optim.Adagrad,
+        "sgd": torch.optim.SGD,
+    }
+    cls = classes[config.dense.optimizer]
+    return lambda params: cls(params, lr=config.dense.lr, weight_decay=config.dense.weight_decay)
+
+
+def parallelize(
+    ranker: nn.Module, plan: Plan, config: Config, device: torch.device
+) -> tuple[DistributedModelParallel, CombinedOptimizer]:
+    """Shard the tables by `plan`, replicate the rest, and build the optimisers.
+
+    Sharded tables are updated inside backward. Data-parallel ones get their (dense) gradients averaged over ranks
+    and the same optimiser as a dense one.
+
+    Returns:
+        The model and one optimiser over everything, keyed by parameter name.
+    """
+    replicated = {table for table, kind in plan.table_types().items() if kind == "data_parallel"}
+    cls, arguments = sparse_optimizer(config.embedding, device.type)
+    for module in ranker.modules():
+        if isinstance(module, EmbeddingBagCollection):
+            fused = [bag.weight for name, bag in module.embedding_bags.items() if name not in replicated]
+            apply_optimizer_in_backward(cls, fused, dict(arguments))  # TorchRec renames its entries
+    head = ranker.head
+    assert isinstance(head, nn.Module)
+    head.to(device)
+    model = DistributedModelParallel(
+        module=ranker,
+        device=device,
+        plan=plan.sharding_plan,
+        sharders=[sharder()],  # type: ignore[list-item]
+    )
+    initialize_tables(model, config.training.seed, config.embedding.init_scale)
+
+    rest = dict(in_backward_optimizer_filter(model.named_parameters()))
+    tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
+    dense = {name: p for name, p in rest.items() if name not in tables}
+    keyed: KeyedOptimizer = KeyedOptimizerWrapper(dense, dense_optimizer(config))
+    if config.training.clip_norm:
+        keyed = GradientClippingOptimizer(keyed, GradientClipping.NORM, max_gradient=config.training.clip_norm)
+    optimizers = [("embedding", model.fused_optimizer), ("dense", keyed)]
+    if tables:
+        optimizers.append(("replicated", KeyedOptimizerWrapper(tables, lambda params: cls(params, **arguments))))
+    return model, CombinedOptimizer(optimizers)
+
+
+def table_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int, int, int, int]]:
+    """The pieces of tables on this rank: (table, piece, first row, first column, rows of the table, its dimension)."""
+    for key, value in model.state_dict().items():
+        if ".embedding_bags." not in key:
+            continue
+        table = key.rsplit(".", 2)[-2]
+        if isinstance(value, ShardedTensor):
+            rows, dim = value.size()
+            for shard in value.local_shards():
+                row, column = shard.metadata.shard_offsets
+                yield table, shard.tensor, row, column, rows, dim
+        else:
+            yield table, value, 0, 0, value.shape[0], value.shape[1]
+
+
+@torch.no_grad()
+def initialize_tables(model: nn.Module, seed: int, scale: float) -> None:
+    """Fill every table uniformly in ±scale/√rows, the same values whatever the sharding plan and the device."""
+    for table, piece, first_row, first_column, rows, dim in table_weights(model):
+        bound = scale / math.sqrt(rows)
+        last_row = first_row + piece.shape[0]
+        for block in range(first_row // INIT_ROWS, -(-last_row // INIT_ROWS)):
+            start = block * INIT_ROWS
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{table}/{block}".encode()))
+            values = torch.rand(min(INIT_ROWS, rows - start), dim, generator=generator).mul_(2 * bound).sub_(bound)
+            low, high = max(start, first_row), min(start + INIT_ROWS, last_row)
+            piece[low - first_row : high - first_row].copy_(
+                values[low - start : high - start, first_column : first_column + piece.shape[1]]
+            )

@@ -1,0 +1,169 @@
+"""Where tables go: TorchRec's planner, fed with the memory that is really there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
+from torchrec.distributed.types import ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from recmtl.config import ShardingConfig
+from recmtl.errors import UserError
+
+CPU_TYPES = ("table_wise", "column_wise")
+CUDA_TYPES = ("table_wise", "row_wise", "table_row_wise", "column_wise", "grid_shard")
+WHOLE_ROW_TYPES = ("table_wise", "row_wise", "table_row_wise")
+"""What `auto` chooses from. The others cut rows, and row-wise optimisers keep one state a piece of a row: their
+results would depend on the number of ranks."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The devices to plan for, real or on paper."""
+
+    world_size: int
+    local_world_size: int
+    device: str
+    """cpu or cuda."""
+    memory: int
+    """Bytes a rank may fill."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of a table on one rank."""
+
+    table: str
+    sharding: str
+    rank: int
+    rows: int
+    dim: int
+    weight_bytes: int
+    """Weights alone."""
+    total_bytes: int
+    """The planner's estimate with optimiser state, inputs and outputs."""
+    step_ms: float
+    """The planner's estimate of lookup, communication and update."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sharding plan and what the planner expects of it."""
+
+    cluster: Cluster
+    shards: tuple[Shard, ...]
+    sharding_plan: ShardingPlan
+
+    def to_json(self) -> dict:
+        """What ``plan.json`` holds."""
+        return {"cluster": asdict(self.cluster), "shards": [asdict(shard) for shard in self.shards]}
+
+    def table_types(self) -> dict[str, str]:
+        """Sharding type by table."""
+        return {shard.table: shard.sharding for shard in self.shards}
+
+
+def sharder() -> EmbeddingBagCollectionSharder:
+    """The one kind of module that gets sharded."""
+    return EmbeddingBagCollectionSharder()
+
+
+def allowed_types(config: ShardingConfig, table: str, device: str) -> list[str]:
+    """Sharding types that the planner may choose from for one table.
+
+    Raises:
+        UserError: the configured one does not exist on this device.
+    """
+    wanted = config.tables.get(table, config.type)
+    known = CPU_TYPES if device == "cpu" else CUDA_TYPES
+    if wanted == "auto":
+        return [kind for kind in known if kind in WHOLE_ROW_TYPES]
+    if wanted not in (*known, "data_parallel"):
+        raise UserError(f"sharding of table '{table}': no {wanted} on {device}; choose {', '.join(known)} or data_parallel")
+    return [wanted]
+
+
+def make_plan(module: nn.Module, config: ShardingConfig, cluster: Cluster, batch_size: int) -> Plan:
+    """Plan the tables of `module`.
+
+    Args:
+        module: holds an EmbeddingBagCollection, on the meta device.
+        config: the `sharding` section.
+        cluster: the devices.
+        batch_size: rows in one rank's batch.
+
+    Raises:
+        UserError: a table is named that isn't there, or the tables don't fit; names the largest.
+    """
+    tables = {
+        table.name: table
+        for child in module.modules()
+        if isinstance(child, EmbeddingBagCollection)
+        for table in child.embedding_bag_configs()
+    }
+    for name in config.tables:
+        if name not in tables:
+            raise UserError(f"sharding.tables: no table '{name}'; the run has {', '.join(tables)}")
+    constraints = {
+        name: ParameterConstraints(
+            sharding_types=allowed_types(config, name, cluster.device),
+            # The planner knows only widths of 128 and more by itself; FBGEMM wants multiples of 4.
+            min_partition=max(4, table.embedding_dim // cluster.world_size // 4 * 4),
+            pooling_factors=[1.0] * len(table.feature_names),
+        )
+        for name, table in tables.items()
+    }
+    capacity = {"hbm_cap": cluster.memory} if cluster.device == "cuda" else {"ddr_cap": cluster.memory}
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(
+            world_size=cluster.world_size,
+            compute_device=cluster.device,
+            local_world_size=cluster.local_world_size,
+            **capacity,
+        ),
+        batch_size=batch_size,
+        constraints=constraints,
+        storage_reservation=FixedPercentageStorageReservation(config.reserve),
+        debug=False,
+    )
+    try:
+        plan = planner.plan(module, [sharder()])
+    except PlannerError:
+        largest = max(tables.values(), key=lambda t: t.num_embeddings * t.embedding_dim)
+        weights = sum(t.num_embeddings * t.embedding_dim * 4 for t in tables.values())
+        raise UserError(
+            f"the tables ({weights / GIB:.1f} GiB of weights, largest '{largest.name}' with {largest.num_embeddings:,} rows "
+            f"of {largest.embedding_dim}) do not fit {cluster.world_size} x {cluster.memory / GIB:.1f} GiB; "
+            "use more ranks, a smaller embedding.dim, min_count or hash_rows in the recipe, or sharding.type auto"
+        ) from None
+    options: list[ShardingOption] = planner._best_plan or []
+    return Plan(cluster, tuple(shard for option in options for shard in _shards(option)), plan)
+
+
+def _shards(option: ShardingOption) -> list[Shard]:
+    itemsize = torch.tensor([], dtype=option.tensor.dtype).element_size()
+    result = []
+    for shard in option.shards:
+        assert shard.storage is not None
+        assert shard.rank is not None
+        rows, dim = shard.size
+        result.append(
+            Shard(
+                option.name,
+                option.sharding_type,
+                shard.rank,
+                rows,
+                dim,
+                rows * dim * itemsize,
+                shard.storage.hbm + shard.storage.ddr,
+                shard.perf.total if shard.perf is not None else 0.0,
+            )
+        )
+    return result

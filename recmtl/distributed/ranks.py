@@ -1,0 +1,105 @@
+"""The process group, and what this process is in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from recmtl.errors import UserError
+
+TIMEOUT = timedelta(minutes=5)
+"""How long a rank waits for the others before it gives up."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the processes of the run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 writes files and talks to the user."""
+        return self.rank == 0
+
+    def device_memory(self) -> int:
+        """Bytes of memory this rank may fill: the GPU's, or its share of the host's."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return host_memory() // self.local_world_size
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over all ranks, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def max(self, value: float) -> float:
+        """Largest of the ranks' values."""
+        tensor = torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.item()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.max(0.0)
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine, or of the container when that has less."""
+    total = psutil.virtual_memory().total
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        return total
+
+
+def resolve_device(wanted: str) -> str:
+    """Type of device to run on: `auto` is CUDA where there is a GPU.
+
+    Raises:
+        UserError: CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError("training.device is cuda, but PyTorch sees no GPU here; use cpu or auto")
+    return ("cuda" if available else "cpu") if wanted == "auto" else wanted
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """Join the process group that the launcher describes in the environment, or make one of a single process.
+
+    Args:
+        device: auto, cpu or cuda; gloo connects CPUs, nccl connects GPUs.
+    """
+    kind = resolve_device(device)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if kind == "cuda":
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
+    ranks = Ranks(
+        rank, world_size, local_rank, local_world_size, torch.device(kind, local_rank if kind == "cuda" else None)
+    )
+    backend = "nccl" if kind == "cuda" else "gloo"
+    if world_size == 1 and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    yield ranks
+    # Not in a `finally`: after an error the other ranks may never come, and the process ends anyway.
+    dist.destroy_process_group()

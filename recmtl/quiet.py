@@ -1,0 +1,18 @@
+"""Third-party messages that a user of recmtl can do nothing about, silenced where they arise."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+
+def silence_third_parties() -> None:
+    """Call once, before torchrec is imported."""
+    # TorchRec still uses ShardedTensor, broadcast_buffers and other names that PyTorch is retiring.
+    warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch(rec|x|metrics)?(\.|$)")
+    # Notes on how TorchRec's planner was built, and its own report: `recmtl plan` shows the plan.
+    logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
+    # TorchRec asks whether it is being traced, in a way that torch.fx comments on.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

@@ -1,0 +1,46 @@
+"""Measuring a model on a split."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from recmtl.data.reader import Prefetcher, Reader
+from recmtl.distributed.ranks import Ranks
+from recmtl.metrics import Metrics
+from recmtl.training.tracking import ProgressLine
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    pipeline: TrainPipelineSparseDist,
+    reader: Reader,
+    ranks: Ranks,
+    *,
+    title: str,
+    gauc: bool,
+    prefetch: int,
+) -> dict[str, dict[str, float | int | None]]:
+    """Metrics of every task over every row of the reader's split once, on all ranks.
+
+    The training pipeline runs the model here too: in evaluation mode it skips the backward pass.
+    """
+    metrics = Metrics([task.name for task in reader.data.tasks], gauc=gauc, device=ranks.device)
+    model.eval()
+    with (
+        Prefetcher(reader.batches(), prefetch) as batches,
+        ProgressLine(title, reader.steps, enabled=ranks.is_first) as line,
+    ):
+        for _ in range(reader.steps):
+            _, logits, batch = pipeline.progress(batches)
+            metrics.update(logits, batch.labels, batch.weights, batch.oracle, batch.group)
+            line.step()
+    model.train()
+    return metrics.compute()
+
+
+def logloss_sum(metrics: dict[str, dict[str, float | int | None]]) -> float:
+    """Log loss summed over tasks, in nats: what early stopping watches."""
+    return sum(float(task["logloss"] or 0.0) for task in metrics.values())

@@ -1,0 +1,127 @@
+"""What a run tells the world: metrics.jsonl, TensorBoard events and a line of progress."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 5.0
+"""Between two lines of progress where there is no terminal to draw a bar on."""
+
+
+class ProgressLine:
+    """Progress of one pass over a split: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        title: what is going on.
+        total: number of steps.
+        enabled: show it (rank 0 only).
+        start: steps that are done already.
+    """
+
+    def __init__(self, title: str, total: int, *, enabled: bool, start: int = 0) -> None:
+        self.title, self.total, self.done, self.first = title, total, start, start
+        self.console = Console(stderr=True)
+        self.began = self.shown = time.monotonic()
+        self.bar: Progress | None = None
+        self.enabled = enabled
+        if enabled and self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.task = self.bar.add_task(title, total=total, completed=start, note="")
+
+    def step(self, note: str | None = None) -> None:
+        """One more step is done; `note` replaces what is shown beside it."""
+        self.done += 1
+        if self.bar:
+            self.bar.update(self.task, advance=1, **({} if note is None else {"note": note}))
+        elif note is not None:
+            self.note = note
+        now = time.monotonic()
+        if self.enabled and not self.bar and now - self.shown >= PLAIN_SECONDS:
+            self.shown = now
+            left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
+            self.console.print(
+                f"{self.title}  step {self.done}/{self.total}  {getattr(self, 'note', '')}  {left:.0f} s left",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def __enter__(self) -> ProgressLine:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+class Tracker:
+    """Writes metrics of a run; does nothing on ranks other than the first.
+
+    Args:
+        run: the run folder.
+        enabled: this is rank 0.
+        tensorboard: write TensorBoard events too.
+        step: the step that the run starts from; later lines of an interrupted run are dropped.
+    """
+
+    def __init__(self, run: Path, *, enabled: bool, tensorboard: bool, step: int) -> None:
+        self.enabled = enabled
+        self.console = Console(stderr=True)
+        self._events = None
+        if not enabled:
+            return
+        path = run / "metrics.jsonl"
+        kept = [line for line in path.read_text().splitlines() if _step(line) <= step] if path.exists() else []
+        path.write_text("".join(line + "\n" for line in kept))
+        self._lines = path.open("a")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self._events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and a point of every number in it."""
+        if not self.enabled:
+            return
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        if self._events:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        if self.enabled:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.enabled:
+            self._lines.close()
+            if self._events:
+                self._events.close()
+
+
+def _step(line: str) -> int:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return 2**63  # a line that a crash cut off
