@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from recmtl.errors import UserError
 
@@ -67,13 +69,36 @@ def line_number(problem: Exception) -> int | None:
 
 
 @contextmanager
-def stage(what: str, memory_limit: str) -> Iterator[None]:
-    """Turn DuckDB's errors while doing `what` into one line."""
+def one_line_errors(where: str, memory_limit: str) -> Iterator[None]:
+    """Turn DuckDB's errors into the user's.
+
+    Raises:
+        UserError: what DuckDB says, in one line.
+    """
     try:
         yield
     except duckdb.OutOfMemoryException as problem:
         raise UserError(
-            f"{what}: --memory-limit {memory_limit} is too small; raise it, or lower --threads ({message(problem)})"
+            f"{where}: --memory-limit {memory_limit} is too small; raise it, or lower --threads ({message(problem)})"
         ) from None
     except duckdb.Error as problem:
-        raise UserError(f"{what}: {message(problem)}") from None
+        raise UserError(f"{where}: {message(problem)}") from None
+
+
+def first_row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...] | None:
+    """The first row of a query's result, None if it has none."""
+    # All rows are fetched: newer versions of DuckDB refuse further work on a connection before the last.
+    rows = db.execute(query).fetchall()
+    return rows[0] if rows else None
+
+
+def query_progress(db: duckdb.DuckDBPyConnection) -> Callable[[], float]:
+    """Tells how far the running query is, in percent; always 0 in versions of DuckDB that cannot."""
+    return getattr(db, "query_progress", lambda: 0.0)
+
+
+def arrow_batches(db: duckdb.DuckDBPyConnection, query: str, rows: int) -> Iterable[pa.RecordBatch]:
+    """The result of `query`, streamed in batches of about `rows`."""
+    relation = db.sql(query)
+    stream = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
+    return stream(rows)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import duckdb
 
-from recmtl.data.dataset import GROUP_COLUMN, Feature, Table, Task, label_column, oracle_column
-from recmtl.data.duck import literal, quote
+from recmtl.data.dataset import Dataset, Feature, Table
+from recmtl.data.duck import first_row, literal, quote
 from recmtl.data.examples import EXAMPLES, FLOATS, HASH, INTEGERS, ROW, SPLIT
-from recmtl.data.recipe import FeatureSpec, Recipe, TableSpec, TaskSpec
+from recmtl.data.recipe import FeatureSpec, Recipe, TableSpec
 from recmtl.errors import UserError
 
 DB = duckdb.DuckDBPyConnection
@@ -40,7 +40,9 @@ def table_type(recipe: Recipe, table: TableSpec, types: dict[str, str]) -> str:
     kinds = set(found.values())
     if len(kinds) > 1:
         listed = ", ".join(f"{name} is {kind}" for name, kind in found.items())
-        raise UserError(f"{recipe.origin}: [[table]] {table.name!r}: its features differ in type ({listed}); cast in sql")
+        raise UserError(
+            f"{recipe.origin}: [[table]] {table.name!r}: its features differ in type ({listed}); cast in sql"
+        )
     return kinds.pop()
 
 
@@ -87,9 +89,9 @@ def create_vocabulary(db: DB, recipe: Recipe, table: TableSpec, kind: str, folde
     )
     path = literal(str(folder / f"{table.name}.parquet"))
     db.execute(f"copy (select value, id from {name} order by id) to {path} (format parquet)")
-    row = db.execute(
-        f"select count(*), bit_xor(md5_number_lower(concat(id, ':', cast(value as varchar)))) from {name}"
-    ).fetchone()
+    row = first_row(
+        db, f"select count(*), bit_xor(md5_number_lower(concat(id, ':', cast(value as varchar)))) from {name}"
+    )
     assert row is not None
     return Table(table.name, row[0] + 1, table.dim), f"{row[1] or 0:016x}"
 
@@ -114,8 +116,10 @@ def describe_feature(db: DB, feature: FeatureSpec) -> Feature:
         return Feature(feature.name, feature.kind, feature.table, feature.pooling)
     mean, std = 0.0, 1.0
     if feature.transform.endswith("standardize"):
-        query = f"select avg(x), stddev_pop(x) from (select {_transformed(feature)} as x from {EXAMPLES} where {SPLIT} = 0)"
-        row = db.execute(query).fetchone()
+        query = (
+            f"select avg(x), stddev_pop(x) from (select {_transformed(feature)} as x from {EXAMPLES} where {SPLIT} = 0)"
+        )
+        row = first_row(db, query)
         assert row is not None
         # Rounded, as the last digits of a sum depend on the number of threads.
         mean, std = (float(f"{value or 0:.6g}") for value in row)
@@ -125,24 +129,38 @@ def describe_feature(db: DB, feature: FeatureSpec) -> Feature:
 # --- the encoding ----------------------------------------------------------------------------------------------
 
 
-class Query:
-    """Collects the columns and joins of the query that encodes the examples."""
+def encoding_query(recipe: Recipe, dataset: Dataset, kinds: dict[str, str]) -> str:
+    """The query that encodes the examples.
+
+    Its columns are those of `recmtl.data.shards.schema`; its rows come split after split, each in the order of the
+    hashes, which is a shuffle.
+    """
+    encoder = _Encoder(recipe, kinds)
+    columns = [encoder.feature(*pair) for pair in zip(dataset.features, recipe.features, strict=True)]
+    for task, spec in zip(dataset.tasks, recipe.tasks, strict=True):
+        columns.append(f"cast({quote(spec.label)} as tinyint)")
+        if task.oracle and spec.oracle:
+            columns.append(f"cast({quote(spec.oracle)} as float)")
+    if recipe.group is not None:
+        columns.append(f"cast(hash({quote(recipe.group)}) >> 1 as bigint)")
+    named = ", ".join(f"{column} as c{i}" for i, column in enumerate(columns))
+    order = f"(cast({SPLIT} as ubigint) << 62) | ({HASH} >> 2)"
+    return f"select {named} from {EXAMPLES} as e {' '.join(encoder.joins)} order by {order}"
+
+
+class _Encoder:
+    """SQL expressions that encode features, and the joins they need."""
 
     def __init__(self, recipe: Recipe, kinds: dict[str, str]) -> None:
-        self.recipe, self.kinds = recipe, kinds
+        self.kinds = kinds
         self.tables = {table.name: table for table in recipe.tables}
-        self.columns: list[str] = []
         self.joins: list[str] = []
 
-    def add_feature(self, feature: Feature, spec: FeatureSpec) -> None:
+    def feature(self, feature: Feature, spec: FeatureSpec) -> str:
         if spec.kind == "numeric":
-            number = f"({_transformed(spec)} - {feature.mean!r}) / {feature.std!r}"
-            encoded = f"cast(coalesce({number}, 0) as float)"
-        elif (rows := self.tables[spec.table].hash_rows) is not None:
-            encoded = self._hashed(spec, rows)
-        else:
-            encoded = self._looked_up(spec)
-        self.columns.append(f"{encoded} as {quote(feature.name)}")
+            return f"cast(coalesce(({_transformed(spec)} - {feature.mean!r}) / {feature.std!r}, 0) as float)"
+        rows = self.tables[spec.table].hash_rows
+        return self._looked_up(spec) if rows is None else self._hashed(spec, rows)
 
     def _hashed(self, spec: FeatureSpec, rows: int) -> str:
         def hashed(value: str) -> str:
@@ -168,16 +186,3 @@ class Query:
         )
         self.joins.append(f"left join ({lists}) as j{number} on e.{ROW} = j{number}.row")
         return f"coalesce(j{number}.ids, [])"
-
-    def add_task(self, task: Task, spec: TaskSpec) -> None:
-        self.columns.append(f"cast({quote(spec.label)} as tinyint) as {quote(label_column(task.name))}")
-        if task.oracle and spec.oracle:
-            self.columns.append(f"cast({quote(spec.oracle)} as float) as {quote(oracle_column(task.name))}")
-
-    def add_group(self, column: str) -> None:
-        self.columns.append(f"cast(hash({quote(column)}) >> 1 as bigint) as {quote(GROUP_COLUMN)}")
-
-    def sql(self) -> str:
-        """The query; its rows come split after split, each in the order of the hashes."""
-        order = f"(cast({SPLIT} as ubigint) << 62) | ({HASH} >> 2)"
-        return f"select {', '.join(self.columns)} from {EXAMPLES} as e {' '.join(self.joins)} order by {order}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 
 from recmtl.data.dataset import SPLITS
-from recmtl.data.duck import line_number, literal, message, quote, stage
+from recmtl.data.duck import first_row, line_number, literal, message, quote
 from recmtl.data.recipe import FeatureSpec, Recipe
 from recmtl.data.sources import diagnose
 from recmtl.errors import UserError
@@ -109,7 +109,7 @@ def _check_feature(feature: FeatureSpec, types: dict[str, str], where: str) -> N
 
 
 def materialize(
-    db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str], files: dict[str, list[Path]], limit: str
+    db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str], files: dict[str, list[Path]]
 ) -> int:
     """Run the query and keep the columns that the recipe uses; return the number of rows.
 
@@ -126,19 +126,20 @@ def materialize(
     if split.column is not None:
         columns.append(f"{quote(split.column)} as {MOMENT}")
     try:
-        with stage(f"{recipe.origin}: sql", limit):
-            db.execute(f"create table {MATERIALIZED} as select {', '.join(columns)} from {ROWS}")
-    except UserError as problem:
-        raise UserError(diagnose(files, str(problem))) from None
-    rows = _one(db, f"select count(*) from {MATERIALIZED}")
+        db.execute(f"create table {MATERIALIZED} as select {', '.join(columns)} from {ROWS}")
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.Error as problem:
+        raise UserError(diagnose(files, f"{recipe.origin}: sql: {message(problem)}")) from None
+    rows = _count(db)
     if not rows:
         raise UserError(f"{recipe.origin}: sql yields no rows from these files")
-    return int(rows)
+    return rows
 
 
-def _one(db: duckdb.DuckDBPyConnection, query: str) -> object:
-    row = db.execute(query).fetchone()
-    return row[0] if row else None
+def _count(db: duckdb.DuckDBPyConnection, condition: str = "true") -> int:
+    row = first_row(db, f"select count(*) from {MATERIALIZED} where {condition}")
+    return row[0] if row else 0
 
 
 def deal(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> None:
@@ -150,14 +151,18 @@ def deal(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> None:
     rules: dict[str, Callable[[duckdb.DuckDBPyConnection, Recipe, int], str]]
     rules = {"random": _random, "time": _time, "column": _column}
     rule = rules[recipe.split.by](db, recipe, rows)
-    db.execute(f"create view {EXAMPLES} as select *, rowid as {ROW}, cast({rule} as utinyint) as {SPLIT} from {MATERIALIZED}")
+    db.execute(
+        f"create view {EXAMPLES} as select *, rowid as {ROW}, cast({rule} as utinyint) as {SPLIT} from {MATERIALIZED}"
+    )
 
 
 def _random(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> str:
     split = recipe.split
     column = KEY if split.key else HASH
     train = 1 - split.val_fraction - split.test_fraction
-    return f"case when {_below(column, train)} then 0 when {_below(column, train + split.val_fraction)} then 1 else 2 end"
+    return (
+        f"case when {_below(column, train)} then 0 when {_below(column, train + split.val_fraction)} then 1 else 2 end"
+    )
 
 
 def _below(column: str, fraction: float) -> str:
@@ -168,9 +173,10 @@ def _below(column: str, fraction: float) -> str:
 def _time(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> str:
     """The last rows by time; the hash decides between rows of the same time, so that the counts are exact."""
     split = recipe.split
-    missing = _one(db, f"select count(*) from {MATERIALIZED} where {MOMENT} is null")
-    if missing:
-        raise UserError(f"{recipe.origin}: [split]: column {split.column!r} is null in {missing} rows; leave them out in sql")
+    if missing := _count(db, f"{MOMENT} is null"):
+        raise UserError(
+            f"{recipe.origin}: [split]: column {split.column!r} is null in {missing} rows; leave them out in sql"
+        )
     test = round(rows * split.test_fraction)
     val = round(rows * split.val_fraction)
     return f"case when {_from_rank(db, rows - test)} then 2 when {_from_rank(db, rows - test - val)} then 1 else 0 end"
@@ -179,7 +185,7 @@ def _time(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> str:
 def _from_rank(db: duckdb.DuckDBPyConnection, rank: int) -> str:
     """Whether a row is not among the first `rank` ones by time."""
     query = f"select cast({MOMENT} as varchar), {HASH}, typeof({MOMENT}) from {MATERIALIZED}"
-    first = db.execute(f"{query} order by {MOMENT}, {HASH} limit 1 offset {rank}").fetchone()
+    first = first_row(db, f"{query} order by {MOMENT}, {HASH} limit 1 offset {rank}")
     if first is None:
         return "false"
     moment = f"cast({literal(first[0])} as {first[2]})"

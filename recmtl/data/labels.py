@@ -7,7 +7,7 @@ import contextlib
 import duckdb
 
 from recmtl.data.dataset import SPLITS, Task
-from recmtl.data.duck import quote
+from recmtl.data.duck import first_row, quote
 from recmtl.data.examples import EXAMPLES, SPLIT
 from recmtl.data.recipe import Recipe, TaskSpec
 from recmtl.errors import UserError
@@ -55,13 +55,13 @@ def _is_wrong(label: str) -> str:
 def _bad_label(db: duckdb.DuckDBPyConnection, recipe: Recipe, task: TaskSpec, count: int) -> str:
     """Says what is wrong, and in which raw file and row if a source has the column."""
     label = quote(task.label)
-    row = db.execute(f"select {label} from {EXAMPLES} where {_is_wrong(label)} limit 1").fetchone()
+    row = first_row(db, f"select {label} from {EXAMPLES} where {_is_wrong(label)} limit 1")
     value, place = (row[0] if row else None), ""
     for source in recipe.sources:
         # The label may be computed, then no source has it.
         with contextlib.suppress(duckdb.Error):
             query = f"select filename, file_row_number, {label} from {quote(source.name)} where {_is_wrong(label)}"
-            if row := db.execute(f"{query} order by 1, 2 limit 1").fetchone():
+            if row := first_row(db, f"{query} order by 1, 2 limit 1"):
                 value, place = row[2], f" at {row[0]}, row {row[1]} (counted from 0)"
                 break
     shown = "null" if value is None else value

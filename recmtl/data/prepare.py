@@ -19,11 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 
-from recmtl.data.dataset import Dataset
-from recmtl.data.duck import connect, stage
-from recmtl.data.encode import Query, create_vocabulary, describe_feature, table_type
+from recmtl.data.dataset import Dataset, Feature, Table, Task
+from recmtl.data.duck import arrow_batches, connect, one_line_errors, query_progress
+from recmtl.data.encode import create_vocabulary, describe_feature, encoding_query, table_type
 from recmtl.data.examples import check_columns, create_query, deal, materialize
 from recmtl.data.labels import describe_tasks
 from recmtl.data.recipe import Recipe
@@ -32,10 +31,10 @@ from recmtl.data.sources import create_views, find_files
 from recmtl.data.stages import Stages, polled
 from recmtl.errors import UserError
 
+VOCABULARIES = "vocab"
 
-def prepare(
-    recipe: Recipe, raw: Path, out: Path, *, memory_limit: str = "4GB", threads: int | None = None
-) -> Dataset:
+
+def prepare(recipe: Recipe, raw: Path, out: Path, *, memory_limit: str = "4GB", threads: int | None = None) -> Dataset:
     """Turn the raw files of a folder into training data.
 
     Args:
@@ -53,12 +52,11 @@ def prepare(
     """
     files = find_files(recipe, raw)
     with _complete_or_absent(out) as work:
-        spill, folder = work / "spill", work / "data"
-        db = connect(memory_limit, threads, spill)
+        db = connect(memory_limit, threads, work / "spill")
         try:
-            folder.mkdir()
-            with Stages() as stages:
-                return _Preparation(recipe, raw, files, folder, db, memory_limit, stages).run()
+            with Stages() as stages, one_line_errors(recipe.origin, memory_limit):
+                create_views(db, recipe, files, raw)
+                return _run(db, recipe, files, work / "data", stages)
         finally:
             db.close()
 
@@ -71,7 +69,7 @@ def _complete_or_absent(out: Path) -> Iterator[Path]:
     out = out.absolute()
     work = out.parent / f".{out.name}.tmp-{os.getpid()}"
     try:
-        work.mkdir(parents=True)
+        (work / "data").mkdir(parents=True)
         yield work
         (work / "data").replace(out)
     except OSError as problem:
@@ -80,46 +78,44 @@ def _complete_or_absent(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-class _Preparation:
-    """One run of `prepare`."""
+def _run(
+    db: duckdb.DuckDBPyConnection, recipe: Recipe, files: dict[str, list[Path]], folder: Path, stages: Stages
+) -> Dataset:
+    types = create_query(db, recipe)
+    check_columns(recipe, types)
+    kinds = {table.name: table_type(recipe, table, types) for table in recipe.tables}
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        raw: Path,
-        files: dict[str, list[Path]],
-        folder: Path,
-        db: duckdb.DuckDBPyConnection,
-        memory_limit: str,
-        stages: Stages,
-    ) -> None:
-        self.recipe, self.raw, self.files, self.folder = recipe, raw, files, folder
-        self.db, self.memory_limit, self.stages = db, memory_limit, stages
+    with stages.stage("reading raw files", 100) as advance, polled(query_progress(db), advance):
+        total = materialize(db, recipe, types, files)
 
-    def run(self) -> Dataset:
-        total = self._read()
-        with self.stages.stage("splitting and checking labels", 1), self._guard("split"):
-            deal(self.db, self.recipe, total)
-            rows, tasks = describe_tasks(self.db, self.recipe)
-        tables, kinds, digests = self._vocabularies()
-        with self._guard("numeric features"):
-            features = tuple(describe_feature(self.db, feature) for feature in self.recipe.features)
-        encoding = [*map(asdict, tables), *map(asdict, features), [task.name for task in tasks], digests]
-        fingerprint = hashlib.sha256(json.dumps(encoding, sort_keys=True).encode()).hexdigest()[:32]
-        group = self.recipe.group is not None
-        dataset = Dataset(self.recipe.name, fingerprint, rows, tables, features, tasks, group)
-        self._write(dataset, kinds)
-        return dataset
+    with stages.stage("splitting", 1):
+        deal(db, recipe, total)
+        rows, tasks = describe_tasks(db, recipe)
 
-    def _guard(self, what: str):  # type: ignore[no-untyped-def]
-        return stage(f"{self.recipe.origin}: {what}", self.memory_limit)
+    tables, digests = [], []
+    (folder / VOCABULARIES).mkdir()
+    with stages.stage("numbering values", len(recipe.tables)) as advance:
+        for done, spec in enumerate(recipe.tables, 1):
+            table, digest = create_vocabulary(db, recipe, spec, kinds[spec.name], folder / VOCABULARIES)
+            tables.append(table)
+            digests.append(digest)
+            advance(done)
+        features = tuple(describe_feature(db, spec) for spec in recipe.features)
 
-    def _read(self) -> int:
-        """Run the query; returns the number of examples."""
-        with self.stages.stage("reading and running the query", 100) as advance:
-            create_views(self.db, self.recipe, self.files, self.raw)
-            self.types = create_query(self.db, self.recipe)
-            check_columns(self.recipe, self.types)
-            progress = getattr(self.db, "query_progress", lambda: 0.0)
-            with polled(progress, advance):
-                return materialize(self.db, self.recipe, self.types, self.files, self.memory_limit)
+    fingerprint = _fingerprint(tables, features, tasks, digests)
+    dataset = Dataset(recipe.name, fingerprint, rows, tuple(tables), features, tasks, recipe.group is not None)
+    with stages.stage("encoding and shuffling rows", total) as advance:
+        for written in write_shards(
+            arrow_batches(db, encoding_query(recipe, dataset, kinds), CHUNK_ROWS), dataset, folder
+        ):
+            advance(written)
+    dataset.save(folder)
+    return dataset
+
+
+def _fingerprint(
+    tables: list[Table], features: tuple[Feature, ...], tasks: tuple[Task, ...], digests: list[str]
+) -> str:
+    """Hash of all that a model trained on these files relies on."""
+    parts = [*map(asdict, tables), *map(asdict, features), [task.name for task in tasks], digests]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

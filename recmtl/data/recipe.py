@@ -211,7 +211,9 @@ def _list(cls: type[Spec], keys: dict[str, Any], section: str, origin: str) -> t
     entries = keys.get(section, [])
     if not isinstance(entries, list):
         raise UserError(f"{origin}: [{section}]: write [[{section}]], one for each")
-    return tuple(_build(cls, entry, f"{origin}: [[{section}]] {_label(entry, i)}") for i, entry in enumerate(entries, 1))
+    return tuple(
+        _build(cls, entry, f"{origin}: [[{section}]] {_label(entry, i)}") for i, entry in enumerate(entries, 1)
+    )
 
 
 def _label(entry: Any, position: int) -> str:
