@@ -135,7 +135,27 @@ class ParquetSplit:
             for column in self.columns:
                 if column not in present:
                     raise UserError(f"{path}: no column '{column}', which dataset.json names; prepare the data again")
+            self._check_statistics(path, file.metadata)
             return file.metadata
+
+    def _check_statistics(self, path: Path, metadata: pq.FileMetaData) -> None:
+        """Find nulls and values out of range in the footer, before a run starts; decoding checks again."""
+        limits = {f.name: (0, self.dataset.table(str(f.table)).rows - 1) for f in self.dataset.sparse_features}
+        limits |= {label_column(task.name): (0, 1) for task in self.tasks}
+        for group in range(metadata.num_row_groups):
+            described = metadata.row_group(group)
+            for i in range(described.num_columns):
+                column = described.column(i)
+                name = column.path_in_schema.split(".")[0]
+                found = column.statistics
+                if name not in limits or found is None or not found.has_min_max:
+                    continue
+                low, high = limits[name]
+                if found.min < low or found.max > high:
+                    bad = found.min if found.min < low else found.max
+                    raise UserError(f"{path}: column '{name}' holds {bad}, outside {low} to {high}; prepare the data again")
+                if column.path_in_schema == name and found.null_count:
+                    raise UserError(f"{path}: column '{name}' holds nulls; prepare the data again")
 
     def read(self, number: int) -> Rows:
         """Row group `number`, decoded and checked.
