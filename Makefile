@@ -7,6 +7,8 @@ VENV := .venv
 STAMP := $(VENV)/.stamp
 INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS)
 
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
 # The tools start each other by name (torchx starts python), so .venv comes first.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -18,7 +20,7 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make .venv with the pinned CPU stack and this package, editable
 
-$(STAMP): requirements/cpu.txt requirements/cpu-nodeps.txt requirements/dev.txt pyproject.toml
+$(STAMP): $(addprefix requirements/,common.txt cpu.txt dev.txt nodeps.txt) pyproject.toml
 	@for candidate in "$(PYTHON)" python3.11 python3.12 python3.10; do \
 	    "$$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && break; \
 	    candidate=; \
@@ -29,6 +31,38 @@ $(STAMP): requirements/cpu.txt requirements/cpu-nodeps.txt requirements/dev.txt 
 	echo "Installing the CPU stack into $(VENV) with $$("$$candidate" --version) (about 1 GB, once) ..."; \
 	"$$candidate" -m venv $(VENV)
 	@$(INSTALL) -r requirements/cpu.txt -r requirements/dev.txt
-	@$(INSTALL) --no-deps --no-build-isolation -r requirements/cpu-nodeps.txt -e .
+	@$(INSTALL) --no-deps --no-build-isolation -r requirements/nodeps.txt -e .
 	@touch $@
 	@echo "Installed. Activate it with: source $(VENV)/bin/activate"
+
+demo: setup ## The main job: make events, prepare them, train two models on two ranks, print the table (minutes)
+	rm -rf demo
+	mkdir demo
+	recmtl synth merrec demo/raw --events 300000 --seed 0
+	recmtl prepare merrec demo/raw demo/data
+	$(call TRAIN,mmoe)
+	$(call TRAIN,shared_bottom)
+	recmtl evaluate demo/runs/mmoe --data demo/data --split test
+	recmtl evaluate demo/runs/shared_bottom --data demo/data --split test
+	recmtl report demo/runs/* --out demo/report
+
+TRAIN = torchx --log_level WARNING run -s local_cwd components/train.py:ddp --name $(1) --ranks 2 -- $(1) --data demo/data --run demo/runs/$(1)
+
+test: setup ## The fast tests
+	pytest -m "not slow"
+
+test-slow: setup ## The tests that take minutes
+	pytest -m slow
+
+lint: setup ## Check style and types
+	ruff check
+	ruff format --check
+	mypy
+
+format: setup ## Rewrite the code in the project's style
+	ruff check --fix
+	ruff format
+
+clean: ## Remove what the other targets made, except .venv
+	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

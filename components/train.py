@@ -1,0 +1,89 @@
+"""TorchX component that trains a model: `torchx run -s SCHEDULER components/train.py:ddp --help`.
+
+TorchX reads this file alone, its docstrings as help and its annotations as option types, and knows only the
+annotations of `typing`.
+"""
+
+import shlex
+from typing import Dict, List, Optional
+
+import torchx.specs as specs
+from torchx.specs import macros
+
+
+def ddp(
+    *args: str,
+    nodes: int = 1,
+    ranks: int = 1,
+    name: str = "train",
+    image: str = "recmtl:latest",
+    h: Optional[str] = None,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_retries: int = 0,
+    max_restarts: int = 0,
+    rdzv_port: int = 29500,
+    rdzv_timeout: int = 1800,
+) -> specs.AppDef:
+    """Trains a model with `recmtl train` on nodes x ranks processes.
+
+    Everything after `--` goes to `recmtl train`:
+    `torchx run -s local_cwd components/train.py:ddp --ranks 2 -- mmoe --data DIR --run DIR`.
+
+    Args:
+        args: arguments of `recmtl train`.
+        nodes: number of machines (containers, on a cluster).
+        ranks: processes on each of them; one a GPU where there are GPUs.
+        name: name of the job and prefix of its log lines.
+        image: container image with recmtl in it, for the schedulers that run containers.
+        h: named resource of one node (cpu-2, h100x1, h100x8, a100x8, ...); goes before cpu, gpu and memMB.
+        cpu: cores of one node, shared out among its ranks.
+        gpu: GPUs of one node.
+        memMB: memory of one node in MB.
+        env: environment variables (KEY=value,KEY=value).
+        mounts: mounts of the containers (type=bind,src=/host,dst=/container[,readonly], or type=volume,...).
+        max_retries: how often the scheduler starts the whole job again after a failure.
+        max_restarts: how often a failed rank makes its node start all ranks again, without the scheduler.
+        rdzv_port: port of the first node where several nodes meet.
+        rdzv_timeout: seconds that a node waits for the others; long enough for the slowest to pull its image.
+    """
+    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    launcher = [
+        "python -m torch.distributed.run",
+        f"--nnodes {nodes} --nproc-per-node {ranks} --max-restarts {max_restarts}",
+        f"--rdzv-backend c10d --rdzv-id {macros.app_id} --rdzv-endpoint {_endpoint(nodes, rdzv_port)}",
+        f"--rdzv-conf join_timeout={rdzv_timeout},read_timeout={rdzv_timeout}",
+        "-m -- recmtl train",  # without the dashes torchrun takes --run for an abbreviation of its --run-path
+    ]
+    return specs.AppDef(
+        name=name,
+        roles=[
+            specs.Role(
+                name=name,
+                image=image,
+                # A shell, because only the node itself knows the name of the first node.
+                entrypoint="bash",
+                args=["-c", f"exec {' '.join(launcher)} {shlex.join(args)}"],
+                num_replicas=nodes,
+                resource=resource,
+                env={
+                    "OMP_NUM_THREADS": str(max(1, resource.cpu // ranks)),
+                    "LOGLEVEL": "WARNING",
+                    "PYTHONUNBUFFERED": "1",
+                    **(env or {}),
+                },
+                max_retries=max_retries,
+                port_map={"c10d": rdzv_port},
+                mounts=specs.parse_mounts(mounts or []),
+            )
+        ],
+    )
+
+
+def _endpoint(nodes: int, port: int) -> str:
+    """Where the nodes meet: any free port of a single node, else the first node, which the scheduler names."""
+    # Doubled, because TorchX takes a single $ for one of its own macros.
+    return "localhost:0" if nodes == 1 else f"$${{{macros.rank0_env}:=localhost}}:{port}"

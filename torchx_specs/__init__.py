@@ -1,0 +1,1 @@
+"""What TorchX must know of the places that jobs run in."""
