@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recmtl.data.marketplace import EVENT_TYPES, Catalogue, Events, Ints, Marketplace
+from recmtl.data.marketplace import EVENT_TYPES, Catalogue, Ints
+from recmtl.data.simulation import Events, Simulation
 from recmtl.errors import UserError
 
 MONTH_FOLDER = "20230501"
@@ -93,10 +94,10 @@ def synthesize(out: Path, events: int, *, seed: int = 0) -> None:
     with _complete_or_absent(out) as folder, _progress(events) as advance:
         for kind in (folder, folder / TRUTH_FOLDER):
             (kind / MONTH_FOLDER).mkdir(parents=True)
-        market = Marketplace(events, seed, min(SHARD_EVENTS, events // MIN_SHARDS))
-        shards = _Shards(market.catalogue)
-        for index in range(market.blocks):
-            block = market.block(index)
+        simulation = Simulation(events, seed, min(SHARD_EVENTS, events // MIN_SHARDS))
+        shards = _Shards(simulation.catalogue)
+        for index in range(simulation.blocks):
+            block = simulation.block(index)
             shard = Path(MONTH_FOLDER, f"{index:012d}.parquet")
             _write(shards.table(block), folder / shard)
             _write(pa.table({"view": block.view, "like": block.like}), folder / TRUTH_FOLDER / shard)
