@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
-from torchrec.modules.regroup import KTRegroupAsDict
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recmtl.data.dataset import Dataset
 from recmtl.errors import UserError
@@ -18,6 +17,26 @@ from recmtl.models.base import SHARED
 def table_name(table: str, group: str, groups: Sequence[str]) -> str:
     """Name of a table's copy for one embedding group: the plain name when there is one group only."""
     return table if len(groups) == 1 else f"{table}@{group}"
+
+
+class Regroup(nn.Module):
+    """Columns of a KeyedTensor by key: {group: its keys side by side, in order}.
+
+    In place of torchrec's KTRegroupAsDict, whose kernel walks over single rows on the CPU (nine tenths of a step).
+    """
+
+    def __init__(self, groups: dict[str, list[str]]) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, pooled: KeyedTensor) -> dict[str, Tensor]:
+        """Values [B, ΣD] of every group."""
+        names = list(pooled.keys())
+        pieces = dict(zip(names, pooled.values().split(pooled.length_per_key(), dim=1), strict=True))
+        return {
+            group: pooled.values() if keys == names else torch.cat([pieces[key] for key in keys], dim=1)
+            for group, keys in self.groups.items()
+        }
 
 
 class Embeddings(nn.Module):
@@ -77,8 +96,8 @@ class Embeddings(nn.Module):
             ]
             for group in groups
         ]
-        self.regroup = KTRegroupAsDict(keys, list(groups))
+        self.regroup = Regroup(dict(zip(groups, keys, strict=True)))
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Pooled embeddings [B, ΣD] of every group, features in the dataset's order."""
-        return self.regroup([self.collection(sparse)])
+        return self.regroup(self.collection(sparse))
