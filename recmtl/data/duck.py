@@ -74,15 +74,21 @@ def one_line_errors(where: str, memory_limit: str) -> Iterator[None]:
 
     Raises:
         UserError: what DuckDB says, in one line.
+        KeyboardInterrupt: Ctrl-C.
     """
     try:
         yield
-    except duckdb.OutOfMemoryException as problem:
-        raise UserError(
-            f"{where}: --memory-limit {memory_limit} is too small; raise it, or lower --threads ({message(problem)})"
-        ) from None
-    except duckdb.Error as problem:
-        raise UserError(f"{where}: {message(problem)}") from None
+    # A result that is streamed fails as an Arrow error, an interrupted query as a RuntimeError.
+    except (duckdb.Error, pa.ArrowException, RuntimeError) as problem:
+        text = message(problem)
+        if "interrupted" in text.lower():
+            raise KeyboardInterrupt from None
+        if "out of memory" in text.lower():
+            hint = f"--memory-limit {memory_limit} is too small; raise it, or lower --threads"
+            raise UserError(f"{where}: {hint} ({text})") from None
+        if isinstance(problem, duckdb.Error):
+            raise UserError(f"{where}: {text}") from None
+        raise
 
 
 def first_row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...] | None:

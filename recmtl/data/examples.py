@@ -127,7 +127,7 @@ def materialize(
         columns.append(f"{quote(split.column)} as {MOMENT}")
     try:
         db.execute(f"create table {MATERIALIZED} as select {', '.join(columns)} from {ROWS}")
-    except duckdb.OutOfMemoryException:
+    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
         raise
     except duckdb.Error as problem:
         raise UserError(diagnose(files, f"{recipe.origin}: sql: {message(problem)}")) from None

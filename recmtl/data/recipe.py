@@ -302,8 +302,8 @@ def _check(recipe: Recipe) -> None:
     _check_name(recipe.name, f"{where}: name")
     for section, specs in (
         ("[sources]", recipe.sources),
-        ("[[table]]", recipe.tables),
         ("[[feature]]", recipe.features),
+        ("[[table]]", recipe.tables),
         ("[[task]]", recipe.tasks),
     ):
         _check_names([spec.name for spec in specs], f"{where}: {section}")
