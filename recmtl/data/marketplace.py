@@ -24,22 +24,22 @@ EVENT_SHARES = (0.84551, 0.12736, 0.01656, 0.00700, 0.00247, 0.00110)
 
 TASKS = 2
 """Scores per event: like and other, both against view."""
-SCORE_DEVIATION = 1.5
-TASK_CORRELATION = 0.5
+SCORE_DEVIATION = 1.6
+TASK_CORRELATION = .8
 """Between the effects on like and on other."""
 EFFECTS = {
-    "c0": 0.40,
-    "c1": 0.55,
+    "c0": 0.45,
+    "c1": 0.60,
     "c2": 0.25,
     "brand": 0.45,
-    "product": 0.15,
-    "condition": 0.55,
-    "shipper": 0.35,
+    "product": 0.12,
+    "condition": 0.60,
+    "shipper": 0.40,
     "history": 0.60,
-    "product_seen": 0.30,
-    "brand_seen": 0.30,
+    "product_seen": 0.20,
+    "brand_seen": 0.25,
     "user": 0.20,
-    "taste": 0.20,
+    "taste": 0.12,
 }
 """Standard deviation of each effect relative to the others.
 
