@@ -197,13 +197,13 @@ def _complete_or_absent(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; name another folder or remove it")
-    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
+    partial = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.tmp")
     try:
         partial.mkdir(parents=True)
         yield partial
         partial.replace(out)
     except OSError as problem:
-        raise UserError(f"{out}: cannot be written ({problem.strerror})") from None
+        raise UserError(f"{out}: cannot be written ({problem.strerror or problem})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
