@@ -28,7 +28,7 @@ $(STAMP): $(addprefix requirements/,common.txt cpu.txt dev.txt nodeps.txt) pypro
 	if [ -z "$$candidate" ]; then \
 	    echo "error: no Python 3.10, 3.11 or 3.12 found; name one with make PYTHON=/path/to/python" >&2; exit 1; \
 	fi; \
-	echo "Installing the CPU stack into $(VENV) with $$("$$candidate" --version) (about 1 GB, once) ..."; \
+	echo "Installing the pinned stack into $(VENV) with $$("$$candidate" --version) (once, minutes; 2 to 5 GB on disk) ..."; \
 	"$$candidate" -m venv $(VENV)
 	@$(INSTALL) -r requirements/cpu.txt -r requirements/dev.txt
 	@$(INSTALL) --no-deps --no-build-isolation -r requirements/nodeps.txt -e .
