@@ -247,6 +247,8 @@ def _parse_run(arguments: list[str], command: str, *, run: bool) -> tuple[Any, d
     cls.__doc__ = f"recmtl {command} CONFIG: CONFIG is the name of a preset or a TOML file; it gives the defaults below."
     args = _parse(cls, arguments[1:], command)
     config = type(default)(**{f.name: getattr(args, f.name) for f in dataclasses.fields(default)})
+    if config.model.name != default.model.name:
+        raise UserError(f"--model.name: {arguments[0]} is a {default.model.name}; name a preset of {config.model.name}")
     config.validate()
     return config, {place[0]: getattr(args, place[0]) for place in places}
 

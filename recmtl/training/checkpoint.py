@@ -47,8 +47,6 @@ class Progress:
     """Step of the checkpoint of that epoch."""
     bad_epochs: int = 0
     """Epochs since then."""
-    finished: bool = False
-    """Training is over; what may be left is the test."""
     val: dict[str, Any] = field(default_factory=dict)
     """Validation metrics of the best epoch."""
 

@@ -164,8 +164,7 @@ class Trainer:
     def _done(self) -> bool:
         progress, training = self.progress, self.config.training
         return (
-            progress.finished
-            or progress.epoch >= training.max_epochs
+            progress.epoch >= training.max_epochs
             or bool(training.max_steps and progress.step >= training.max_steps)
             or bool(training.patience and progress.bad_epochs >= training.patience)
         )
@@ -180,7 +179,6 @@ class Trainer:
             self._validate()
         elif complete:
             progress.best_epoch, progress.best_step = progress.epoch, progress.step
-        progress.finished = self._done()
         self.checkpoints.save(progress)
 
     def _train(self) -> bool:
