@@ -38,7 +38,14 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        arrays = [self.ids, self.numeric, self.labels, self.oracle, self.group, *(a for pair in self.lists for a in pair)]
+        arrays = [
+            self.ids,
+            self.numeric,
+            self.labels,
+            self.oracle,
+            self.group,
+            *(a for pair in self.lists for a in pair),
+        ]
         return sum(array.nbytes for array in arrays if array is not None)
 
     def take(self, index: np.ndarray) -> Rows:
@@ -89,7 +96,7 @@ class ParquetSplit:
         evaluation: also read true probabilities and groups.
 
     Raises:
-        UserError: files are missing, cut short or lack a column.
+        UserError: files are missing, cut short, lack a column or have one of another type.
     """
 
     def __init__(self, folder: Path, dataset: Dataset, split: str, tasks: tuple[Task, ...], evaluation: bool) -> None:
@@ -99,12 +106,15 @@ class ParquetSplit:
         self.numeric = list(dataset.numeric_features)
         self.with_oracle = evaluation and any(task.oracle for task in tasks)
         self.with_group = evaluation and dataset.group
-        self.columns = [f.name for f in (*self.categorical, *self.list_features, *self.numeric)]
-        self.columns += [label_column(task.name) for task in tasks]
+        self.types: dict[str, pa.DataType] = {f.name: pa.int32() for f in self.categorical}
+        """Column → its Arrow type."""
+        self.types |= {f.name: pa.list_(pa.int32()) for f in self.list_features}
+        self.types |= {f.name: pa.float32() for f in self.numeric}
+        self.types |= {label_column(task.name): pa.int8() for task in tasks}
         if self.with_oracle:
-            self.columns += [oracle_column(task.name) for task in tasks if task.oracle]
+            self.types |= {oracle_column(task.name): pa.float32() for task in tasks if task.oracle}
         if self.with_group:
-            self.columns.append(GROUP_COLUMN)
+            self.types[GROUP_COLUMN] = pa.int64()
 
         self.files = dataset.files(folder, split)
         self._open: dict[int, pq.ParquetFile] = {}
@@ -131,15 +141,18 @@ class ParquetSplit:
         except (OSError, pa.ArrowException) as problem:
             raise _damaged(path, problem) from None
         with file:
-            present = set(file.schema_arrow.names)
-            for column in self.columns:
+            present = {field.name: field.type for field in file.schema_arrow}
+            for column, wanted in self.types.items():
                 if column not in present:
                     raise UserError(f"{path}: no column '{column}', which dataset.json names; prepare the data again")
+                if not _is_type(present[column], wanted):
+                    kinds = f"{present[column]}, not {wanted}"
+                    raise UserError(f"{path}: column '{column}' is {kinds}; prepare the data again")
             self._check_statistics(path, file.metadata)
             return file.metadata
 
     def _check_statistics(self, path: Path, metadata: pq.FileMetaData) -> None:
-        """Find nulls and values out of range in the footer, before a run starts; decoding checks again."""
+        """Find nulls and values out of range in the footer, before a run starts; decoding looks at every value."""
         limits = {f.name: (0, self.dataset.table(str(f.table)).rows - 1) for f in self.dataset.sparse_features}
         limits |= {label_column(task.name): (0, 1) for task in self.tasks}
         for group in range(metadata.num_row_groups):
@@ -148,14 +161,18 @@ class ParquetSplit:
                 column = described.column(i)
                 name = column.path_in_schema.split(".")[0]
                 found = column.statistics
-                if name not in limits or found is None or not found.has_min_max:
+                if name not in self.types or found is None:
+                    continue
+                if column.path_in_schema == name and found.null_count:
+                    raise UserError(f"{path}: column '{name}' holds nulls; prepare the data again")
+                if name not in limits or not found.has_min_max:
                     continue
                 low, high = limits[name]
                 if found.min < low or found.max > high:
                     bad = found.min if found.min < low else found.max
-                    raise UserError(f"{path}: column '{name}' holds {bad}, outside {low} to {high}; prepare the data again")
-                if column.path_in_schema == name and found.null_count:
-                    raise UserError(f"{path}: column '{name}' holds nulls; prepare the data again")
+                    raise UserError(
+                        f"{path}: column '{name}' holds {bad}, outside {low} to {high}; prepare the data again"
+                    )
 
     def read(self, number: int) -> Rows:
         """Row group `number`, decoded and checked.
@@ -178,7 +195,7 @@ class ParquetSplit:
         try:
             if file not in self._open:
                 self._open[file] = pq.ParquetFile(path, memory_map=True)
-            table = self._open[file].read_row_group(group, columns=self.columns, use_threads=False)
+            table = self._open[file].read_row_group(group, columns=list(self.types), use_threads=False)
         except (OSError, pa.ArrowException) as problem:
             raise _damaged(path, problem) from None
         first_row = int(self.starts[number] - self.starts[self._places.index((file, 0))])
@@ -195,16 +212,16 @@ class Decoder:
         split, n = self.split, self.table.num_rows
         ids = np.empty((len(split.categorical), n), np.int32)
         for i, feature in enumerate(split.categorical):
-            ids[i] = self._column(feature.name, pa.int32())
+            ids[i] = self._column(feature.name)
         for row, feature in zip(ids, split.categorical, strict=True):
             self._check_ids(row, feature.name, feature.table)
         numeric = np.empty((n, len(split.numeric)), np.float32)
         for i, feature in enumerate(split.numeric):
-            numeric[:, i] = self._column(feature.name, pa.float32())
+            numeric[:, i] = self._column(feature.name)
             self._check(np.isfinite(numeric[:, i]), feature.name, numeric[:, i], "must be a finite number")
         labels = np.empty((n, len(split.tasks)), np.float32)
         for i, task in enumerate(split.tasks):
-            values = self._column(label_column(task.name), None)
+            values = self._column(label_column(task.name))
             labels[:, i] = values
             self._check((values == 0) | (values == 1), label_column(task.name), values, "must be 0 or 1")
         return Rows(ids, [self._list(f.name, f.table) for f in split.list_features], numeric, labels, *self._extras(n))
@@ -215,9 +232,9 @@ class Decoder:
             oracle = np.full((n, len(self.split.tasks)), np.nan, np.float32)
             for i, task in enumerate(self.split.tasks):
                 if task.oracle:
-                    oracle[:, i] = self._column(oracle_column(task.name), pa.float32())
+                    oracle[:, i] = self._column(oracle_column(task.name))
         if self.split.with_group:
-            group = self._column(GROUP_COLUMN, pa.int64())
+            group = self._column(GROUP_COLUMN)
         return oracle, group
 
     def _array(self, name: str) -> pa.Array:
@@ -227,16 +244,11 @@ class Decoder:
             raise UserError(f"{self.path}: column '{name}', row {self.first_row + row}: null; prepare the data again")
         return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
-    def _column(self, name: str, kind: pa.DataType | None) -> np.ndarray:
-        array = self._array(name)
-        if kind is not None and array.type != kind:
-            raise UserError(f"{self.path}: column '{name}' is {array.type}, not {kind}; prepare the data again")
-        return array.to_numpy(zero_copy_only=False)
+    def _column(self, name: str) -> np.ndarray:
+        return self._array(name).to_numpy(zero_copy_only=False)
 
     def _list(self, name: str, table: str | None) -> tuple[np.ndarray, np.ndarray]:
         array = self._array(name)
-        if not pa.types.is_list(array.type) or array.type.value_type != pa.int32():
-            raise UserError(f"{self.path}: column '{name}' is {array.type}, not list<int32>; prepare the data again")
         values = array.flatten()
         if values.null_count:
             raise UserError(f"{self.path}: column '{name}': a list holds a null; prepare the data again")
@@ -253,18 +265,25 @@ class Decoder:
         if ids.min() >= 0 and ids.max() < limit:
             return
         bad = ids[(ids < 0) | (ids >= limit)][0]
-        raise UserError(
-            f"{self.path}: column '{name}' holds id {bad}, outside table '{table}' (0 to {limit - 1}); prepare the data again"
-        )
+        place = f"outside table '{table}' (0 to {limit - 1})"
+        raise UserError(f"{self.path}: column '{name}' holds id {bad}, {place}; prepare the data again")
 
     def _check(self, good: np.ndarray, name: str, values: np.ndarray, rule: str) -> None:
         if not good.all():
             row = int(np.flatnonzero(~good)[0])
-            raise UserError(
-                f"{self.path}: column '{name}', row {self.first_row + row}: {values[row]} {rule}; prepare the data again"
-            )
+            place = f"column '{name}', row {self.first_row + row}"
+            raise UserError(f"{self.path}: {place}: {values[row]} {rule}; prepare the data again")
+
+
+def _is_type(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column's type is the wanted one, whatever the items of a list are called."""
+    if pa.types.is_list(wanted):
+        return pa.types.is_list(found) and found.value_type == wanted.value_type
+    return found == wanted
 
 
 def _damaged(path: Path, problem: Exception) -> UserError:
     reason = str(problem).splitlines()[0]
-    return UserError(f"{path}: not readable as Parquet ({reason}); the file is missing or cut short, prepare the data again")
+    return UserError(
+        f"{path}: not readable as Parquet ({reason}); the file is missing or cut short, prepare the data again"
+    )
