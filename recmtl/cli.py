@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,16 +17,14 @@ import tyro
 
 from recmtl.errors import UserError
 
-Positional = tyro.conf.Positional
-
 
 @dataclass
 class Synth:
     """Make raw event logs of a known dataset's shape."""
 
-    dataset: Positional[str]
+    dataset: tyro.conf.Positional[str]
     """Which one; there is merrec."""
-    out: Positional[Path]
+    out: tyro.conf.Positional[Path]
     """Folder to write; must not exist."""
     events: int = 1_000_000
     """Number of events."""
@@ -35,11 +36,11 @@ class Synth:
 class Prepare:
     """Turn raw logs into training data by a recipe."""
 
-    recipe: Positional[str]
+    recipe: tyro.conf.Positional[str]
     """A recipe's name (see `recmtl recipes`) or the path of a TOML file."""
-    raw: Positional[Path]
+    raw: tyro.conf.Positional[Path]
     """Folder of the raw Parquet files."""
-    out: Positional[Path]
+    out: tyro.conf.Positional[Path]
     """Folder to write; must not exist."""
     memory_limit: str = "4GB"
     """Memory that DuckDB may use before it spills to disk, such as 4GB."""
@@ -51,7 +52,7 @@ class Prepare:
 class Evaluate:
     """Measure a run's best model."""
 
-    run: Positional[Path]
+    run: tyro.conf.Positional[Path]
     """A run folder of `recmtl train`."""
     data: Path
     """A prepared folder of the same recipe."""
@@ -63,7 +64,7 @@ class Evaluate:
 class Report:
     """Put runs into one table."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders of `recmtl train`."""
     out: Path
     """Folder to write the report to."""
@@ -207,6 +208,7 @@ def _exit(message: str, code: int) -> None:
 
 def _parse(cls: type, arguments: list[str], command: str) -> Any:
     """Fill a dataclass from the command line; an unknown option is a one-line error."""
+    args: Any
     args, unknown = tyro.cli(
         cls,
         args=arguments,
@@ -218,6 +220,13 @@ def _parse(cls: type, arguments: list[str], command: str) -> Any:
     if unknown:
         raise UserError(f"recmtl {command}: unknown option '{unknown[0]}'; `recmtl {command} --help` shows them all")
     return args
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro says in a box, up to the first rule, as one line."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    rule = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
+    return " ".join(line for line in lines[:rule] if line)
 
 
 def _parse_run(arguments: list[str], command: str, *, run: bool) -> tuple[Any, dict[str, Any]]:
@@ -236,15 +245,29 @@ def _parse_run(arguments: list[str], command: str, *, run: bool) -> tuple[Any, d
         places += [
             ("world_size", Annotated[int, tyro.conf.arg(help="Number of ranks.")], dataclasses.field(default=1)),  # type: ignore[list-item]
             ("device", Annotated[str, tyro.conf.arg(help="cpu or cuda.")], dataclasses.field(default="cuda")),  # type: ignore[list-item]
-            ("hbm_gib", Annotated[float, tyro.conf.arg(help="Memory of one rank in GiB.")], dataclasses.field(default=80.0)),  # type: ignore[list-item]
-            ("ranks_per_node", Annotated[int, tyro.conf.arg(help="Ranks on one machine.")], dataclasses.field(default=8)),  # type: ignore[list-item]
+            (
+                "hbm_gib",
+                Annotated[float, tyro.conf.arg(help="Memory of one rank in GiB.")],
+                dataclasses.field(default=80.0),
+            ),  # type: ignore[list-item]
+            (
+                "ranks_per_node",
+                Annotated[int, tyro.conf.arg(help="Ranks on one machine.")],
+                dataclasses.field(default=8),
+            ),  # type: ignore[list-item]
         ]
     sections = [
-        (f.name, type(getattr(default, f.name)), dataclasses.field(default_factory=lambda v=getattr(default, f.name): v))
+        (
+            f.name,
+            type(getattr(default, f.name)),
+            dataclasses.field(default_factory=partial(getattr, default, f.name)),
+        )
         for f in dataclasses.fields(default)
     ]
-    cls = dataclasses.make_dataclass(command.capitalize(), [*places, *sections], kw_only=True)  # type: ignore[arg-type]
-    cls.__doc__ = f"recmtl {command} CONFIG: CONFIG is the name of a preset or a TOML file; it gives the defaults below."
+    cls = dataclasses.make_dataclass(command.capitalize(), [*places, *sections], kw_only=True)
+    cls.__doc__ = (
+        f"recmtl {command} CONFIG: CONFIG is the name of a preset or a TOML file; it gives the defaults below."
+    )
     args = _parse(cls, arguments[1:], command)
     config = type(default)(**{f.name: getattr(args, f.name) for f in dataclasses.fields(default)})
     if config.model.name != default.model.name:
@@ -274,7 +297,10 @@ def _is_first_rank() -> bool:
 
 def _summary(results: dict[str, Any], split: str) -> str:
     """The metrics of one split as aligned text."""
-    lines = [f"{'task':16} {'AUC':>8} {'oracle':>8} {'GAUC':>8} {'log loss':>9} {'NE':>7} {'calibr.':>8} {'base':>8} {'rows':>12}"]
+    lines = [
+        f"{'task':16} {'AUC':>8} {'oracle':>8} {'GAUC':>8} {'log loss':>9} {'NE':>7} {'calibr.':>8} {'base':>8} "
+        f"{'rows':>12}"
+    ]
 
     def cell(value: float | None, width: int) -> str:
         return f"{'n/a':>{width}}" if value is None else f"{value:>{width}.4f}"

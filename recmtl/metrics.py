@@ -80,9 +80,7 @@ class TaskMetrics(Metric):
         for state in ("logits", "labels", "oracle", "group"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
-    def update(
-        self, logits: Tensor, labels: Tensor, oracle: Tensor | None = None, group: Tensor | None = None
-    ) -> None:
+    def update(self, logits: Tensor, labels: Tensor, oracle: Tensor | None = None, group: Tensor | None = None) -> None:
         """Add rows: logits [n], labels [n], true probabilities [n] (NaN: unknown), group [n]."""
         self.logits.append(logits)
         self.labels.append(labels)
@@ -147,7 +145,9 @@ class Metrics:
         self.gauc = gauc
         self.tasks = {name: TaskMetrics().to(device) for name in tasks}
 
-    def update(self, logits: Tensor, labels: Tensor, weights: Tensor, oracle: Tensor | None, group: Tensor | None) -> None:
+    def update(
+        self, logits: Tensor, labels: Tensor, weights: Tensor, oracle: Tensor | None, group: Tensor | None
+    ) -> None:
         """Add a batch: logits, labels, oracle [B, T], weights and group [B]; rows with weight 0 are padding."""
         real = weights > 0
         for i, metric in enumerate(self.tasks.values()):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ class Batch(Pipelineable):
     group: Tensor | None = None
     """int64 [B]: the user a row belongs to; only in evaluation."""
 
-    def _map(self, function) -> Batch:  # noqa: ANN001
+    def _map(self, function: Callable[[Any], Any]) -> Batch:
         tensors = (self.numeric, self.labels, self.weights, self.oracle, self.group)
         return Batch(function(self.sparse), *(None if t is None else function(t) for t in tensors))
 

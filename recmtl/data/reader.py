@@ -90,8 +90,8 @@ class Reader:
         """Batches start … stop − 1 of an epoch (default: all of them)."""
         stop = self.steps if stop is None else min(stop, self.steps)
         cursors = [
-            _Cursor(self.data, *self._ranges[s], rng=(self.seed, epoch, int(s)) if self.shuffle else None)
-            for s in self._mine
+            _Cursor(self.data, int(low), int(high), (self.seed, epoch, int(s)) if self.shuffle else None)
+            for s, (low, high) in zip(self._mine, self._ranges[self._mine], strict=True)
         ]
         for cursor, share in zip(cursors, self._share[self._mine], strict=True):
             cursor.skip(start * int(share))
@@ -117,9 +117,9 @@ class Reader:
             np.concatenate([piece.labels for piece in pieces], out=labels[:rows])
             np.concatenate([piece.numeric for piece in pieces], out=numeric[:rows])
             if oracle is not None:
-                np.concatenate([piece.oracle for piece in pieces], out=oracle[:rows])  # type: ignore[arg-type]
+                np.concatenate([p.oracle for p in pieces if p.oracle is not None], out=oracle[:rows])
             if group is not None:
-                np.concatenate([piece.group for piece in pieces], out=group[:rows])  # type: ignore[arg-type]
+                np.concatenate([p.group for p in pieces if p.group is not None], out=group[:rows])
         weights = np.zeros(size, np.float32)
         weights[:rows] = weight
         batch = Batch(
@@ -211,10 +211,8 @@ class _Cursor:
 class Prefetcher(Iterator[Batch]):
     """Runs an iterator in a background thread, up to `depth` items ahead. Close it when leaving early."""
 
-    _END = object()
-
     def __init__(self, source: Iterator[Batch], depth: int) -> None:
-        self._queue: queue.Queue = queue.Queue(depth)
+        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(source,), name="recmtl-reader", daemon=True)
         self._thread.start()
@@ -225,11 +223,11 @@ class Prefetcher(Iterator[Batch]):
                 self._put(item)
                 if self._stop.is_set():
                     return
-            self._put(self._END)
+            self._put(StopIteration())
         except BaseException as problem:  # raised again where the batches are used
             self._put(problem)
 
-    def _put(self, item: object) -> None:
+    def _put(self, item: Batch | BaseException) -> None:
         while not self._stop.is_set():
             try:
                 return self._queue.put(item, timeout=0.1)
@@ -238,9 +236,9 @@ class Prefetcher(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         item = self._queue.get()
-        if item is self._END or isinstance(item, BaseException):
+        if isinstance(item, BaseException):
             self._queue.put(item)  # the next call ends the same way
-            raise StopIteration if item is self._END else item
+            raise item
         return item
 
     def close(self) -> None:

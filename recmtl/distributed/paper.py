@@ -19,9 +19,7 @@ DENSE_COPIES = 4
 RANKS_SHOWN = 16
 
 
-def show_plan(
-    config: Config, data: Path, world_size: int, device: str, hbm_gib: float, ranks_per_node: int
-) -> str:
+def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib: float, ranks_per_node: int) -> str:
     """Plan a run for devices that need not exist.
 
     Args:
@@ -78,7 +76,9 @@ def _table_of_tables(plan: Plan) -> Table:
 
 
 def _table_of_ranks(plan: Plan, dense: int) -> Table:
-    weights, total, time = defaultdict(int), defaultdict(int), defaultdict(float)
+    weights: dict[int, int] = defaultdict(int)
+    total: dict[int, int] = defaultdict(int)
+    time: dict[int, float] = defaultdict(float)
     for shard in plan.shards:
         weights[shard.rank] += shard.weight_bytes
         total[shard.rank] += shard.total_bytes
@@ -90,7 +90,9 @@ def _table_of_ranks(plan: Plan, dense: int) -> Table:
         f"Ranks: {cluster.world_size} x {_size(cluster.memory)} ({cluster.device}); "
         f"fullest over mean {max(total[r] for r in ranks) / mean:.2f}"
     )
-    table = Table("rank", "weights", "tables in all", "dense part", "of memory", "lookups a step", box=None, title=title)
+    table = Table(
+        "rank", "weights", "tables in all", "dense part", "of memory", "lookups a step", box=None, title=title
+    )
     for rank in ranks[:RANKS_SHOWN]:
         share = (total[rank] + dense) / cluster.memory
         table.add_row(

@@ -89,7 +89,7 @@ def parallelize(
         module=ranker,
         device=device,
         plan=plan.sharding_plan,
-        sharders=[sharder()],  # type: ignore[list-item]
+        sharders=[sharder()],
     )
     initialize_tables(model, config.training.seed, config.embedding.init_scale)
 

@@ -86,7 +86,9 @@ def allowed_types(config: ShardingConfig, table: str, device: str) -> list[str]:
     if wanted == "auto":
         return [kind for kind in known if kind in WHOLE_ROW_TYPES]
     if wanted not in (*known, "data_parallel"):
-        raise UserError(f"sharding of table '{table}': no {wanted} on {device}; choose {', '.join(known)} or data_parallel")
+        raise UserError(
+            f"sharding of table '{table}': no {wanted} on {device}; choose {', '.join(known)} or data_parallel"
+        )
     return [wanted]
 
 
@@ -139,9 +141,10 @@ def make_plan(module: nn.Module, config: ShardingConfig, cluster: Cluster, batch
         largest = max(tables.values(), key=lambda t: t.num_embeddings * t.embedding_dim)
         weights = sum(t.num_embeddings * t.embedding_dim * 4 for t in tables.values())
         raise UserError(
-            f"the tables ({weights / GIB:.1f} GiB of weights, largest '{largest.name}' with {largest.num_embeddings:,} rows "
-            f"of {largest.embedding_dim}) do not fit {cluster.world_size} x {cluster.memory / GIB:.1f} GiB; "
-            "use more ranks, a smaller embedding.dim, min_count or hash_rows in the recipe, or sharding.type auto"
+            f"the tables ({weights / GIB:.1f} GiB of weights, largest '{largest.name}' with "
+            f"{largest.num_embeddings:,} rows of {largest.embedding_dim}) do not fit "
+            f"{cluster.world_size} x {cluster.memory / GIB:.1f} GiB; use more ranks, a smaller "
+            "embedding.dim, min_count or hash_rows in the recipe, or sharding.type auto"
         ) from None
     options: list[ShardingOption] = planner._best_plan or []
     return Plan(cluster, tuple(shard for option in options for shard in _shards(option)), plan)

@@ -21,7 +21,7 @@ TIMEOUT = timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the processes of the run."""
+    """The place of this process among those of the run."""
 
     rank: int
     world_size: int
@@ -92,9 +92,8 @@ def process_group(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
-    ranks = Ranks(
-        rank, world_size, local_rank, local_world_size, torch.device(kind, local_rank if kind == "cuda" else None)
-    )
+    place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
+    ranks = Ranks(rank, world_size, local_rank, local_world_size, place)
     backend = "nccl" if kind == "cuda" else "gloo"
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)

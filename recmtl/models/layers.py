@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class MLPs(nn.Module):
         self.count = count
         self.activations = len(hidden)
         self.out_features = widths[-1]
-        self.weights = nn.ParameterList(torch.empty(count, m, n) for m, n in zip(widths, widths[1:], strict=False))
+        self.weights = nn.ParameterList(torch.empty(count, m, n) for m, n in pairwise(widths))
         self.biases = nn.ParameterList(torch.empty(count, 1, n) for n in widths[1:])
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()

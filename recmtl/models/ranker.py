@@ -28,6 +28,7 @@ class Head(nn.Module):
     def __init__(self, model: Model, amp: bool) -> None:
         super().__init__()
         self.model, self.amp = model, amp
+        self.task_weights: Tensor
         weights = torch.tensor([task.weight for task in model.inputs.tasks])
         self.register_buffer("task_weights", weights, persistent=False)
 
@@ -48,7 +49,9 @@ class Head(nn.Module):
 
 
 class Ranker(nn.Module):
-    """Embeddings and head. The pipeline starts a batch's lookups early because `collection` reads `batch.sparse` itself.
+    """Embeddings and head.
+
+    The pipeline starts a batch's lookups early because `collection` reads `batch.sparse` itself.
 
     Args:
         dataset: tables, features.

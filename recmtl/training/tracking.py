@@ -29,6 +29,7 @@ class ProgressLine:
         self.title, self.total, self.done, self.first = title, total, start, start
         self.console = Console(stderr=True)
         self.began = self.shown = time.monotonic()
+        self.note = ""
         self.bar: Progress | None = None
         self.enabled = enabled
         if enabled and self.console.is_terminal:
@@ -45,16 +46,15 @@ class ProgressLine:
     def step(self, note: str | None = None) -> None:
         """One more step is done; `note` replaces what is shown beside it."""
         self.done += 1
+        self.note = self.note if note is None else note
         if self.bar:
-            self.bar.update(self.task, advance=1, **({} if note is None else {"note": note}))
-        elif note is not None:
-            self.note = note
+            self.bar.update(self.task, completed=self.done, note=self.note)
         now = time.monotonic()
         if self.enabled and not self.bar and now - self.shown >= PLAIN_SECONDS:
             self.shown = now
             left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
             self.console.print(
-                f"{self.title}  step {self.done}/{self.total}  {getattr(self, 'note', '')}  {left:.0f} s left",
+                f"{self.title}  step {self.done}/{self.total}  {self.note}  {left:.0f} s left",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -113,7 +113,9 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.enabled:
             self._lines.close()
             if self._events:

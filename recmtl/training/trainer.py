@@ -87,7 +87,9 @@ class Engine:
     def check_pipelined(self) -> None:
         """Fail if the pipeline does not see the sharded tables: it would run, slower, without overlap."""
         if not self.pipeline._pipelined_modules:
-            raise RuntimeError("no sharded module is pipelined: `Embeddings.collection` must be called on `batch.sparse`")
+            raise RuntimeError(
+                "no sharded module is pipelined: `Embeddings.collection` must be called on `batch.sparse`"
+            )
 
 
 def open_dataset(data: Path, config: Config) -> tuple[Dataset, tuple[Task, ...]]:
