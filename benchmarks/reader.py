@@ -1,0 +1,157 @@
+"""Rows/s of the reader alone, on one core, beside what decoding and copying the same columns cost by themselves.
+
+Batches are consumed in the thread that decodes them, on one core. The passes over the training split take turns, so
+that noise of the machine hits all of them:
+
+    copy     every row group's decoded columns are copied once, in memory
+    decode   pyarrow decodes the same columns of every row group: the upper bound of any reader of these files
+    reader   the reader as in training (shuffled), its cache empty: every row group is decoded
+    again    the next epoch: row groups come from the cache as far as they fit
+
+The target is 1.5 M rows/s of `reader` for MerRec's 18 features.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import tyro
+from common import RESULTS, machine, markdown_table, write_results
+
+from recmtl.data.dataset import Dataset, label_column
+from recmtl.data.parquet import ParquetSplit
+from recmtl.data.prepare import prepare
+from recmtl.data.reader import Reader
+from recmtl.data.recipe import load_recipe
+from recmtl.data.synthetic import synthesize
+
+TARGET = 1_500_000
+"""Rows/s on one core."""
+
+
+@dataclass
+class Options:
+    """Measure the reader alone on one core."""
+
+    data: Path | None = None
+    """Prepared folder; none: one made from synthetic MerRec events."""
+    events: int = 2_000_000
+    """Synthetic events to make."""
+    batch_size: int = 4096
+    """Rows in a batch."""
+    rounds: int = 5
+    """Times that every pass runs; medians are reported."""
+    out: Path = RESULTS
+    """Folder for the results."""
+
+
+def main(options: Options) -> None:
+    """Measure, print and write."""
+    place = machine()
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data
+        if data is None:
+            data = Path(folder) / "data"
+            synthesize(Path(folder) / "raw", options.events)
+            prepare(load_recipe("merrec"), Path(folder) / "raw", data)
+        use_one_core()
+        dataset = Dataset.load(data)
+        seconds = measure(data, dataset, options.batch_size, options.rounds)
+    report(options, place, dataset, seconds)
+
+
+def use_one_core() -> None:
+    """Keep this process to one core (where the system can) and its libraries to one thread."""
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def measure(data: Path, dataset: Dataset, batch_size: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every pass, by name, round by round. A round before them warms up the page cache."""
+    seconds: dict[str, list[float]] = {name: [] for name in ("copy", "decode", "reader", "again")}
+    columns = [f.name for f in dataset.features] + [label_column(task.name) for task in dataset.tasks]
+    for epoch in range(rounds + 1):
+        reader = Reader(data, dataset, "train", dataset.tasks, batch_size=batch_size, shuffle=True)
+        times = {
+            "copy": copy(reader.data),
+            "decode": decode(reader.data, columns),
+            "reader": consume(reader, 2 * epoch),
+            "again": consume(reader, 2 * epoch + 1),
+        }
+        for name, value in times.items():
+            if epoch:
+                seconds[name].append(value)
+    return seconds
+
+
+def copy(split: ParquetSplit) -> float:
+    """Seconds to copy as many bytes as all decoded rows have, a row group at a time."""
+    sizes = np.diff(split.starts)
+    width = 4 * (len(split.categorical) + len(split.numeric) + len(split.tasks))
+    source = np.ones((width, int(sizes.max())), np.int8)
+    target = np.empty_like(source)
+    began = time.perf_counter()
+    for size in sizes:
+        target.ravel()[: width * size] = source.ravel()[: width * size]
+    return time.perf_counter() - began
+
+
+def decode(split: ParquetSplit, columns: list[str]) -> float:
+    """Seconds that pyarrow alone takes for the reader's columns."""
+    began, rows = time.perf_counter(), 0
+    for path in split.files:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            for group in range(file.num_row_groups):
+                rows += file.read_row_group(group, columns=columns, use_threads=False).num_rows
+    assert rows == split.rows
+    return time.perf_counter() - began
+
+
+def consume(reader: Reader, epoch: int) -> float:
+    """Seconds to read an epoch's batches, one after the other."""
+    began, rows = time.perf_counter(), 0
+    for batch in reader.batches(epoch):
+        rows += int((batch.weights > 0).sum())
+    assert rows == reader.data.rows
+    return time.perf_counter() - began
+
+
+def report(options: Options, place: dict, dataset: Dataset, seconds: dict[str, list[float]]) -> None:
+    """Rates, ratios and how far the target is."""
+    rows = dataset.rows["train"]
+    rates = {name: rows / median(values) for name, values in seconds.items()}
+    share = median([a / b for a, b in zip(seconds["decode"], seconds["reader"], strict=True)])
+    body = markdown_table(
+        ("pass", "rows/s", "of decode"), [(name, rate, rate / rates["decode"]) for name, rate in rates.items()]
+    )
+    body += (
+        f"\n\n{len(dataset.features)} features, {rows:,} rows, batch {options.batch_size:,}, one core; medians of "
+        f"{options.rounds} rounds. The reader runs at {share:.2f} of decoding alone and at "
+        f"{rates['reader'] / TARGET:.2f} of the target of {TARGET:,} rows/s."
+    )
+    results = {
+        "machine": place,
+        "rows": rows,
+        "features": len(dataset.features),
+        "batch_size": options.batch_size,
+        "rows_per_second": rates,
+        "seconds": seconds,
+        "reader_over_decode": share,
+        "target_rows_per_second": TARGET,
+    }
+    write_results(options.out, "reader", dataset.name, results, body)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
