@@ -14,21 +14,34 @@ import pyarrow as pa
 
 from recmtl.errors import UserError
 
-UNITS = "KB|MB|GB|TB|KiB|MiB|GiB|TiB"
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+OVERHEAD_BYTES = 300 * 10**6
+"""Memory of the process that the engine does not count: code, Python, buffers for reading and writing Parquet."""
+
+
+def size(text: str) -> int:
+    """A size such as ``4GB`` or ``512MiB`` in bytes.
+
+    Raises:
+        UserError: it is not a size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", text.strip(), re.IGNORECASE)
+    if not found:
+        raise UserError(f"--memory-limit: {text!r} is not a size; write one such as 4GB or 512MB")
+    return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 def connect(memory_limit: str, threads: int | None, spill: Path) -> duckdb.DuckDBPyConnection:
-    """An in-memory database that keeps to `memory_limit` and spills to the folder `spill`.
+    """An in-memory database for a process of `memory_limit` that spills to the folder `spill`.
 
     Raises:
         UserError: the limit or the number of threads makes no sense.
     """
-    if not re.fullmatch(rf"\d+(\.\d+)?\s*({UNITS})", memory_limit.strip(), re.IGNORECASE):
-        raise UserError(f"--memory-limit: {memory_limit!r} is not a size; write one such as 4GB or 512MB")
+    limit = size(memory_limit)
     if threads is not None and threads < 1:
         raise UserError(f"--threads: {threads} is out of range; the least is 1")
     settings = {
-        "memory_limit": memory_limit.strip(),
+        "memory_limit": f"{max(limit - OVERHEAD_BYTES, limit // 2) // 1000}KB",
         "threads": str(threads or os.cpu_count() or 1),
         "temp_directory": str(spill),
         # Order is asked for where it matters; elsewhere keeping it only costs memory.

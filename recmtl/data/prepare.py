@@ -41,7 +41,7 @@ def prepare(recipe: Recipe, raw: Path, out: Path, *, memory_limit: str = "4GB", 
         recipe: says what the examples, features and tasks are.
         raw: folder with the raw Parquet files.
         out: folder to write; absent or empty. It is complete or absent afterwards.
-        memory_limit: memory of the SQL engine, such as ``4GB``; what does not fit goes to disk beside `out`.
+        memory_limit: memory of the process, such as ``4GB``; what does not fit goes to disk beside `out`.
         threads: number of threads; all cores when None.
 
     Returns:

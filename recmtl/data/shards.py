@@ -40,7 +40,7 @@ def write_shards(batches: Iterable[pa.RecordBatch], dataset: Dataset, folder: Pa
         left = dataset.rows[split]
         for number in range(-(-left // SHARD_ROWS)):
             # Plain and uncompressed: decoding is a copy, several times faster than any codec on one core.
-            options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+            options = {"compression": "none", "use_dictionary": False}
             with pq.ParquetWriter(folder / split / f"part-{number:05d}.parquet", layout, **options) as file:
                 shard_end = max(left - SHARD_ROWS, 0)
                 while left > shard_end:
