@@ -51,6 +51,10 @@ class Ranks:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.item()
 
+    def min(self, value: float) -> float:
+        """Smallest of the ranks' values."""
+        return -self.max(-value)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         self.max(0.0)

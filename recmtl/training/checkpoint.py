@@ -76,7 +76,7 @@ class Checkpoints:
             partial.mkdir(parents=True)
         self.ranks.barrier()
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state[f"random/{self.ranks.rank}"] = torch.get_rng_state()
+        state |= self._random_state()
         dcp.save(state, checkpoint_id=partial)
         if self.ranks.is_first:
             described = {**asdict(progress), "world_size": self.ranks.world_size}
@@ -98,14 +98,26 @@ class Checkpoints:
                 optimizer.init_state()  # dense state is made at the first step; loading needs it there
             state["optimizer"] = self.optimizer.state_dict()
             if same_ranks:
-                state[f"random/{self.ranks.rank}"] = torch.get_rng_state()
+                state |= self._random_state()
         dcp.load(state, checkpoint_id=path)
         self.model.load_state_dict(model_state)
         if with_optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
             if same_ranks:
-                torch.set_rng_state(state[f"random/{self.ranks.rank}"])
+                self._set_random_state(state)
         return Progress(**described)
+
+    def _random_state(self) -> dict[str, torch.Tensor]:
+        """State of this rank's random generators (dropout draws from them)."""
+        state = {f"random/{self.ranks.rank}": torch.get_rng_state()}
+        if self.ranks.device.type == "cuda":
+            state[f"random/{self.ranks.rank}/cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def _set_random_state(self, state: dict[str, torch.Tensor]) -> None:
+        torch.set_rng_state(state[f"random/{self.ranks.rank}"])
+        if self.ranks.device.type == "cuda":
+            torch.cuda.set_rng_state(state[f"random/{self.ranks.rank}/cuda"])
 
     def paths(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

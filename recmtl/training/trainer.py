@@ -48,7 +48,8 @@ class Engine:
         ranker = Ranker(
             self.dataset, self.tasks, config.model, dim=config.embedding.dim, amp=config.training.amp == "bf16"
         )
-        memory = int(config.sharding.device_memory_gib * 2**30) or ranks.device_memory()
+        # Every rank makes the plan by itself, so all must start from the same memory.
+        memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
         self.plan: Plan = make_plan(ranker, config.sharding, cluster, self.readers["train"].local_batch_size)
         self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
