@@ -25,7 +25,7 @@ EVENT_SHARES = (0.84551, 0.12736, 0.01656, 0.00700, 0.00247, 0.00110)
 TASKS = 2
 """Scores per event: like and other, both against view."""
 SCORE_DEVIATION = 1.6
-TASK_CORRELATION = .8
+TASK_CORRELATION = 0.8
 """Between the effects on like and on other."""
 EFFECTS = {
     "c0": 0.45,
