@@ -41,10 +41,11 @@ EFFECTS = {
     "user": 0.20,
     "taste": 0.12,
 }
-"""Standard deviation of each effect relative to the others.
+"""Size of each effect relative to the others.
 
-c0 … shipper: biases of the item's attributes. history: mean trait of the preceding products. product_seen,
-brand_seen: it is among the preceding ones. user: how easily this person likes or buys. taste: user vector · c1 vector.
+Deviations of c0 … shipper (biases of the item's attributes), of user (how easily this person likes or buys), of taste
+(user vector · c1 vector), and of the trait of a product in the history, whose mean over the preceding ones counts.
+product_seen and brand_seen are what is added where it is among the preceding ones.
 """
 TASTE_DIM = 4
 
