@@ -207,16 +207,23 @@ def _exit(message: str, code: int) -> None:
 
 
 def _parse(cls: type, arguments: list[str], command: str) -> Any:
-    """Fill a dataclass from the command line; an unknown option is a one-line error."""
+    """Fill a dataclass from the command line; an unknown, missing or ill-typed option is a one-line error."""
     args: Any
-    args, unknown = tyro.cli(
-        cls,
-        args=arguments,
-        prog=f"recmtl {command}",
-        config=(tyro.conf.FlagConversionOff,),
-        return_unknown_args=True,
-        use_underscores=True,
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            args, unknown = tyro.cli(
+                cls,
+                args=arguments,
+                prog=f"recmtl {command}",
+                config=(tyro.conf.FlagConversionOff,),
+                return_unknown_args=True,
+                use_underscores=True,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"recmtl {command}: {_first_paragraph(said.getvalue())}") from None
     if unknown:
         raise UserError(f"recmtl {command}: unknown option '{unknown[0]}'; `recmtl {command} --help` shows them all")
     return args

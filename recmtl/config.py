@@ -157,6 +157,7 @@ class Config:
         positive = {
             "embedding.dim": self.embedding.dim,
             "embedding.lr": self.embedding.lr,
+            "embedding.init_scale": self.embedding.init_scale,
             "dense.lr": self.dense.lr,
             "training.batch_size": self.training.batch_size,
             "training.max_epochs": self.training.max_epochs,
@@ -164,11 +165,14 @@ class Config:
             "metrics.every_steps": self.metrics.every_steps,
             "reader.streams": self.reader.streams,
             "reader.prefetch": self.reader.prefetch,
+            **self._model_sizes(),
         }
         for key, value in positive.items():
-            if value <= 0:
+            if not value > 0:  # nor NaN
                 raise UserError(f"{key}: must be greater than 0, not {value}")
         at_least_zero = {
+            "embedding.eps": self.embedding.eps,
+            "dense.weight_decay": self.dense.weight_decay,
             "training.max_steps": self.training.max_steps,
             "training.patience": self.training.patience,
             "training.clip_norm": self.training.clip_norm,
@@ -177,12 +181,21 @@ class Config:
             "sharding.device_memory_gib": self.sharding.device_memory_gib,
         }
         for key, value in at_least_zero.items():
-            if value < 0:
+            if not value >= 0:
                 raise UserError(f"{key}: must not be negative, not {value}")
         if self.embedding.dim % 4:
             raise UserError(f"embedding.dim: must be a multiple of 4, not {self.embedding.dim}")
         if not 0 <= self.sharding.reserve < 1:
             raise UserError(f"sharding.reserve: a fraction from 0 to 1, not {self.sharding.reserve}")
+        dropout = getattr(self.model, "dropout", 0.0)
+        if not 0 <= dropout < 1:
+            raise UserError(f"model.dropout: a fraction from 0 to 1, not {dropout}")
+
+    def _model_sizes(self) -> dict[str, int]:
+        """Whole numbers and widths in the model section, by key: the smallest of each."""
+        values = {f"model.{f.name}": getattr(self.model, f.name) for f in dataclasses.fields(self.model)}
+        sizes = {key: min(v, default=1) if isinstance(v, tuple) else v for key, v in values.items()}
+        return {key: size for key, size in sizes.items() if type(size) is int}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
