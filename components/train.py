@@ -52,11 +52,11 @@ def ddp(
     """
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     launcher = [
-        "python -m torch.distributed.run",
+        "python -m recmtl.launch",
         f"--nnodes {nodes} --nproc-per-node {ranks} --max-restarts {max_restarts}",
         f"--rdzv-backend c10d --rdzv-id {macros.app_id} --rdzv-endpoint {_endpoint(nodes, rdzv_port)}",
         f"--rdzv-conf join_timeout={rdzv_timeout},read_timeout={rdzv_timeout}",
-        "-m -- recmtl train",  # without the dashes torchrun takes --run for an abbreviation of its --run-path
+        "-- train",
     ]
     return specs.AppDef(
         name=name,

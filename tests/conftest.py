@@ -40,11 +40,10 @@ def run_recmtl() -> Callable[..., subprocess.CompletedProcess[str]]:
             env: environment variables to add.
             timeout: seconds after which the test fails.
         """
-        command = [sys.executable, "-m"]
-        if ranks > 1:
-            command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "--"]
+        launcher = ["recmtl.launch", "--standalone", f"--nproc-per-node={ranks}", "--"]
+        command = [sys.executable, "-m", *(launcher if ranks > 1 else ["recmtl"])]
         process = subprocess.Popen(
-            [*command, "recmtl", *map(str, args)],
+            [*command, *map(str, args)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "LOGLEVEL": "WARNING", **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

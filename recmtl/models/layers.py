@@ -62,7 +62,7 @@ class MLPs(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if x.dim() == 2:
                 # One wide product instead of `count` narrow ones that each read x again.
-                wide = weight.transpose(0, 1).reshape(weight.shape[1], -1)
+                wide = weight.flatten(0, 1) if self.count == 1 else weight.transpose(0, 1).flatten(1)
                 x = torch.addmm(bias.reshape(-1), x, wide).unflatten(1, (self.count, -1)).transpose(0, 1)
             else:
                 x = torch.baddbmm(bias, x, weight)

@@ -179,7 +179,7 @@ class Trainer:
         if complete:
             progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
         if self.engine.readers["val"].steps:
-            self._validate()
+            self._validate(progress.epoch if complete else progress.epoch + 1)
         elif complete:
             progress.best_epoch, progress.best_step = progress.epoch, progress.step
         self.checkpoints.save(progress)
@@ -196,7 +196,7 @@ class Trainer:
         with (
             Prefetcher(reader.batches(progress.epoch, progress.step_in_epoch, stop), config.reader.prefetch) as batches,
             ProgressLine(
-                f"epoch {progress.epoch + 1}", reader.steps, enabled=self.ranks.is_first, start=progress.step_in_epoch
+                f"epoch {progress.epoch + 1}", stop, enabled=self.ranks.is_first, start=progress.step_in_epoch
             ) as line,
         ):
             for step_in_epoch in range(progress.step_in_epoch, stop):
@@ -243,22 +243,23 @@ class Trainer:
         )
         return f"loss {loss:.4f}  {rate:,.0f} examples/s"
 
-    def _validate(self) -> None:
+    def _validate(self, epoch: int) -> None:
+        """Measure the validation split after epoch `epoch`, counted from 1, or a part of it."""
         progress = self.progress
         began = time.monotonic()
-        metrics = self.engine.evaluate("val", f"epoch {max(progress.epoch, 1)} validation")
+        metrics = self.engine.evaluate("val", f"epoch {epoch} validation")
         loss = logloss_sum(metrics)
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.bad_epochs, progress.val = loss, 0, metrics
-            progress.best_epoch, progress.best_step = progress.epoch, progress.step
+            progress.best_epoch, progress.best_step = epoch, progress.step
         else:
             progress.bad_epochs += 1
         progress.seconds += time.monotonic() - began
         flat = {f"val/{task}/{name}": v for task, values in metrics.items() for name, v in values.items()}
-        self.tracker.log(progress.step, {"epoch": progress.epoch, "val/loss": loss, **flat})
+        self.tracker.log(progress.step, {"epoch": epoch, "val/loss": loss, **flat})
         aucs = "  ".join(f"{task} AUC {_shown(values['auc'])}" for task, values in metrics.items())
         best = "" if progress.bad_epochs else "  (best so far)"
-        self.tracker.say(f"epoch {progress.epoch}  validation loss {loss:.4f}  {aucs}{best}")
+        self.tracker.say(f"epoch {epoch}  validation loss {loss:.4f}  {aucs}{best}")
 
     def _finish(self) -> Results:
         progress = self.progress

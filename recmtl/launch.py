@@ -1,0 +1,34 @@
+"""torchrun for recmtl: ``python -m recmtl.launch TORCHRUN-OPTIONS -- train CONFIG ...``.
+
+Two things that plain torchrun gets in the way of: it takes recmtl's ``--run`` for an abbreviation of its own
+``--run-path``, and it follows a rank's one-line error with a page of traceback of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+
+def main() -> None:
+    """Start the ranks and exit with the first failed one's code; its own message says what went wrong."""
+    arguments = sys.argv[1:]
+    if "--" not in arguments:
+        sys.exit("error: python -m recmtl.launch TORCHRUN-OPTIONS -- COMMAND ...: the '--' is missing")
+    dashes = arguments.index("--")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        torchrun([*arguments[:dashes], "-m", "--", "recmtl", *arguments[dashes + 1 :]])
+    except ChildFailedError as failed:
+        _, failure = failed.get_first_failure()
+        code = failure.exitcode
+        if code < 0:  # a signal, which leaves no message
+            print(f"error: rank {failure.global_rank} was ended by signal {-code}", file=sys.stderr)
+        sys.exit(code if code > 0 else 128 - code)
+
+
+if __name__ == "__main__":
+    main()
