@@ -1,8 +1,8 @@
 """Test AUC of presets on a dataset, mean and deviation over seeds: `python benchmarks/quality.py --help`.
 
-    python benchmarks/quality.py census --raw ../shared/data/census
-    python benchmarks/quality.py kuairand --raw ../shared/data/kuairand --seeds 3
-    python benchmarks/quality.py merrec --events 2000000 --seeds 1
+python benchmarks/quality.py census --raw ../shared/data/census
+python benchmarks/quality.py kuairand --raw ../shared/data/kuairand --seeds 3
+python benchmarks/quality.py merrec --events 2000000 --seeds 1
 """
 
 from __future__ import annotations

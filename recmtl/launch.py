@@ -26,7 +26,7 @@ def main() -> None:
         _, failure = failed.get_first_failure()
         code = failure.exitcode
         if code < 0:  # a signal, which leaves no message
-            print(f"error: rank {failure.global_rank} was ended by signal {-code}", file=sys.stderr)
+            print(f"error: local rank {failure.local_rank} was ended by signal {-code}", file=sys.stderr)
         sys.exit(code if code > 0 else 128 - code)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Ints = NDArray[Any]
 Floats = NDArray[Any]
@@ -187,11 +187,11 @@ class Effects:
 
         c1_vector = draw_task_normals((TASTE_DIM, int(levels["c1"].max()) + 1), rng) / np.sqrt(TASTE_DIM)
         return Effects(
-            product=np.float32(sum(EFFECTS[name] * per_level(level) for name, level in levels.items())),
-            condition=np.float32(EFFECTS["condition"] * per_share(CONDITION_SHARES)),
-            shipper=np.float32(EFFECTS["shipper"] * per_share(SHIPPER_SHARES)),
-            trait=np.float32(EFFECTS["history"] * (per_level(levels["c1"]) + per_level(levels["brand"])) / np.sqrt(2)),
-            taste=np.float32(EFFECTS["taste"] * c1_vector[:, :, levels["c1"]]),
+            product=float32(sum(EFFECTS[name] * per_level(level) for name, level in levels.items())),
+            condition=float32(EFFECTS["condition"] * per_share(CONDITION_SHARES)),
+            shipper=float32(EFFECTS["shipper"] * per_share(SHIPPER_SHARES)),
+            trait=float32(EFFECTS["history"] * (per_level(levels["c1"]) + per_level(levels["brand"])) / np.sqrt(2)),
+            taste=float32(EFFECTS["taste"] * c1_vector[:, :, levels["c1"]]),
         )
 
 
@@ -215,7 +215,7 @@ class Link:
 
     def probabilities(self, scores: Floats) -> Floats:
         """Probability of like and of other, [T, N] float32."""
-        odds = np.exp(scores * np.float32(self.scale)[:, None] + np.float32(self.intercept)[:, None])
+        odds = np.exp(scores * float32(self.scale)[:, None] + float32(self.intercept)[:, None])
         return odds / (1 + odds.sum(axis=0))
 
 
@@ -229,6 +229,11 @@ def draw_task_normals(shape: int | tuple[int, ...], rng: np.random.Generator) ->
     """Standard normal values [T, *shape], correlated between tasks by TASK_CORRELATION."""
     shared, own = rng.standard_normal(shape), rng.standard_normal((TASKS, *np.atleast_1d(shape)))
     return np.sqrt(TASK_CORRELATION) * shared + np.sqrt(1 - TASK_CORRELATION) * own
+
+
+def float32(values: ArrayLike) -> Floats:
+    """As an array of float32."""
+    return np.asarray(values, np.float32)
 
 
 def categories(shares: tuple[float, ...], draws: Floats) -> Ints:

@@ -24,6 +24,7 @@ from recmtl.data.marketplace import (
     Sizes,
     categories,
     draw_task_normals,
+    float32,
 )
 
 HISTORY = 7
@@ -118,7 +119,7 @@ class Simulation:
         product = self.catalogue.product[item]
         ease = EFFECTS["user"] * draw_task_normals(len(counts), rng)
         taste = rng.standard_normal((TASTE_DIM, len(counts)))
-        scores = self._scores(user, start, position, item, product, np.float32(np.concatenate([ease, taste])))
+        scores = self._scores(user, start, position, item, product, float32(np.concatenate([ease, taste])))
         return _Walk(user, start, position, length, item, scores), rng
 
     def _scores(self, user: Ints, start: Ints, position: Ints, item: Ints, product: Ints, person: Floats) -> Floats:
@@ -263,7 +264,7 @@ def _history_mean(trait: Floats, start: Ints, position: Ints) -> Floats:
     sums = np.concatenate([[0.0], np.cumsum(trait, dtype=np.float64)])
     rows = np.arange(len(trait))
     first = np.maximum(start, rows - HISTORY)
-    return np.float32((sums[rows] - sums[first]) / np.maximum(rows - first, 1))
+    return float32((sums[rows] - sums[first]) / np.maximum(rows - first, 1))
 
 
 def _draw_times(walk: _Walk, new_session: NDArray[np.bool_], rng: np.random.Generator) -> Ints:
