@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import sys
 import types
@@ -266,6 +267,7 @@ def _convert(value: Any, kind: Any, where: str, key: str) -> Any:
     return value
 
 
+@functools.cache
 def config_class(model_class: type) -> type[Config]:
     """`Config` with the model section typed as `model_class`, so that its keys are checked and shown in help."""
     return dataclasses.make_dataclass(

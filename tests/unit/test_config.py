@@ -1,0 +1,186 @@
+"""Configuration files: presets load, round trips keep everything, mistakes are named."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from recmtl.cli import _load_config
+from recmtl.config import Config, config_class, config_path, parse, preset_names, read_toml, sha256, to_toml, tomllib
+from recmtl.errors import UserError
+from recmtl.models import MODELS, model_class
+
+
+def config_of(values: dict[str, Any]) -> Config:
+    """A configuration from nested dictionaries, checked as `recmtl train` does."""
+    values = {"model": {"name": "mmoe"}, **values}
+    config = parse(config_class(model_class(values["model"]["name"]).Config), values, "run.toml")
+    config.validate()
+    return config
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_load_and_round_trip(name, tmp_path):
+    config = _load_config(name)
+    assert isinstance(config.model, model_class(config.model.name).Config)
+    path = tmp_path / "copy.toml"
+    path.write_text(to_toml(config))
+    assert _load_config(str(path)) == config
+
+
+def test_there_is_a_preset_for_every_model():
+    assert set(MODELS) <= set(preset_names())
+    for name in MODELS:
+        assert _load_config(name).model.name == name
+
+
+def test_every_key_survives_the_round_trip():
+    """Every value differs from its default."""
+    values = {
+        "model": {"name": "mmoe", "experts": 3, "expert": [7, 8], "gate": [5], "tower": [], "dropout": 0.25},
+        "embedding": {"dim": 8, "optimizer": "sgd", "lr": 0.5, "eps": 1e-3, "init_scale": 2.0},
+        "dense": {"optimizer": "adamw", "lr": 1.0, "weight_decay": 0.1},
+        "training": {
+            "batch_size": 1,
+            "max_epochs": 2,
+            "max_steps": 3,
+            "patience": 0,
+            "seed": 5,
+            "tasks": ["a", "b"],
+            "device": "cpu",
+            "amp": "bf16",
+            "clip_norm": 6.5,
+            "warmup_steps": 7,
+        },
+        "checkpoint": {"every_steps": 1, "keep": 3, "resume": False},
+        "metrics": {"every_steps": 2, "gauc": False, "tensorboard": False},
+        "sharding": {
+            "type": "table_wise",
+            "tables": {"item": "column_wise", 'we.ird "name"': "data_parallel"},
+            "device_memory_gib": 1.5,
+            "reserve": 0.5,
+        },
+        "reader": {"streams": 8, "prefetch": 2, "shuffle": False},
+    }
+    config, default = config_of(values), config_of({})
+    for section, keys in values.items():
+        mine, theirs = getattr(config, section), getattr(default, section)
+        assert {f.name for f in dataclasses.fields(mine)} == set(keys), f"section {section} has a key not tried here"
+        for key in keys:
+            assert getattr(mine, key) != getattr(theirs, key) or key == "name", f"{section}.{key}"
+    text = to_toml(config)
+    assert tomllib.loads(text) == values
+    assert parse(type(config), tomllib.loads(text), "copy") == config
+
+
+def test_sha256_is_stable_and_tells_configurations_apart():
+    config = config_of({})
+    assert sha256(config) == sha256(config_of({}))
+    assert len(sha256(config)) == 64
+    assert sha256(config) == sha256(config_of({"embedding": {"dim": 16}}))  # 16 is the default
+    others = [{"embedding": {"dim": 32}}, {"training": {"seed": 1}}, {"model": {"name": "mmoe", "experts": 2}}]
+    assert len({sha256(config), *(sha256(config_of(values)) for values in others)}) == 4
+
+
+MISTAKES = [
+    ({"embeding": {}}, "unknown key 'embeding'; did you mean 'embedding'?"),
+    ({"embedding": {"dimm": 8}}, "unknown key 'embedding.dimm'; did you mean 'dim'?"),
+    ({"metrics": {"zzz": 8}}, "unknown key 'metrics.zzz'; known keys: every_steps, gauc, tensorboard"),
+    ({"model": {"name": "mmoe", "expertss": 1}}, "unknown key 'model.expertss'; did you mean 'experts'?"),
+    ({"model": {"name": "shared_bottom", "experts": 1}}, "unknown key 'model.experts'"),
+    ({"embedding": {"dim": "8"}}, "key 'embedding.dim' is '8'; it must be of type int"),
+    ({"embedding": {"dim": 8.0}}, "key 'embedding.dim' is 8.0; it must be of type int"),
+    ({"embedding": {"dim": True}}, "key 'embedding.dim' is True; it must be of type int"),
+    ({"embedding": {"lr": True}}, "key 'embedding.lr' is True; it must be of type float"),
+    ({"metrics": {"gauc": 1}}, "key 'metrics.gauc' is 1; it must be of type bool"),
+    ({"training": {"tasks": "click"}}, "key 'training.tasks' must be a list"),
+    ({"training": {"tasks": [1]}}, "key 'training.tasks' is 1; it must be of type str"),
+    ({"training": 3}, "key 'training' must be a section"),
+    ({"sharding": {"tables": ["item"]}}, "key 'sharding.tables' must be a section"),
+    (
+        {"sharding": {"tables": {"item": "rows"}}},
+        "key 'sharding.tables.item' is 'rows'; choose one of auto, table_wise",
+    ),
+    ({"dense": {"optimizer": "lion"}}, "key 'dense.optimizer' is 'lion'; choose one of adam, adamw, adagrad, sgd"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), MISTAKES)
+def test_mistakes_name_file_and_key(values, message):
+    with pytest.raises(UserError) as caught:
+        config_of(values)
+    assert str(caught.value).startswith("run.toml: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+OUT_OF_RANGE = {
+    "embedding.dim": [0, -4, 6],
+    "embedding.lr": [0.0, -0.1, float("nan")],
+    "embedding.eps": [-1e-8],
+    "embedding.init_scale": [0.0],
+    "dense.lr": [0.0],
+    "dense.weight_decay": [-0.1],
+    "training.batch_size": [0],
+    "training.max_epochs": [0],
+    "training.max_steps": [-1],
+    "training.patience": [-1],
+    "training.clip_norm": [-1.0, float("nan")],
+    "training.warmup_steps": [-1],
+    "checkpoint.every_steps": [-1],
+    "checkpoint.keep": [0],
+    "metrics.every_steps": [0],
+    "sharding.device_memory_gib": [-1.0],
+    "sharding.reserve": [-0.1, 1.0, float("nan")],
+    "reader.streams": [0],
+    "reader.prefetch": [0],
+    "model.experts": [0],
+    "model.expert": [[0], [8, -1]],
+    "model.tower": [[0]],
+    "model.dropout": [-0.1, 1.0],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OUT_OF_RANGE.items() for value in values])
+def test_values_out_of_range_name_the_key(key, value):
+    section, name = key.split(".")
+    values = {section: {name: value}} if section != "model" else {"model": {"name": "mmoe", name: value}}
+    with pytest.raises(UserError, match=f"^{key}: "):
+        config_of(values)
+
+
+def test_whole_numbers_do_for_floats():
+    lr = config_of({"dense": {"lr": 1}}).dense.lr
+    assert lr == 1.0
+    assert isinstance(lr, float)
+
+
+def test_invalid_toml_names_file_and_line(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text('[model]\nname = "mmoe\n')
+    with pytest.raises(UserError, match=r"broken.toml: not valid TOML: .*line 2"):
+        read_toml(path)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"absent.toml: no such file"):
+        read_toml(tmp_path / "absent.toml")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_toml(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"\xe9\xff = 1")
+    with pytest.raises(UserError, match=r"latin.toml: cannot be read"):
+        read_toml(tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize("text", ["", "[model]\nexperts = 2\n", "model = 'mmoe'\n"])
+def test_a_file_without_a_models_name(tmp_path, text):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(UserError, match=r"run.toml: key 'model.name' is missing"):
+        _load_config(str(tmp_path / "run.toml"))
+
+
+def test_unknown_preset_lists_those_there_are():
+    with pytest.raises(UserError, match=r"no preset 'mmoo'; choose one of .*mmoe.* or name a .toml file"):
+        config_path("mmoo")
