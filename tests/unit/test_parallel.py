@@ -1,0 +1,354 @@
+"""Sharding on one rank: tables start alike on every plan, optimisers follow their formulas, plans that cannot be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from toy import write_toy
+
+from recmtl.config import Config, DenseConfig, EmbeddingConfig, ShardingConfig, TrainingConfig
+from recmtl.data.batch import Batch
+from recmtl.data.dataset import Dataset, Feature, Table, Task
+from recmtl.data.reader import Reader
+from recmtl.distributed import parallel
+from recmtl.distributed.parallel import initialize_tables, parallelize, sparse_optimizer, table_weights
+from recmtl.distributed.plan import GIB, WHOLE_ROW_TYPES, Cluster, Plan, make_plan
+from recmtl.distributed.ranks import process_group, resolve_device
+from recmtl.errors import UserError
+from recmtl.models.mmoe import MMoEConfig
+from recmtl.models.ranker import Ranker
+from recmtl.training.schedule import Warmup
+
+# What `recmtl` itself silences (recmtl/quiet.py).
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")
+
+MODEL = MMoEConfig(experts=2, expert=(8,), tower=(4,))
+DIM, BATCH, LR, EPS = 8, 48, 0.1, 1e-4
+ONE_CPU = Cluster(1, 1, "cpu", 4 * GIB)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch):
+    """A process group of one, and none left after."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    with process_group("cpu") as ranks:
+        yield ranks
+    assert not dist.is_initialized()
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
+    folder = tmp_path_factory.mktemp("toy") / "data"
+    return folder, write_toy(folder, {"train": 2 * BATCH, "val": 0, "test": 0})
+
+
+def config_of(sharding: str = "auto", optimizer: str = "rowwise_adagrad", **training) -> Config:
+    return Config(
+        model=MODEL,
+        embedding=EmbeddingConfig(dim=DIM, optimizer=optimizer, lr=LR, eps=EPS),  # type: ignore[arg-type]
+        dense=DenseConfig(optimizer="sgd", lr=LR),
+        sharding=ShardingConfig(type=sharding),  # type: ignore[arg-type]
+        training=TrainingConfig(**training),
+    )
+
+
+def sharded(dataset: Dataset, config: Config):
+    """The sharded model, its optimiser and the unsharded ranker it was made of (the dense part is the same)."""
+    torch.manual_seed(0)
+    ranker = Ranker(dataset, dataset.tasks, config.model, dim=config.embedding.dim)
+    plan = make_plan(ranker, config.sharding, ONE_CPU, BATCH)
+    return *parallelize(ranker, plan, config, torch.device("cpu")), ranker
+
+
+def whole_tables(model) -> dict[str, torch.Tensor]:
+    """Copies of the tables, put together from their pieces."""
+    tables: dict[str, torch.Tensor] = {}
+    for name, piece, row, column, rows, dim in table_weights(model):
+        whole = tables.setdefault(name, torch.full((rows, dim), torch.nan))
+        whole[row : row + piece.shape[0], column : column + piece.shape[1]] = piece
+    return tables
+
+
+def batches(toy: tuple[Path, Dataset]) -> list[Batch]:
+    folder, dataset = toy
+    return list(Reader(folder, dataset, "train", dataset.tasks, batch_size=BATCH, streams=4).batches())
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "column_wise", "data_parallel"])
+def test_tables_start_alike_on_every_plan_and_within_their_bound(toy, sharding):
+    _, dataset = toy
+    tables = whole_tables(sharded(dataset, config_of(sharding))[0])
+    assert {name: tuple(table.shape) for name, table in tables.items()} == {
+        table.name: (table.rows, DIM) for table in dataset.tables
+    }
+    reference = whole_tables(sharded(dataset, config_of("auto"))[0])
+    for name, table in tables.items():
+        assert torch.equal(table, reference[name])
+        bound = table.shape[0] ** -0.5
+        assert 0.9 * bound < table.abs().max() <= bound
+        assert abs(table.mean()) < 0.2 * bound
+        assert len(table.unique()) > 0.99 * table.numel()
+
+
+def test_seed_and_scale_of_the_first_weights(toy):
+    _, dataset = toy
+    model, _, _ = sharded(dataset, config_of("table_wise", seed=1))
+    first = whole_tables(model)
+    initialize_tables(model, 1, 3.0)
+    for name, table in whole_tables(model).items():
+        torch.testing.assert_close(table, 3 * first[name])
+    initialize_tables(model, 2, 1.0)
+    assert not torch.equal(whole_tables(model)["user"], first["user"])
+
+
+ROWS = 3 * parallel.INIT_ROWS + 17
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        pytest.param([(0, ROWS // 2, 0, 4), (ROWS // 2, ROWS, 0, 4)], id="rows"),
+        pytest.param([(0, ROWS, 0, 1), (0, ROWS, 1, 4)], id="columns"),
+        pytest.param(
+            [(0, 70_000, 0, 4), (70_000, 70_001, 0, 4), (70_001, ROWS, 0, 3), (70_001, ROWS, 3, 4)], id="both"
+        ),
+    ],
+)
+def test_pieces_of_a_large_table_are_the_whole_table_cut(monkeypatch, cuts):
+    """Pieces as row-wise and grid sharding make them on GPUs, across the blocks that are drawn at once."""
+
+    def fill(pieces: list[tuple[int, int, int, int]]) -> torch.Tensor:
+        whole = torch.full((ROWS, 4), torch.nan)
+        views = [("t", whole[top:end, left:right], top, left, ROWS, 4) for top, end, left, right in pieces]
+        monkeypatch.setattr(parallel, "table_weights", lambda model: iter(views))
+        initialize_tables(torch.nn.Module(), 5, 1.0)
+        return whole
+
+    assert torch.equal(fill(cuts), fill([(0, ROWS, 0, 4)]))
+
+
+def loss_in_plain_torch(ranker: Ranker, tables: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+    """The loss from tables indexed row by row, and the ranker's dense model."""
+    tags = [tables["tag"][ids.long()] for ids in batch.sparse["tags"].to_dense()]
+    x = torch.cat(
+        [
+            *(
+                tables[table][batch.sparse[feature].values().long()]
+                for feature, table in (("user", "user"), ("item", "item"), ("previous", "item"))
+            ),
+            torch.stack([bag.mean(0) if len(bag) else torch.zeros(DIM) for bag in tags]),
+            batch.numeric,
+        ],
+        dim=1,
+    )
+    logits = ranker.head.model({"shared": x})
+    p = logits.sigmoid()
+    entropies = -(batch.labels * p.log() + (1 - batch.labels) * (1 - p).log())
+    return (entropies * batch.weights[:, None]).sum()
+
+
+def updated(
+    optimizer: str, table: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """One step of the formula; `state` holds the accumulator."""
+    if optimizer == "sgd":
+        return table - LR * gradient
+    squares = gradient**2 if optimizer == "adagrad" else (gradient**2).mean(1, keepdim=True)
+    state["sum"] = state.get("sum", 0) + squares
+    return table - LR * gradient / (state["sum"].sqrt() + EPS)
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "column_wise", "data_parallel"])
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
+def test_embeddings_follow_the_optimizers_formula(toy, sharding, optimizer):
+    _, dataset = toy
+    model, combined, ranker = sharded(dataset, config_of(sharding, optimizer))
+    tables = whole_tables(model)
+    states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in tables}
+    for batch in batches(toy):
+        leaves = {name: table.clone().requires_grad_() for name, table in tables.items()}
+        wanted_loss = loss_in_plain_torch(ranker, leaves, batch)
+        gradients = dict(zip(leaves, torch.autograd.grad(wanted_loss, list(leaves.values())), strict=True))
+        tables = {name: updated(optimizer, tables[name], gradients[name], states[name]) for name in tables}
+
+        combined.zero_grad()
+        loss, _ = model(batch)
+        assert loss.item() == pytest.approx(wanted_loss.item(), rel=1e-5)
+        loss.backward()
+        combined.step()
+        for name, table in whole_tables(model).items():
+            touched = gradients[name].abs().amax(1) > 1e-6  # below it, Adagrad makes steps of rounding noise
+            assert touched.sum() > 10
+            torch.testing.assert_close(table[touched], tables[name][touched], rtol=1e-3, atol=1e-4)
+            untouched = (gradients[name] == 0).all(1)
+            assert torch.equal(table[untouched], tables[name][untouched])
+        tables = whole_tables(model)
+
+
+def test_dense_part_moves_against_its_gradient(toy):
+    _, dataset = toy
+    model, combined, ranker = sharded(dataset, config_of())
+    before = {name: p.detach().clone() for name, p in ranker.head.named_parameters()}
+    combined.zero_grad()
+    model(batches(toy)[0])[0].backward()
+    gradients = {name: p.grad.clone() for name, p in ranker.head.named_parameters()}
+    combined.step()
+    for name, p in ranker.head.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] - LR * gradients[name])
+
+
+def test_clipping_limits_the_dense_gradient(toy):
+    _, dataset = toy
+    model, combined, ranker = sharded(dataset, config_of(clip_norm=1e-3))
+    before = torch.cat([p.detach().flatten() for p in ranker.head.parameters()]).clone()
+    combined.zero_grad()
+    model(batches(toy)[0])[0].backward()
+    assert torch.cat([p.grad.flatten() for p in ranker.head.parameters()]).norm() > 1e-2
+    combined.step()
+    moved = torch.cat([p.detach().flatten() for p in ranker.head.parameters()]) - before
+    assert moved.norm().item() == pytest.approx(LR * 1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "data_parallel"])
+def test_warm_up_scales_both_learning_rates(toy, sharding):
+    """SGD makes a step proportional to the rate."""
+    _, dataset = toy
+    moves = []
+    for steps in (0, 10):
+        model, combined, ranker = sharded(dataset, config_of(sharding, "sgd"))
+        table, dense = whole_tables(model)["item"], [p.detach().clone() for p in ranker.head.parameters()]
+        Warmup(combined, steps).set(2)
+        combined.zero_grad()
+        model(batches(toy)[0])[0].backward()
+        combined.step()
+        moved = [p.detach() - q for p, q in zip(ranker.head.parameters(), dense, strict=True)]
+        moves.append([whole_tables(model)["item"] - table, *moved])
+    for full, scaled in zip(*moves, strict=True):
+        assert full.abs().max() > 0
+        torch.testing.assert_close(scaled, 0.3 * full, rtol=1e-3, atol=1e-6)
+
+
+def test_warm_up_ends_at_the_full_rates(toy):
+    _, dataset = toy
+    _, combined, _ = sharded(dataset, config_of())
+    warmup = Warmup(combined, 4)
+    rates = []
+    for step in range(6):
+        warmup.set(step)
+        rates.append({group["lr"] for _, optimizer in combined.optimizers for group in optimizer.param_groups})
+    assert [len(found) for found in rates] == [1] * 6
+    assert [rate for [rate] in rates] == pytest.approx([LR * scale for scale in (0.25, 0.5, 0.75, 1, 1, 1)])
+
+
+def paper_dataset(rows: int = 10_000_000) -> Dataset:
+    """One large table and several small ones."""
+    tables = (Table("large", rows), *(Table(f"small_{i}", 1000 + i) for i in range(10)))
+    return Dataset("paper", "paper", {}, tables, tuple(Feature(t.name, table=t.name) for t in tables), (Task("t"),))
+
+
+def plan_of(dataset: Dataset, cluster: Cluster, dim: int = 64, **sharding) -> Plan:
+    return make_plan(Ranker(dataset, dataset.tasks, MODEL, dim=dim), ShardingConfig(**sharding), cluster, 512)
+
+
+CLUSTERS = [
+    Cluster(world_size, min(8, world_size), device, memory * GIB)
+    for world_size, device, memory in [
+        (1, "cpu", 16),
+        (2, "cpu", 16),
+        (8, "cpu", 4),
+        (1, "cuda", 80),
+        (8, "cuda", 2),
+        (64, "cuda", 80),
+    ]
+]
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS, ids=lambda c: f"{c.world_size} {c.device}")
+def test_auto_keeps_rows_whole_and_places_every_table(cluster):
+    dataset = paper_dataset()
+    plan = plan_of(dataset, cluster)
+    assert set(plan.table_types()) == {table.name for table in dataset.tables}
+    assert set(plan.table_types().values()) <= set(WHOLE_ROW_TYPES)
+    weights: dict[int, int] = {}
+    for table in dataset.tables:
+        shards = [shard for shard in plan.shards if shard.table == table.name]
+        assert sum(shard.rows for shard in shards) == table.rows
+        assert {shard.dim for shard in shards} == {64}
+        assert sum(shard.weight_bytes for shard in shards) == table.rows * 64 * 4
+        for shard in shards:
+            assert 0 <= shard.rank < cluster.world_size
+            weights[shard.rank] = weights.get(shard.rank, 0) + shard.total_bytes
+    assert max(weights.values()) <= cluster.memory
+
+
+def test_a_table_that_one_gpu_cannot_hold_is_cut():
+    plan = plan_of(paper_dataset(40_000_000), Cluster(8, 8, "cuda", 8 * GIB))
+    assert plan.table_types()["large"] in ("row_wise", "table_row_wise")
+    assert len({shard.rank for shard in plan.shards if shard.table == "large"}) == 8
+
+
+def test_single_tables_come_before_the_type_of_all():
+    cluster = Cluster(2, 2, "cpu", 16 * GIB)
+    tables = {"large": "column_wise", "small_3": "data_parallel"}
+    types = plan_of(paper_dataset(1000), cluster, type="table_wise", tables=tables).table_types()
+    assert types == {name: tables.get(name, "table_wise") for name in types}
+
+
+def test_column_wise_cuts_columns():
+    plan = plan_of(paper_dataset(1000), Cluster(2, 2, "cpu", 16 * GIB), type="column_wise")
+    pieces = [(shard.rows, shard.dim) for shard in plan.shards if shard.table == "large"]
+    assert pieces == [(1000, 32), (1000, 32)]
+
+
+def test_tables_that_do_not_fit_are_an_error_with_the_way_out():
+    with pytest.raises(UserError) as caught:
+        plan_of(paper_dataset(), Cluster(2, 2, "cpu", GIB // 2))
+    message = str(caught.value)
+    assert "do not fit 2 x 0.5 GiB" in message
+    assert "largest 'large' with 10,000,000 rows of 64" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("sharding", "message"),
+    [
+        ({"tables": {"larg": "table_wise"}}, "sharding.tables: no table 'larg'; the run has large, small_0"),
+        ({"type": "row_wise"}, "sharding of table 'large': no row_wise on cpu; choose table_wise, column_wise"),
+        ({"tables": {"small_1": "grid_shard"}}, "sharding of table 'small_1': no grid_shard on cpu"),
+    ],
+)
+def test_sharding_that_cannot_be_is_an_error(sharding, message):
+    with pytest.raises(UserError) as caught:
+        plan_of(paper_dataset(1000), ONE_CPU, **sharding)
+    assert str(caught.value).startswith(message)
+
+
+def test_plan_json_holds_cluster_and_shards():
+    plan = plan_of(paper_dataset(1000), ONE_CPU).to_json()
+    assert plan["cluster"] == {"world_size": 1, "local_world_size": 1, "device": "cpu", "memory": 4 * GIB}
+    assert {shard["table"] for shard in plan["shards"]} == {table.name for table in paper_dataset(1000).tables}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adam"])
+def test_optimizers_that_cpus_lack(optimizer):
+    with pytest.raises(UserError, match=f"no {optimizer} on the CPU; choose one of rowwise_adagrad, adagrad, sgd"):
+        sparse_optimizer(EmbeddingConfig(optimizer=optimizer), "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_an_error():
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(UserError, match=r"training.device is cuda, but PyTorch sees no GPU"):
+        resolve_device("cuda")
+
+
+def test_ranks_of_a_process_alone(alone):
+    assert (alone.rank, alone.world_size, alone.is_first) == (0, 1, True)
+    assert alone.max(-2.5) == -2.5
+    assert alone.sum(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+    assert 2**28 < alone.device_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
