@@ -5,6 +5,7 @@ from __future__ import annotations
 from recmtl.errors import UserError
 from recmtl.models.base import Inputs, Model
 from recmtl.models.mmoe import MMoE
+from recmtl.models.omoe import OMoE
 from recmtl.models.shared_bottom import SharedBottom
 from recmtl.models.single_task import SingleTask
 
@@ -12,6 +13,7 @@ MODELS: dict[str, type[Model]] = {
     "single_task": SingleTask,
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
+    "omoe": OMoE,
 }
 """Add a model from outside the package with ``MODELS["name"] = Class`` before the command line runs."""
 

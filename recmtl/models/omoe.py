@@ -1,0 +1,48 @@
+"""OMoE: one gate, and so one mixture of experts, for all tasks (Ma et al., KDD 2018, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from recmtl.models.base import SHARED, Inputs, Model
+from recmtl.models.layers import Gates, MLPs, Towers, mix
+
+
+@dataclass
+class OMoEConfig:
+    """Sizes of OMoE."""
+
+    name: str = "omoe"
+    """Model name."""
+    experts: int = 4
+    """Number of experts K."""
+    expert: tuple[int, ...] = (128,)
+    """Hidden widths of each expert; the last one is its output."""
+    gate: tuple[int, ...] = ()
+    """Hidden widths of the gate; none: the paper's linear gate."""
+    tower: tuple[int, ...] = (64,)
+    """Hidden widths of each task's tower."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden unit in experts and towers."""
+
+
+class OMoE(Model):
+    """z = Σ_e softmax_e(W x) f_e(x); logit_t = tower_t(z).
+
+    z [B, H] is computed once: all tasks read the same, whatever dropout drops in the experts.
+    """
+
+    Config = OMoEConfig
+
+    def __init__(self, config: OMoEConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        self.experts = MLPs(config.experts, inputs.width, config.expert, dropout=config.dropout)
+        self.gate = Gates(1, inputs.width, config.experts, config.gate)
+        self.towers = Towers(len(inputs.tasks), self.experts.out_features, config.tower, config.dropout)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Logits [B, T]."""
+        x_shared = x[SHARED]
+        return self.towers(mix(self.gate(x_shared), self.experts(x_shared)).squeeze(0))
