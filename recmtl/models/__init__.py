@@ -6,6 +6,7 @@ from recmtl.errors import UserError
 from recmtl.models.base import Inputs, Model
 from recmtl.models.mmoe import MMoE
 from recmtl.models.omoe import OMoE
+from recmtl.models.ple import CGC, PLE
 from recmtl.models.shared_bottom import SharedBottom
 from recmtl.models.single_task import SingleTask
 
@@ -14,6 +15,8 @@ MODELS: dict[str, type[Model]] = {
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "omoe": OMoE,
+    "cgc": CGC,
+    "ple": PLE,
 }
 """Add a model from outside the package with ``MODELS["name"] = Class`` before the command line runs."""
 
