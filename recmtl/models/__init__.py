@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recmtl.errors import UserError
 from recmtl.models.base import Inputs, Model
+from recmtl.models.esmm import ESMM
 from recmtl.models.mmoe import MMoE
 from recmtl.models.omoe import OMoE
 from recmtl.models.ple import CGC, PLE
@@ -17,6 +18,7 @@ MODELS: dict[str, type[Model]] = {
     "omoe": OMoE,
     "cgc": CGC,
     "ple": PLE,
+    "esmm": ESMM,
 }
 """Add a model from outside the package with ``MODELS["name"] = Class`` before the command line runs."""
 

@@ -1,0 +1,77 @@
+"""ESMM: probabilities multiplied along the funnel, over all rows (Ma et al., SIGIR 2018, section 2.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recmtl.errors import UserError
+from recmtl.models.base import SHARED, Inputs, Model
+from recmtl.models.layers import Towers
+from recmtl.models.relations import parent_indices, parents_first
+
+
+@dataclass
+class ESMMConfig:
+    """Sizes of ESMM."""
+
+    name: str = "esmm"
+    """Model name."""
+    tower: tuple[int, ...] = (128, 64)
+    """Hidden widths of each task's tower."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden unit."""
+
+
+class ESMM(Model):
+    r"""One tower a task on shared embeddings; a task with a parent has the tower of its conditional probability.
+
+    With b_t = tower_t(x) [B] and the task's `parent` and `relation`:
+        no parent:  p(t) = σ(b_t);
+        given:      p(t) = p(parent) · σ(b_t), σ(b_t) = p(t | parent);
+        given_not:  p(t) = (1 − p(parent)) · σ(b_t), σ(b_t) = p(t | not parent).
+    The loss is on every p(t), over all rows, and never on a conditional alone. The paper has one link (click → buy) and
+    sums embeddings over a field; chains, trees and `given_not` follow by the same product.
+
+    Logits are log p − log(1 − p), each kept in log space: log p adds up along the chain, and
+    1 − p·σ(b) = (1 − p) + p·σ(−b) is a sum of positive terms, so nothing cancels and no gradient explodes.
+
+    A parent that is not trained counts as absent. One task alone is its own tower.
+
+    Raises:
+        UserError: several tasks, none with a parent among them.
+    """
+
+    Config = ESMMConfig
+
+    def __init__(self, config: ESMMConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        self.parents = parent_indices(inputs.tasks)
+        if len(inputs.tasks) > 1 and not any(parent is not None for parent in self.parents):
+            names = ", ".join(task.name for task in inputs.tasks)
+            raise UserError(f"esmm needs a task with a parent; name it in the recipe (training {names})")
+        self.order = parents_first(self.parents)
+        self.towers = Towers(len(inputs.tasks), inputs.width, config.tower, config.dropout)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Logits [B, T] of the products."""
+        # Not in bfloat16 under autocast: differences of logarithms follow.
+        own = self.towers(x[SHARED])
+        own = own.float() if own.dtype == torch.bfloat16 else own
+        yes, no = F.logsigmoid(own).unbind(1), F.logsigmoid(-own).unbind(1)
+        log_p: dict[int, Tensor] = {}
+        log_not: dict[int, Tensor] = {}
+        for task in self.order:
+            parent = self.parents[task]
+            if parent is None:
+                log_p[task], log_not[task] = yes[task], no[task]
+                continue
+            open_, closed = log_p[parent], log_not[parent]
+            if self.inputs.tasks[task].relation == "given_not":
+                open_, closed = closed, open_
+            log_p[task] = open_ + yes[task]
+            log_not[task] = torch.logaddexp(closed, open_ + no[task])
+        return torch.stack([log_p[task] - log_not[task] for task in range(len(own.t()))], dim=1)
