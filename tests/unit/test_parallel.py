@@ -240,9 +240,9 @@ def test_warm_up_ends_at_the_full_rates(toy):
     rates = []
     for step in range(6):
         warmup.set(step)
-        rates.append({group["lr"] for _, optimizer in combined.optimizers for group in optimizer.param_groups})
-    assert [len(found) for found in rates] == [1] * 6
-    assert [rate for [rate] in rates] == pytest.approx([LR * scale for scale in (0.25, 0.5, 0.75, 1, 1, 1)])
+        rates.append([group["lr"] for _, optimizer in combined.optimizers for group in optimizer.param_groups])
+    for found, scale in zip(rates, (0.25, 0.5, 0.75, 1, 1, 1), strict=True):
+        assert found == pytest.approx([LR * scale] * len(found))
 
 
 def paper_dataset(rows: int = 10_000_000) -> Dataset:

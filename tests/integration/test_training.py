@@ -1,0 +1,402 @@
+"""Training through the command line: alike on one rank and two, stopped and resumed, and the files a run leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy import write_toy
+
+from recmtl import cli
+from recmtl.models import MODELS
+from recmtl.training.checkpoint import best_checkpoint
+
+TRAIN_ROWS, BATCH = 3000, 64
+EPOCH = math.ceil(TRAIN_ROWS / BATCH)  # 47 steps
+# Learning rates rise over the first checkpoints, so that resuming there must find its place in the rise.
+FLAGS = {
+    "training.batch_size": BATCH,
+    "training.max_epochs": 2,
+    "training.patience": 0,
+    "training.warmup_steps": 30,
+    "training.device": "cpu",
+    "metrics.every_steps": 1,
+    "checkpoint.every_steps": 20,
+    "checkpoint.keep": 100,
+}
+TASK_METRICS = {"auc", "gauc", "oracle_auc", "logloss", "ne", "calibration", "base_rate", "rows"}
+
+
+def words(flags: dict[str, Any]) -> list[str]:
+    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+
+
+def read(run: Path, name: str = "results.json") -> dict[str, Any]:
+    return json.loads((run / name).read_text())
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    """The training loss of every step; all steps must be there, once and in order."""
+    logged = [line for line in lines(run) if "loss" in line]
+    assert [line["step"] for line in logged] == list(range(1, len(logged) + 1))
+    return [line["loss"] for line in logged]
+
+
+def steps(run: Path) -> list[int]:
+    """Of the checkpoints."""
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+
+
+def assert_same_metrics(one: Path, other: Path, tolerance: float = 1e-4) -> None:
+    for split in ("val", "test"):
+        a, b = read(one)[split], read(other)[split]
+        assert set(a) == set(b) == {"click", "like"}
+        for task in a:
+            assert a[task] == pytest.approx(b[task], rel=tolerance)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "data"
+    write_toy(folder, {"train": TRAIN_ROWS, "val": 400, "test": 501})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(data, run_recmtl, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Run `recmtl train` in real processes; the folder keeps what they said."""
+
+    def start(run: Path | None = None, *, preset: object = "mmoe", ranks: int = 1, **flags: Any) -> Path:
+        run = run or tmp_path_factory.mktemp("runs") / "run"
+        flags = FLAGS | {key.replace("__", "."): value for key, value in flags.items()}
+        ended = run_recmtl("train", preset, "--data", data, "--run", run, *words(flags), ranks=ranks)
+        assert ended.returncode == 0, ended.stderr
+        (run / "stdout").write_text(ended.stdout)
+        (run / "stderr").write_text(ended.stderr)
+        return run
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def one(start) -> Path:
+    return start()
+
+
+@pytest.fixture(scope="module")
+def two(start) -> Path:
+    return start(ranks=2)
+
+
+def train_here(
+    data: Path, run: Path, preset: str = "mmoe", tasks: tuple[str, ...] = (), **flags: Any
+) -> dict[str, Any]:
+    """`recmtl train` on one rank within this process."""
+    flags = FLAGS | {key.replace("__", "."): value for key, value in flags.items()}
+    chosen = ["--training.tasks", *tasks] if tasks else []
+    cli.train([preset, "--data", str(data), "--run", str(run), *words(flags), *chosen])
+    return read(run)
+
+
+def as_killed_after(run: Path, step: int, to: Path) -> Path:
+    """What the disk would hold had a run been killed before its next checkpoint after `step`."""
+    shutil.copytree(run, to)
+    (to / "results.json").unlink()
+    for later in steps(to):
+        if later > step:
+            shutil.rmtree(to / "checkpoints" / f"step-{later:09d}")
+    assert steps(to)[-1] == step
+    return to
+
+
+def test_one_and_two_ranks_train_alike(one, two):
+    assert len(losses(one)) == 2 * EPOCH
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert losses(one)[-1] < 0.95 * losses(one)[0]
+    assert_same_metrics(one, two)
+    assert read(one)["test"]["click"]["rows"] == read(two)["test"]["click"]["rows"] == 501
+    assert (read(one)["world_size"], read(two)["world_size"]) == (1, 2)
+
+
+def test_the_model_learns(one):
+    for task in read(one)["test"].values():
+        assert task["oracle_auc"] > task["auc"] > 0.65
+        assert task["ne"] < 0.95
+
+
+@pytest.mark.parametrize(("before", "after", "step"), [("one", 2, 20), ("two", 1, 60)])
+def test_a_killed_run_goes_on_with_another_number_of_ranks(request, start, tmp_path, before, after, step):
+    """From the middle of the first or the second epoch; as if it had never stopped."""
+    undisturbed = request.getfixturevalue(before)
+    resumed = start(as_killed_after(undisturbed, step, tmp_path / "run"), ranks=after)
+    assert losses(resumed) == pytest.approx(losses(undisturbed), rel=1e-4)
+    assert losses(resumed) != losses(undisturbed)  # it did run; sums over ranks round differently
+    assert_same_metrics(undisturbed, resumed)
+    assert steps(resumed) == steps(undisturbed)
+    assert read(resumed)["steps"] == 2 * EPOCH
+
+
+def test_killing_the_process_loses_no_step(data, one, tmp_path):
+    """SIGKILL at some moment after a checkpoint; the run is long enough not to end before."""
+    run = tmp_path / "run"
+    flags = FLAGS | {"training.max_epochs": 1000, "checkpoint.keep": 2}
+    command = [sys.executable, "-m", "recmtl", "train", "mmoe", "--data", str(data), "--run", str(run)]
+    process = subprocess.Popen(
+        [*command, *words(flags)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+    )
+    while not (run / "checkpoints" / "step-000000020").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    last = max(int(path.parent.name[5:]) for path in run.glob("checkpoints/step-*/progress.json"))
+    train_here(
+        data, run, **{key.replace(".", "__"): value for key, value in flags.items()}, training__max_steps=last + 30
+    )
+    assert len(losses(run)) == last + 30
+    shared = min(last + 30, 2 * EPOCH)
+    assert losses(run)[:shared] == pytest.approx(losses(one)[:shared], rel=1e-4)
+
+
+def test_a_finished_run_can_be_trained_further(data, one, tmp_path):
+    """Stopped in the middle of the second epoch by max_steps, then without that limit."""
+    run = tmp_path / "run"
+    short = train_here(data, run, training__max_steps=EPOCH + 10)
+    assert short["steps"] == EPOCH + 10
+    assert len(losses(run)) == EPOCH + 10
+    train_here(data, run)
+    assert losses(run) == pytest.approx(losses(one), rel=1e-6)
+    assert read(run)["test"]["click"]["auc"] == pytest.approx(read(one)["test"]["click"]["auc"], rel=1e-4)
+
+
+def test_starting_a_finished_run_again_changes_nothing(data, one, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(one, run)
+    train_here(data, run)
+    assert losses(run) == losses(one)
+    assert read(run)["test"] == read(one)["test"]
+    assert read(run)["steps"] == read(one)["steps"]
+
+
+@pytest.fixture(scope="module")
+def one_with_adagrad(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "adagrad"
+    # With the default eps of 1e-8 Adagrad's first step on a weight is ±lr even where its gradient is rounding noise.
+    train_here(data, run, embedding__optimizer="adagrad", embedding__eps=1e-3, sharding__type="table_wise")
+    return run
+
+
+def test_tables_cut_by_columns_and_replicated_ones_train_alike(start, one_with_adagrad, tmp_path):
+    """With Adagrad, whose state does not care where a row is cut."""
+    config = tmp_path / "mixed.toml"
+    config.write_text('[model]\nname = "mmoe"\n[sharding.tables]\nuser = "data_parallel"\n')
+    flags = {"embedding__optimizer": "adagrad", "embedding__eps": 1e-3, "sharding__type": "column_wise"}
+    run = start(preset=config, ranks=2, **flags)
+    shards = read(run, "plan.json")["shards"]
+    placed = {(shard["table"], shard["sharding"], shard["dim"], shard["rank"]) for shard in shards}
+    assert placed == {
+        *((table, "column_wise", 8, rank) for table in ("item", "tag") for rank in (0, 1)),
+        *(("user", "data_parallel", 16, rank) for rank in (0, 1)),
+    }
+    assert losses(run)[0] == pytest.approx(losses(one_with_adagrad)[0], rel=1e-6)
+    assert losses(run) == pytest.approx(losses(one_with_adagrad), rel=1e-4)
+    assert_same_metrics(run, one_with_adagrad)
+
+
+def test_tables_replicated_and_sharded_side_by_side(data, one, tmp_path):
+    tables = tmp_path / "mixed.toml"
+    tables.write_text('[model]\nname = "mmoe"\n[sharding.tables]\nuser = "data_parallel"\nitem = "table_wise"\n')
+    train_here(data, tmp_path / "run", str(tables))
+    kinds = {shard["table"]: shard["sharding"] for shard in read(tmp_path / "run", "plan.json")["shards"]}
+    assert kinds == {"user": "data_parallel", "item": "table_wise", "tag": "table_wise"}
+    assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_a_normal_run_says_only_what_concerns_its_user(request, name):
+    run = request.getfixturevalue(name)
+    said = (run / "stderr").read_text()
+    assert "Warning" not in said
+    assert [line for line in said.splitlines() if not line.startswith(("epoch ", "test "))] == []
+    assert len([line for line in said.splitlines() if "validation loss" in line]) == 2
+    table = (run / "stdout").read_text().splitlines()
+    assert [line.split()[0] for line in table] == ["task", "click", "like"]
+
+
+def test_results_hold_the_contracts_fields(one):
+    results = read(one)
+    # DESIGN: the fields that scripts depend on; `steps` and `gauc` are there beside them.
+    assert list(results) == [
+        *("model", "dataset", "world_size", "device", "seed", "epochs", "best_epoch", "steps", "test", "val"),
+        *("logloss_sum", "train_val_seconds", "examples_per_second", "peak_memory_bytes", "versions", "config_sha256"),
+    ]
+    fixed = {"model": "mmoe", "dataset": "toy", "world_size": 1, "device": "cpu", "seed": 100, "epochs": 2, "steps": 94}
+    assert {key: results[key] for key in fixed} == fixed
+    for split in ("test", "val"):
+        assert set(results[split]) == {"click", "like"}
+        for task in results[split].values():
+            assert set(task) == TASK_METRICS
+            assert all(math.isfinite(value) for value in task.values())
+    assert results["logloss_sum"] == pytest.approx(sum(task["logloss"] for task in results["test"].values()))
+    assert results["train_val_seconds"] > 0
+    assert results["examples_per_second"] > 0
+    assert results["peak_memory_bytes"]["device"] is None
+    assert 2**26 < results["peak_memory_bytes"]["host"] < 2**36
+    assert {"python", "torch", "torchrec", "fbgemm", "recmtl"} <= set(results["versions"])
+    assert len(results["config_sha256"]) == 64
+
+
+def test_a_run_leaves_the_contracts_files(one):
+    left = {path.name for path in one.iterdir()} - {"stdout", "stderr"}
+    assert left == {
+        *("checkpoints", "config.toml", "dataset.json", "metrics.jsonl", "plan.json", "results.json", "tensorboard")
+    }
+    assert steps(one) == [20, 40, 47, 60, 80, 94]
+
+
+def test_metrics_lines_and_tensorboard_agree(one):
+    train = [line for line in lines(one) if "loss" in line]
+    assert all(
+        set(line) == {"step", "epoch", "loss", "loss/click", "loss/like", "examples_per_second"} for line in train
+    )
+    assert [line["epoch"] for line in train] == [1] * EPOCH + [2] * EPOCH
+    for line in train:
+        assert line["loss"] == pytest.approx(line["loss/click"] + line["loss/like"])
+    val = [line for line in lines(one) if "val/loss" in line]
+    assert [(line["step"], line["epoch"]) for line in val] == [(EPOCH, 1), (2 * EPOCH, 2)]
+    best = val[read(one)["best_epoch"] - 1]
+    assert {task: {name: best[f"val/{task}/{name}"] for name in TASK_METRICS} for task in ("click", "like")} == read(
+        one
+    )["val"]
+
+    events = EventAccumulator(str(one / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(one))
+    assert [event.step for event in events.Scalars("val/loss")] == [EPOCH, 2 * EPOCH]
+
+
+@pytest.fixture(scope="module")
+def overfit(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that gets worse after its best epoch."""
+    run = tmp_path_factory.mktemp("runs") / "overfit"
+    flags = {"embedding__lr": 0.5, "training__patience": 2, "training__max_epochs": 20, "checkpoint__keep": 1}
+    train_here(data, run, **flags)
+    return run
+
+
+def test_training_stops_when_validation_no_longer_improves(overfit):
+    results = read(overfit)
+    val = [line["val/loss"] for line in lines(overfit) if "val/loss" in line]
+    assert len(val) == results["epochs"] == results["best_epoch"] + 2 < 20
+    assert min(val) == val[results["best_epoch"] - 1]
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(overfit):
+    results = read(overfit)
+    assert steps(overfit) == [results["best_epoch"] * EPOCH, results["epochs"] * EPOCH]
+    assert best_checkpoint(overfit).name == f"step-{results['best_epoch'] * EPOCH:09d}"
+
+
+def test_the_best_epochs_model_is_tested(data, overfit, tmp_path):
+    """A run that ends at that epoch tests the same model."""
+    results = read(overfit)
+    again = train_here(data, tmp_path / "run", embedding__lr=0.5, training__max_epochs=results["best_epoch"])
+    assert again["best_epoch"] == results["best_epoch"]
+    for task in ("click", "like"):
+        assert results["test"][task] == pytest.approx(again["test"][task], rel=1e-6)
+
+
+def test_evaluate_gives_the_numbers_of_the_run(data, two, overfit, run_recmtl):
+    """On one rank for a run of two, in a real process; and the best epoch's model, not the last one's."""
+    ended = run_recmtl("evaluate", two, "--data", data)
+    assert ended.returncode == 0, ended.stderr
+    assert "Warning" not in ended.stderr
+    measured = read(two, "evaluation_test.json")
+    assert measured["split"] == "test"
+    for task, metrics in read(two)["test"].items():
+        assert measured["test"][task] == pytest.approx(metrics, rel=1e-6)
+
+    for split in ("test", "val"):
+        cli.evaluate([str(overfit), "--data", str(data), "--split", split])
+        assert read(overfit, f"evaluation_{split}.json")[split] == {
+            task: pytest.approx(metrics, rel=1e-9) for task, metrics in read(overfit)[split].items()
+        }
+
+
+def test_bf16_stays_near_float32(data, one, tmp_path):
+    results = train_here(data, tmp_path / "run", training__amp="bf16")
+    assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=0.02)
+    assert losses(tmp_path / "run") != losses(one)
+    for task, metrics in results["test"].items():
+        assert metrics["auc"] == pytest.approx(read(one)["test"][task]["auc"], abs=0.02)
+
+
+def test_clipping_and_warm_up_change_the_run(data, one, tmp_path):
+    for name, flags in {"clip": {"training__clip_norm": 0.01}, "cold": {"training__warmup_steps": 0}}.items():
+        train_here(data, tmp_path / name, dense__optimizer="sgd", dense__lr=0.1, **flags)
+    found = {name: losses(tmp_path / name) for name in ("clip", "cold")}
+    assert all(math.isfinite(loss) for curve in found.values() for loss in curve)
+    # The first loss comes before any step.
+    assert found["clip"][0] == pytest.approx(losses(one)[0])
+    assert found["cold"][0] == pytest.approx(losses(one)[0])
+    assert found["clip"][-1] != pytest.approx(found["cold"][-1], rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path):
+    with pytest.raises(cli.UserError, match=r"the loss is nan at step \d+; lower dense.lr and embedding.lr"):
+        train_here(data, tmp_path / "run", dense__optimizer="sgd", dense__lr=1e38, training__warmup_steps=0)
+
+
+def test_another_seed_is_another_run(data, one, tmp_path):
+    train_here(data, tmp_path / "run", training__seed=1, training__max_steps=3)
+    assert losses(tmp_path / "run") != pytest.approx(losses(one)[:3], rel=1e-4)
+
+
+@pytest.mark.parametrize("preset", MODELS)
+def test_every_models_preset_trains_on_one_task(data, tmp_path, preset):
+    results = train_here(data, tmp_path / "run", preset, tasks=("like",), training__max_epochs=1)
+    assert results["model"] == preset
+    assert set(results["test"]) == set(results["val"]) == {"like"}
+    assert results["logloss_sum"] == results["test"]["like"]["logloss"]
+    assert set(lines(tmp_path / "run")[0]) == {"step", "epoch", "loss", "loss/like", "examples_per_second"}
+
+
+def test_a_task_with_one_class_has_no_auc(data, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    for path in (folder / "test").iterdir():
+        table = pq.read_table(path)
+        zeros = pa.array([0] * len(table), pa.int8())
+        pq.write_table(table.set_column(table.schema.get_field_index("label_like"), "label_like", zeros), path)
+    results = train_here(folder, tmp_path / "run", training__max_steps=10, metrics__gauc=False)
+    like = results["test"]["like"]
+    assert {key for key, value in like.items() if value is None} == {"auc", "oracle_auc", "gauc", "ne", "calibration"}
+    assert like["base_rate"] == 0
+    assert results["test"]["click"]["auc"] > 0.4
+    assert results["test"]["click"]["gauc"] is None  # switched off
+    assert capsys.readouterr().out.splitlines()[2].split()[:4] == ["like", "n/a", "n/a", "n/a"]
+
+
+def test_without_a_validation_split_the_last_epoch_is_tested(tmp_path):
+    write_toy(tmp_path / "data", {"train": 200, "val": 0, "test": 50}, extra_features=False)
+    results = train_here(tmp_path / "data", tmp_path / "run", metrics__tensorboard=False)
+    assert (results["epochs"], results["best_epoch"], results["val"]) == (2, 2, {})
+    assert results["test"]["click"]["rows"] == 50
+    assert not (tmp_path / "run" / "tensorboard").exists()
