@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recmtl.errors import UserError
+from recmtl.models.aitm import AITM
 from recmtl.models.base import Inputs, Model
 from recmtl.models.esmm import ESMM
 from recmtl.models.mmoe import MMoE
@@ -19,6 +20,7 @@ MODELS: dict[str, type[Model]] = {
     "cgc": CGC,
     "ple": PLE,
     "esmm": ESMM,
+    "aitm": AITM,
 }
 """Add a model from outside the package with ``MODELS["name"] = Class`` before the command line runs."""
 

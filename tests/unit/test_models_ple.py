@@ -142,3 +142,12 @@ def test_one_level_of_ple_is_cgc():
     sizes = {"shared_experts": 2, "task_experts": 1, "expert": (8,)}
     cgc, ple = build("cgc", 3, **sizes), build("ple", 3, levels=1, **sizes)
     assert torch.equal(cgc({"shared": inputs()}), ple({"shared": inputs()}))
+
+
+@each_case
+def test_autocast_changes_logits_a_little(name, sizes):
+    model, x = build(name, 3, **sizes).float(), {"shared": inputs().float()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(x)
+    rounded.float().sum().backward()
+    torch.testing.assert_close(rounded.float(), model(x), rtol=0.05, atol=0.02)

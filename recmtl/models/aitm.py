@@ -1,0 +1,129 @@
+"""AITM: each task also attends to what the task before it learned (Xi et al., KDD 2021, section 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from recmtl.errors import UserError
+from recmtl.models.base import SHARED, Inputs, Model
+from recmtl.models.layers import MLPs, Towers
+from recmtl.models.relations import parent_indices, parents_first
+
+
+@dataclass
+class AITMConfig:
+    """Sizes of AITM."""
+
+    name: str = "aitm"
+    """Model name."""
+    bottom: tuple[int, ...] = (128, 64)
+    """Hidden widths of each task's bottom MLP; the last one is K, the width of q and z."""
+    transfer: tuple[int, ...] = ()
+    """Hidden widths of each transfer MLP before its last layer of width K; none: one layer, as the authors'."""
+    tower: tuple[int, ...] = ()
+    """Hidden widths of each task's tower; none: the paper's one linear layer."""
+    alpha: float = 0.6
+    """Weight α of the calibrator, for tasks whose parent the recipe names with the relation `given`; 0: none."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden unit in bottoms, transfers and towers."""
+
+
+class Attention(nn.Module):
+    r"""Adaptive information transfer (section 3.3): attention over a pair of vectors.
+
+    score_u = ⟨W1 u, W2 u⟩ / √K, softmax over the pair, z = Σ_u softmax_u(score) · W3 u. W1, W2, W3 [K, K] without
+    bias, uniform in ±1/√K at the start, as `nn.Linear` draws them.
+
+    Args:
+        width: K.
+
+    Shape:
+        pair: [2, B, K] (q_t, then p_{t-1}); output: z [B, K].
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, 3 * width, bias=False)  # W1, W2 and W3 in one product
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """Mix the pair; see the class for shapes."""
+        weights, values = self.attend(pair)
+        return (weights.unsqueeze(-1) * values).sum(0)
+
+    def attend(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+        """The softmax [2, B], which sums to 1 over the pair, and W3 u [2, B, K]."""
+        first, second, values = self.project(pair).chunk(3, dim=-1)
+        scores = (first * second).sum(-1) / math.sqrt(pair.shape[-1])
+        return torch.softmax(scores, dim=0), values
+
+
+class AITM(Model):
+    r"""q_t = bottom_t(x); z_t attends to q_t and to what the task before it hands on; logit_t = tower_t(z_t).
+
+    z_t = q_t for the first task; else p = transfer_t(z_before) and z_t = Attention(q_t, p), all [B, K]. The attention
+    is one for all tasks.
+
+    Order: the task before t is its parent. Tasks without a parent among the trained ones follow the task before them
+    in the recipe's order (moved so that parents come first), so that a recipe without parents is one chain.
+
+    Calibrator (section 3.4): + α · Σ_b w_b Σ_t max(p_t − p_parent, 0), which punishes a task that is likelier than what
+    it needs. w are the batch's row weights, 1/B on one rank. It counts the tasks whose parent is trained and whose
+    relation is `given` and no others: with `given_not` the two exclude each other, so p_t > p_parent is no mistake, and
+    where the recipe names no parent nobody says that one needs the other.
+
+    Raises:
+        UserError: α is negative.
+    """
+
+    Config = AITMConfig
+
+    def __init__(self, config: AITMConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        if config.alpha < 0:
+            raise UserError(f"model.alpha: must not be negative, not {config.alpha}")
+        tasks = len(inputs.tasks)
+        parents = parent_indices(inputs.tasks)
+        order = parents_first(parents)
+        self.steps: list[tuple[int, int]] = []
+        """(task, the task before it) for all but the first, in the order they are computed."""
+        for previous, task in pairwise(order):
+            parent = parents[task]
+            self.steps.append((task, previous if parent is None else parent))
+        self.first = order[0]
+        self.calibrated = [
+            (task, parent)
+            for task, parent in enumerate(parents)
+            if parent is not None and inputs.tasks[task].relation == "given"
+        ]
+        """(task, parent) that the calibrator counts."""
+        self.bottoms = MLPs(tasks, inputs.width, config.bottom, dropout=config.dropout)
+        width = self.bottoms.out_features
+        # One task has nothing to attend to.
+        self.transfers = nn.ModuleList(
+            MLPs(1, width, (*config.transfer, width), dropout=config.dropout) for _ in self.steps
+        )
+        self.attention = Attention(width) if self.steps else None
+        self.towers = Towers(tasks, width, config.tower, config.dropout)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Logits [B, T]."""
+        q = self.bottoms(x[SHARED])
+        z = {self.first: q[self.first]}
+        for (task, before), transfer in zip(self.steps, self.transfers, strict=True):
+            assert self.attention is not None
+            z[task] = self.attention(torch.stack([q[task], transfer(z[before]).squeeze(0)]))
+        return self.towers(torch.stack([z[task] for task in range(len(q))]))
+
+    def auxiliary_loss(self, logits: Tensor, weights: Tensor) -> Tensor | None:
+        """The calibrator."""
+        if not self.calibrated or not self.config.alpha:
+            return None
+        tasks, parents = map(list, zip(*self.calibrated, strict=True))
+        p = logits.sigmoid()
+        excess = torch.relu(p[:, tasks] - p[:, parents]).sum(1)
+        return self.config.alpha * (weights * excess).sum()
