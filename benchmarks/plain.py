@@ -108,8 +108,12 @@ class PlainTrainer:
 
     def step(self) -> None:
         """Load a batch, go forward and backward, update everything."""
-        ids, labels = next(self.batches)
+        ids, labels = self.load()
         self.update(ids.to(self.device), labels.to(self.device))
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        """The loader alone: ids [B, C] and labels [B, T]."""
+        return next(self.batches)
 
     def update(self, ids: Tensor, labels: Tensor) -> None:
         """One step on a given batch."""

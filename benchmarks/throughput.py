@@ -18,7 +18,6 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -33,7 +32,7 @@ from workload import write_workload
 from recmtl.config import Config, config_class, config_path, parse, read_toml
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset
-from recmtl.data.reader import Prefetcher, Reader
+from recmtl.data.reader import Prefetcher
 from recmtl.distributed.ranks import process_group
 from recmtl.models import model_class
 from recmtl.training.trainer import Engine
@@ -86,33 +85,13 @@ def load_config(options: Options) -> Config:
     return config
 
 
-class Feed(Iterator[Batch]):
-    """Training batches from disk, epoch after epoch, prefetched as in training."""
-
-    def __init__(self, reader: Reader, prefetch: int) -> None:
-        self._prefetcher = Prefetcher(itertools.chain.from_iterable(map(reader.batches, itertools.count())), prefetch)
-
-    def __next__(self) -> Batch:
-        return next(self._prefetcher)
-
-    def close(self) -> None:
-        """Stop the thread."""
-        self._prefetcher.close()
-
-
 class Bench:
-    """What is measured: the engine and its sources of batches."""
+    """What is measured: the engine and what its parts read."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.reader = engine, engine.readers["train"]
-        self.feed = Feed(self.reader, engine.config.reader.prefetch)
-        memory = list(self.reader.batches(stop=CYCLED))
-        self.sources: dict[str, Iterator[Batch]] = {
-            "pipeline": self.feed,
-            "fixed": itertools.repeat(memory[0]),
-            "cycled": itertools.cycle(memory),
-        }
-        self.batch = memory[0].to(engine.ranks.device)
+        self.memory = list(self.reader.batches(stop=CYCLED))
+        self.batch = self.memory[0].to(engine.ranks.device)
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -128,9 +107,9 @@ class Bench:
         self.synchronize()
         return (time.perf_counter() - began) / steps, (time.process_time() - cpu) / steps
 
-    def train(self, source: str, steps: int) -> Timing:
+    def train(self, batches: Iterator[Batch], steps: int) -> Timing:
         """Time of a training step on batches of one of the sources."""
-        batches, pipeline = self.sources[source], self.engine.pipeline
+        pipeline = self.engine.pipeline
         # The pipeline holds two batches of the last source, and the prefetcher has had time to run ahead.
         for _ in range(self.engine.config.reader.prefetch + 2):
             pipeline.progress(batches)
@@ -141,7 +120,7 @@ class Bench:
         ranker = self.engine.model.module
         pooled = {name: x.detach().requires_grad_() for name, x in ranker.embeddings(self.batch.sparse).items()}
         gradients = [torch.zeros_like(x) for x in pooled.values()]
-        batches = self.reader.batches()
+        batches = itertools.chain.from_iterable(map(self.reader.batches, itertools.count()))
 
         def lookup() -> None:
             outputs: dict[str, Tensor] = ranker.embeddings(self.batch.sparse)
@@ -174,20 +153,24 @@ def main(options: Options) -> None:
             if options.threads:
                 torch.set_num_threads(options.threads)
             bench = Bench(Engine(config, data, dataset, dataset.tasks, ranks))
-            with closing(bench.feed):
-                results = measure(options, bench, data)
-        report(options, place | {"threads": torch.get_num_threads()}, dataset, results)
+            timings = measure_parts(options, bench) | measure_training(options, bench, data)
+        report(options, place | {"threads": torch.get_num_threads()}, dataset, timings)
 
 
-def measure(options: Options, bench: Bench, data: Path) -> dict[str, list[Timing]]:
-    """Everything there is to measure, in turns; a turn before them warms up."""
-    engine = bench.engine
+def measure_parts(options: Options, bench: Bench) -> dict[str, list[Timing]]:
+    """The parts of a step in turns; a turn before them warms up."""
     timings: dict[str, list[Timing]] = {}
     parts = bench.parts()
     for _ in range(options.rounds + 1):
         for name, run in parts.items():
-            steps = max(1, min(options.steps, bench.reader.steps // (options.rounds + 1)))
-            timings.setdefault(f"part: {name}", []).append(bench.timing(run, steps))
+            timings.setdefault(f"part: {name}", []).append(bench.timing(run, options.steps))
+    return {name: values[1:] for name, values in timings.items()}
+
+
+def measure_training(options: Options, bench: Bench, data: Path) -> dict[str, list[Timing]]:
+    """Training on every source of batches, and the plain trainer, in turns; a turn before them warms up."""
+    engine = bench.engine
+    timings: dict[str, list[Timing]] = {}
     plain = None
     if options.plain_steps and engine.config.model.name == "mmoe":
         plain = PlainTrainer(
@@ -199,22 +182,29 @@ def measure(options: Options, bench: Bench, data: Path) -> dict[str, list[Timing
             lr=engine.config.dense.lr,
             device=engine.ranks.device,
         )
-    for turn in range(options.rounds + 1):
-        for name in list(bench.sources)[:: 1 if turn % 2 else -1]:
-            timings.setdefault(name, []).append(bench.train(name, options.steps))
-        if plain is not None:
-            timings.setdefault("plain", []).append(bench.timing(plain.step, options.plain_steps))
-            timings.setdefault("loader", []).append(bench.timing(lambda: next(plain.batches), options.plain_steps))
-    engine.check_pipelined()
-    if options.profile:
-        trace(bench, options.profile)
+    endless = itertools.chain.from_iterable(map(bench.reader.batches, itertools.count()))
+    with Prefetcher(endless, engine.config.reader.prefetch) as feed:
+        sources = {
+            "pipeline": feed,
+            "fixed": itertools.repeat(bench.memory[0]),
+            "cycled": itertools.cycle(bench.memory),
+        }
+        for turn in range(options.rounds + 1):
+            for name in list(sources)[:: 1 if turn % 2 else -1]:
+                timings.setdefault(name, []).append(bench.train(sources[name], options.steps))
+            if plain is not None:
+                timings.setdefault("plain", []).append(bench.timing(plain.step, options.plain_steps))
+                timings.setdefault("loader", []).append(bench.timing(plain.load, options.plain_steps))
+        engine.check_pipelined()
+        if options.profile:
+            trace(bench, feed, options.profile)
     return {name: values[1:] for name, values in timings.items()}
 
 
-def trace(bench: Bench, path: Path) -> None:
+def trace(bench: Bench, feed: Iterator[Batch], path: Path) -> None:
     """Write a trace of ten steps of `pipeline`, and print what took the most time."""
     with torch.profiler.profile() as profiler:
-        bench.train("pipeline", 10)
+        bench.train(feed, 10)
     path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
@@ -239,7 +229,11 @@ def report(options: Options, place: dict, dataset: Dataset, timings: dict[str, l
     if "plain" in timings:
         targets.append(("pipeline / plain", ratios["pipeline / plain"][0], RECMTL_OVER_PLAIN))
         free = median(step[0] - load[0] for step, load in zip(timings["plain"], timings["loader"], strict=True))
-        ratios["pipeline / plain without its loader"] = (free / medians["pipeline"][0], float("nan"))
+        ratios["pipeline / plain without its loader"] = (
+            free / medians["pipeline"][0],
+            median(a[1] - b[1] for a, b in zip(timings["plain"], timings["loader"], strict=True))
+            / medians["pipeline"][1],
+        )
     body = "\n\n".join(
         [
             f"{len(dataset.features)} features, {dataset.rows['train']:,} examples, {embedding_rows:,} embedding rows, "
@@ -261,7 +255,7 @@ def report(options: Options, place: dict, dataset: Dataset, timings: dict[str, l
         "examples_per_second": {name: batch / t[0] for name, t in medians.items()},
         "seconds_and_cpu_seconds_a_batch": timings,
         "ratios": {name: by_clock for name, (by_clock, _) in ratios.items()},
-        "ratios_by_cpu_time": {name: by_cpu for name, (_, by_cpu) in ratios.items() if by_cpu == by_cpu},
+        "ratios_by_cpu_time": {name: by_cpu for name, (_, by_cpu) in ratios.items()},
     }
     write_results(options.out, "throughput", Path(options.preset).stem, results, body)
 
