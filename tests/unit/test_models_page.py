@@ -1,0 +1,37 @@
+"""docs/models.md: a section a model, and an example that works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import torch
+
+from recmtl.config import config_class, parse
+from recmtl.data.dataset import Task
+from recmtl.models import MODELS, Inputs, Model, model_class
+
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+
+
+def test_every_model_has_a_section_and_no_other():
+    assert sorted(re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)) == sorted(MODELS)
+
+
+def test_the_example_is_a_model(monkeypatch):
+    [source] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    module = types.ModuleType("linear_of_the_page")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up
+    exec(source, module.__dict__)
+    [cls] = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Model) and v is not Model]
+    name = cls.Config().name
+    assert name not in MODELS
+    monkeypatch.setitem(MODELS, name, cls)
+    config = parse(config_class(model_class(name).Config), {"model": {"name": name}}, "here").model
+    model = cls(config, Inputs((Task("a"), Task("b")), 6, {}))
+    logits = model({"shared": torch.randn(5, 6)})
+    assert logits.shape == (5, 2)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
