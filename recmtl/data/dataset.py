@@ -121,7 +121,9 @@ class Dataset:
         known = [task.name for task in self.tasks]
         for name in names:
             if name not in known:
-                raise UserError(f"training.tasks: dataset {self.name!r} has no task {name!r}; it has {', '.join(known)}")
+                raise UserError(
+                    f"training.tasks: dataset {self.name!r} has no task {name!r}; it has {', '.join(known)}"
+                )
         return tuple(task for task in self.tasks if not names or task.name in names)
 
     def save(self, folder: Path) -> None:
