@@ -225,6 +225,14 @@ def test_order_depends_on_epoch_and_seed(folder_of):
         assert [set(batch) for batch in batches] != [set(batch) for batch in first]
 
 
+def test_rows_within_a_row_group_change_order_every_epoch(folder_of):
+    read = reader(folder_of(60, 1, 1000), batch_size=60, streams=1, shuffle=True)
+    orders = [[r.number for r in rows_of(next(read.batches(number)))] for number in (0, 1)]
+    assert orders[0] != orders[1]
+    assert list(range(60)) not in orders
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(60))
+
+
 def test_without_shuffling_streams_follow_the_files(folder_of):
     batches = epoch(folder_of(40), 1, batch_size=4, streams=2, shuffle=False)
     assert [[r.number for r in batch] for batch in batches[:2]] == [[0, 1, 20, 21], [2, 3, 22, 23]]
