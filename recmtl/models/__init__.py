@@ -5,10 +5,11 @@ from __future__ import annotations
 from recmtl.errors import UserError
 from recmtl.models.aitm import AITM
 from recmtl.models.base import Inputs, Model
+from recmtl.models.cgc import CGC
 from recmtl.models.esmm import ESMM
 from recmtl.models.mmoe import MMoE
 from recmtl.models.omoe import OMoE
-from recmtl.models.ple import CGC, PLE
+from recmtl.models.ple import PLE
 from recmtl.models.shared_bottom import SharedBottom
 from recmtl.models.single_task import SingleTask
 

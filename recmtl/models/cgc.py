@@ -1,0 +1,65 @@
+"""CGC: experts of each task's own beside shared ones (Tang et al., RecSys 2020, section 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from recmtl.models.base import SHARED, Inputs, Model
+from recmtl.models.gated_experts import GatedExperts
+from recmtl.models.layers import Towers
+
+
+@dataclass
+class CGCConfig:
+    """Sizes of CGC."""
+
+    name: str = "cgc"
+    """Model name."""
+    shared_experts: int = 2
+    """Number of experts that all tasks share."""
+    task_experts: int = 1
+    """Number of experts of each task's own."""
+    expert: tuple[int, ...] = (128,)
+    """Hidden widths of each expert; the last one is its output."""
+    gate: tuple[int, ...] = ()
+    """Hidden widths of each gate; none: the paper's linear gate."""
+    tower: tuple[int, ...] = (64,)
+    """Hidden widths of each task's tower."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden unit in experts and towers."""
+
+
+class CGC(Model):
+    r"""Customized gate control: PLE with one level (section 4.1).
+
+    z_t = softmax(W_t x)·[own experts of t (x); shared experts(x)] [B, H]; logit_t = tower_t(z_t).
+    """
+
+    Config = CGCConfig
+
+    def __init__(self, config: CGCConfig, inputs: Inputs, levels: int = 1) -> None:
+        super().__init__(config, inputs)
+        tasks = len(inputs.tasks)
+        # Groups: one a task, then the shared one. A gate a task, then the shared one, which sees every group; the
+        # last level has none, as nothing reads what it would mix.
+        experts = [config.task_experts] * tasks + [config.shared_experts]
+        task_gates = [[task, tasks] for task in range(tasks)]
+        self.levels = nn.ModuleList()
+        width = inputs.width
+        for level in range(levels):
+            last = level == levels - 1
+            sees = task_gates if last else [*task_gates, list(range(tasks + 1))]
+            self.levels.append(GatedExperts(experts, sees, width, config.expert, config.gate, config.dropout))
+            width = config.expert[-1]
+        self.towers = Towers(tasks, width, config.tower, config.dropout)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Logits [B, T]."""
+        h = x[SHARED]
+        tasks = len(self.inputs.tasks)
+        for i, level in enumerate(self.levels):
+            last = i == len(self.levels) - 1
+            h = level(h, h[:tasks] if last and h.dim() == 3 else h)
+        return self.towers(h)
