@@ -292,6 +292,14 @@ def test_metrics_lines_and_tensorboard_agree(one):
     assert [event.step for event in events.Scalars("val/loss")] == [EPOCH, 2 * EPOCH]
 
 
+def test_a_line_holds_the_mean_loss_since_the_line_before(data, one, tmp_path):
+    train_here(data, tmp_path / "run", metrics__every_steps=10, training__max_steps=40)
+    logged = [(line["step"], line["loss"]) for line in lines(tmp_path / "run") if "loss" in line]
+    assert [step for step, _ in logged] == [10, 20, 30, 40]
+    means = [sum(losses(one)[step - 10 : step]) / 10 for step, _ in logged]
+    assert [loss for _, loss in logged] == pytest.approx(means, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def overfit(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that gets worse after its best epoch."""
