@@ -15,8 +15,11 @@ from recmtl.models.base import SHARED
 
 
 def table_name(table: str, group: str, groups: Sequence[str]) -> str:
-    """Name of a table's copy for one embedding group: the plain name when there is one group only."""
-    return table if len(groups) == 1 else f"{table}@{group}"
+    """Name of a table's copy for one embedding group: the plain name when there is one group only.
+
+    TorchRec keeps tables in a ModuleDict, where names of its own attributes (type, values, ...) are taken.
+    """
+    return table if len(groups) == 1 and not hasattr(nn.ModuleDict(), table) else f"{table}@{group}"
 
 
 class Regroup(nn.Module):

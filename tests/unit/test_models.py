@@ -238,6 +238,15 @@ def ranker_with_memory(dataset: Dataset, config, dim: int = 8) -> Ranker:
     return ranker
 
 
+@pytest.mark.parametrize("name", ["type", "values", "train"])
+def test_tables_may_be_called_what_modules_call_their_own(toy, name):
+    _, dataset = toy
+    tables = tuple(replace(table, name=name) if table.name == "item" else table for table in dataset.tables)
+    features = tuple(replace(f, table=name) if f.table == "item" else f for f in dataset.features)
+    embeddings = Embeddings(replace(dataset, tables=tables, features=features), 8)
+    assert {table.name for table in embeddings.collection.embedding_bag_configs()} == {"user", f"{name}@shared", "tag"}
+
+
 def first_batch(folder, dataset: Dataset):
     return next(Reader(folder, dataset, "train", dataset.tasks, batch_size=24, streams=4).batches())
 
