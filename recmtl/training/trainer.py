@@ -29,6 +29,8 @@ from recmtl.versions import versions
 
 Results = dict[str, Any]
 
+DIVERGED = "lower dense.lr and embedding.lr"
+
 
 @dataclass
 class Engine:
@@ -73,7 +75,11 @@ class Engine:
         )
 
     def evaluate(self, split: str, title: str) -> dict[str, dict[str, float | int | None]]:
-        """Metrics of every task on a split."""
+        """Metrics of every task on a split.
+
+        Raises:
+            UserError: the model's outputs are no numbers.
+        """
         metrics = evaluate(
             self.model,
             self.pipeline,
@@ -83,6 +89,9 @@ class Engine:
             gauc=self.config.metrics.gauc,
             prefetch=self.config.reader.prefetch,
         )
+        loss = logloss_sum(metrics)
+        if not math.isfinite(loss):
+            raise UserError(f"the log loss on the {split} split is {loss}; {DIVERGED}")
         return metrics
 
     def check_pipelined(self) -> None:
@@ -207,8 +216,11 @@ class Trainer:
                 losses += task_losses
                 progress.step, progress.step_in_epoch = progress.step + 1, step_in_epoch + 1
                 progress.examples += reader.rows_in_step(step_in_epoch)
+                every, last = config.checkpoint.every_steps, step_in_epoch + 1 == stop
+                save = bool(every) and progress.step % every == 0 and not last
                 note = None
-                if progress.step % config.metrics.every_steps == 0:
+                # Also before a checkpoint: no window of losses is cut in two, and a broken state is not saved.
+                if progress.step % config.metrics.every_steps == 0 or save or last:
                     # The only place in the loop where the host waits for the device.
                     mean = self.ranks.sum(losses / (progress.step - logged_step)) / self.ranks.world_size
                     now = time.monotonic()
@@ -216,11 +228,10 @@ class Trainer:
                     logged_step, logged_examples, logged = progress.step, progress.examples, now
                     losses.zero_()
                 line.step(note)
-                every = config.checkpoint.every_steps
-                if every and progress.step % every == 0 and step_in_epoch + 1 < stop:
+                if save:
                     self._spent(began)
                     self.checkpoints.save(progress)
-                    began = time.monotonic()
+                    began = logged = time.monotonic()
         self._spent(began)
         return progress.step_in_epoch == reader.steps
 
@@ -237,7 +248,7 @@ class Trainer:
         values = {f"loss/{task.name}": value for task, value in zip(self.engine.tasks, losses, strict=True)}
         loss = sum(values.values())
         if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {self.progress.step}; lower dense.lr and embedding.lr")
+            raise UserError(f"the loss is {loss} at step {self.progress.step}; {DIVERGED}")
         self.tracker.log(
             self.progress.step, {"epoch": self.progress.epoch + 1, "loss": loss, **values, "examples_per_second": rate}
         )

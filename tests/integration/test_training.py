@@ -300,6 +300,14 @@ def test_a_line_holds_the_mean_loss_since_the_line_before(data, one, tmp_path):
     assert [loss for _, loss in logged] == pytest.approx(means, rel=1e-5)
 
 
+def test_losses_are_logged_before_a_checkpoint_and_at_the_end(data, one, tmp_path):
+    train_here(data, tmp_path / "run", metrics__every_steps=1000, training__max_steps=25)
+    logged = [(line["step"], line["loss"]) for line in lines(tmp_path / "run") if "loss" in line]
+    assert [step for step, _ in logged] == [20, 25]
+    means = [sum(losses(one)[:20]) / 20, sum(losses(one)[20:25]) / 5]
+    assert [loss for _, loss in logged] == pytest.approx(means, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def overfit(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that gets worse after its best epoch."""
@@ -370,6 +378,15 @@ def test_clipping_and_warm_up_change_the_run(data, one, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path):
     with pytest.raises(cli.UserError, match=r"the loss is nan at step \d+; lower dense.lr and embedding.lr"):
         train_here(data, tmp_path / "run", dense__optimizer="sgd", dense__lr=1e38, training__warmup_steps=0)
+
+
+def test_a_last_step_that_breaks_the_model_stops_the_run(data, tmp_path):
+    """Its own loss was still a number."""
+    flags = {"dense__optimizer": "sgd", "dense__lr": 1e38, "training__warmup_steps": 0, "training__max_steps": 1}
+    with pytest.raises(cli.UserError, match=r"the log loss on the val split is nan; lower dense.lr and embedding.lr"):
+        train_here(data, tmp_path / "run", **flags)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_another_seed_is_another_run(data, one, tmp_path):
