@@ -301,6 +301,43 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(dataclasses.asdict(config))
 
 
+FIXED = (
+    "model",
+    "embedding.dim",
+    "embedding.optimizer",
+    "dense.optimizer",
+    "training.batch_size",
+    "training.seed",
+    "training.tasks",
+    "reader.streams",
+    "reader.shuffle",
+)
+"""Sections and keys that a run is tied to: its checkpoints hold weights of these sizes and a place in this order of
+rows."""
+
+
+def check_continues(path: Path, config: Config) -> None:
+    """Refuse to go on with a run under another configuration than its own, where that matters.
+
+    Args:
+        path: the run's ``config.toml``.
+        config: what to go on with; learning rates, lengths and places may differ.
+
+    Raises:
+        UserError: a key of `FIXED` differs; names it and both values.
+    """
+    before, now = read_toml(path), tomllib.loads(to_toml(config))
+    for fixed in FIXED:
+        section, _, key = fixed.partition(".")
+        old, new = before.get(section, {}), now[section]
+        for name in [key] if key else new:
+            if name in old and old[name] != new[name]:
+                raise UserError(
+                    f"{path}: the run has {section}.{name} {old[name]}, not {new[name]}; "
+                    "go on with that, or name another --run folder"
+                )
+
+
 def sha256(config: Config) -> str:
     """Fingerprint of the resolved configuration."""
     return hashlib.sha256(to_toml(config).encode()).hexdigest()

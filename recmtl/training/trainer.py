@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from recmtl.config import Config, sha256, to_toml
+from recmtl.config import Config, check_continues, sha256, to_toml
 from recmtl.data.dataset import Dataset, Task
 from recmtl.data.reader import Prefetcher, Reader
 from recmtl.distributed.parallel import parallelize
@@ -21,7 +21,7 @@ from recmtl.distributed.plan import Cluster, Plan, make_plan
 from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.errors import UserError
 from recmtl.models.ranker import Ranker
-from recmtl.training.checkpoint import Checkpoints, Progress, best_checkpoint
+from recmtl.training.checkpoint import Checkpoints, Progress, best_checkpoint, checkpoint_paths
 from recmtl.training.evaluation import evaluate, logloss_sum
 from recmtl.training.schedule import Warmup
 from recmtl.training.tracking import ProgressLine, Tracker
@@ -168,7 +168,10 @@ class Trainer:
         self.progress = self.checkpoints.load(paths[-1])
 
     def _describe_run(self) -> None:
-        self.run.mkdir(parents=True, exist_ok=True)
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise UserError(f"--run: {self.run} cannot be written ({problem.strerror})") from None
         (self.run / "config.toml").write_text(to_toml(self.config))
         (self.run / "plan.json").write_text(json.dumps(self.engine.plan.to_json(), indent=2) + "\n")
         self.engine.dataset.save(self.run)
@@ -185,12 +188,13 @@ class Trainer:
         """Train to the end of an epoch, then validate and checkpoint; or only up to the last step allowed."""
         complete = self._train()
         progress = self.progress
+        epoch = progress.epoch + 1
         if complete:
-            progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+            progress.epoch, progress.step_in_epoch = epoch, 0
         if self.engine.readers["val"].steps:
-            self._validate(progress.epoch if complete else progress.epoch + 1)
-        elif complete:
-            progress.best_epoch, progress.best_step = progress.epoch, progress.step
+            self._validate(epoch, complete)
+        else:
+            progress.best_epoch, progress.best_step = epoch, progress.step
         self.checkpoints.save(progress)
 
     def _train(self) -> bool:
@@ -254,22 +258,26 @@ class Trainer:
         )
         return f"loss {loss:.4f}  {rate:,.0f} examples/s"
 
-    def _validate(self, epoch: int) -> None:
-        """Measure the validation split after epoch `epoch`, counted from 1, or a part of it."""
+    def _validate(self, epoch: int, complete: bool) -> None:
+        """Measure the validation split after epoch `epoch`, counted from 1, or a part of it.
+
+        Patience counts complete epochs: a run that stopped at max_steps can go on as if it had not.
+        """
         progress = self.progress
         began = time.monotonic()
         metrics = self.engine.evaluate("val", f"epoch {epoch} validation")
         loss = logloss_sum(metrics)
-        if progress.best_loss is None or loss < progress.best_loss:
+        better = progress.best_loss is None or loss < progress.best_loss
+        if better:
             progress.best_loss, progress.bad_epochs, progress.val = loss, 0, metrics
             progress.best_epoch, progress.best_step = epoch, progress.step
-        else:
+        elif complete:
             progress.bad_epochs += 1
         progress.seconds += time.monotonic() - began
         flat = {f"val/{task}/{name}": v for task, values in metrics.items() for name, v in values.items()}
         self.tracker.log(progress.step, {"epoch": epoch, "val/loss": loss, **flat})
         aucs = "  ".join(f"{task} AUC {_shown(values['auc'])}" for task, values in metrics.items())
-        best = "" if progress.bad_epochs else "  (best so far)"
+        best = "  (best so far)" if better else ""
         self.tracker.say(f"epoch {epoch}  validation loss {loss:.4f}  {aucs}{best}")
 
     def _finish(self) -> Results:
@@ -285,7 +293,7 @@ class Trainer:
             "steps": progress.step,
             "test": test,
             "val": progress.val,
-            "logloss_sum": logloss_sum(test),
+            "logloss_sum": logloss_sum(test) if test else None,
             "train_val_seconds": progress.seconds,
             "examples_per_second": progress.examples / progress.train_seconds if progress.train_seconds else None,
             "peak_memory_bytes": peak_memory(self.ranks),
@@ -327,9 +335,17 @@ def _shown(value: float | int | None) -> str:
 
 
 def train(config: Config, data: Path, run: Path) -> Results:
-    """Train the model that `config` describes on a prepared folder; `run` gets the files of the run."""
+    """Train the model that `config` describes on a prepared folder; `run` gets the files of the run.
+
+    Raises:
+        UserError: the folder has no training rows, or `run` holds another run.
+    """
     dataset, tasks = open_dataset(data, config)
+    if not dataset.rows.get("train"):
+        raise UserError(f"{data}: split 'train' has no rows")
     check_run(run, dataset, data)
+    if config.checkpoint.resume and checkpoint_paths(run / "checkpoints"):
+        check_continues(run / "config.toml", config)
     with process_group(config.training.device) as ranks:
         return Trainer(Engine(config, data, dataset, tasks, ranks), run).fit()
 

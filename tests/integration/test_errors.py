@@ -216,6 +216,38 @@ def test_a_run_is_not_overwritten_unasked(good, trained):
     assert contents(trained) == before
 
 
+BAD_CONTINUATIONS = {
+    "sizes of the model": (["--model.experts", "3"], ["the run has model.experts 4, not 3"]),
+    "sizes of the tables": (["--embedding.dim", "8"], ["the run has embedding.dim 16, not 8"]),
+    "order of rows": (["--training.batch_size", "32"], ["the run has training.batch_size 64, not 32"]),
+    "tasks": (["--training.tasks", "like"], ["the run has training.tasks [], not ['like']"]),
+    "state of the optimiser": (["--dense.optimizer", "sgd"], ["the run has dense.optimizer adam, not sgd"]),
+}
+
+
+@pytest.mark.parametrize(("flags", "words"), BAD_CONTINUATIONS.values(), ids=BAD_CONTINUATIONS)
+def test_a_run_goes_on_as_what_it_is(good, trained, flags, words):
+    before = contents(trained)
+    with pytest.raises(UserError) as caught:
+        cli.train(["mmoe", "--data", str(good), "--run", str(trained), *FLAGS, *flags])
+    assert_one_line(str(caught.value), [str(trained), *words, "name another --run folder"])
+    assert contents(trained) == before
+
+
+def test_another_model_does_not_go_on_with_a_run(good, trained):
+    with pytest.raises(UserError, match=r"the run has model.name mmoe, not shared_bottom"):
+        cli.train(["shared_bottom", "--data", str(good), "--run", str(trained), *FLAGS])
+
+
+def test_training_wants_rows_and_a_folder_to_write(good, tmp_path):
+    write_toy(tmp_path / "data", {"train": 0, "val": 50, "test": 50})
+    with pytest.raises(UserError, match=r"data: split 'train' has no rows"):
+        cli.train(["mmoe", "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run"), *FLAGS])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--run: .*file cannot be written \(File exists\)"):
+        cli.train(["mmoe", "--data", str(good), "--run", str(tmp_path / "file"), *FLAGS])
+
+
 def test_evaluate_wants_a_trained_run_and_a_split_with_rows(good, trained, tmp_path):
     with pytest.raises(UserError, match=r"no config.toml in it; name a run folder"):
         cli.evaluate([str(tmp_path), "--data", str(good)])

@@ -419,6 +419,24 @@ def test_a_task_with_one_class_has_no_auc(data, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[2].split()[:4] == ["like", "n/a", "n/a", "n/a"]
 
 
+def test_a_worse_part_of_an_epoch_does_not_count_for_patience(data, overfit, tmp_path):
+    """Training to a step after the best epoch, then on: as many epochs as in one go."""
+    worse = EPOCH * read(overfit)["best_epoch"] + 5
+    flags = {"embedding__lr": 0.5, "training__patience": 2, "training__max_epochs": 20, "checkpoint__keep": 1}
+    for steps_more in (0, EPOCH):
+        stopped = train_here(data, tmp_path / "run", **flags, training__max_steps=worse + steps_more)
+        assert stopped["steps"] == worse + steps_more
+    assert train_here(data, tmp_path / "run", **flags)["epochs"] == read(overfit)["epochs"]
+
+
+def test_without_validation_and_test_splits_the_newest_step_is_the_best(tmp_path):
+    write_toy(tmp_path / "data", {"train": 200, "val": 0, "test": 0}, extra_features=False)
+    results = train_here(tmp_path / "data", tmp_path / "run", training__max_steps=5)
+    assert (results["epochs"], results["best_epoch"], results["steps"]) == (1, 2, 5)
+    assert (results["test"], results["logloss_sum"]) == ({}, None)
+    assert best_checkpoint(tmp_path / "run").name == "step-000000005"
+
+
 def test_without_a_validation_split_the_last_epoch_is_tested(tmp_path):
     write_toy(tmp_path / "data", {"train": 200, "val": 0, "test": 50}, extra_features=False)
     results = train_here(tmp_path / "data", tmp_path / "run", metrics__tensorboard=False)
