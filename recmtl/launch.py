@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
@@ -22,6 +23,8 @@ def main() -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         torchrun([*arguments[:dashes], "-m", "--", "recmtl", *arguments[dashes + 1 :]])
+    except SignalException as ended:
+        sys.exit(128 + ended.sigval)
     except ChildFailedError as failed:
         _, failure = failed.get_first_failure()
         code = failure.exitcode

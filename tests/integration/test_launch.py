@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
+
+from toy import write_toy
 
 
 def test_mistake_on_several_ranks_is_told_without_a_traceback(run_recmtl, tmp_path):
@@ -18,3 +22,19 @@ def test_dashes_must_separate_torchruns_options():
     ended = subprocess.run([sys.executable, "-m", "recmtl.launch", "train"], capture_output=True, text=True)
     assert ended.returncode != 0
     assert "'--' is missing" in ended.stderr
+
+
+def test_an_interrupt_ends_all_ranks_without_a_traceback(tmp_path):
+    write_toy(tmp_path / "data", {"train": 300, "val": 50, "test": 50})
+    launch = [sys.executable, "-m", "recmtl.launch", "--standalone", "--nproc-per-node=2", "--", "train", "mmoe"]
+    places = ["--data", str(tmp_path / "data"), "--run", str(tmp_path / "run"), "--metrics.tensorboard", "False"]
+    endless = ["--training.max_epochs", "1000000", "--training.patience", "0", "--training.device", "cpu"]
+    process = subprocess.Popen([*launch, *places, *endless], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run").glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "interrupted" in said
+    assert "Traceback" not in said
