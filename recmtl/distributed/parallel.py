@@ -75,9 +75,15 @@ def parallelize(
 
     Returns:
         The model and one optimiser over everything, keyed by parameter name.
+
+    Raises:
+        UserError: the embeddings' optimiser is not there on this device, or not for data-parallel tables.
     """
     replicated = {table for table, kind in plan.table_types().items() if kind == "data_parallel"}
     cls, arguments = sparse_optimizer(config.embedding, device.type)
+    if replicated and config.embedding.optimizer == "rowwise_adam":  # TorchRec has it fused only
+        names = ", ".join(sorted(replicated))
+        raise UserError(f"embedding.optimizer: no rowwise_adam for data-parallel tables ({names}); choose adam")
     for module in ranker.modules():
         if isinstance(module, EmbeddingBagCollection):
             fused = [bag.weight for name, bag in module.embedding_bags.items() if name not in replicated]

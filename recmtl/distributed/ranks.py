@@ -87,12 +87,17 @@ def process_group(device: str) -> Iterator[Ranks]:
 
     Args:
         device: auto, cpu or cuda; gloo connects CPUs, nccl connects GPUs.
+
+    Raises:
+        UserError: there is no GPU, or fewer of them than ranks on this machine.
     """
     kind = resolve_device(device)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if kind == "cuda":
+        if local_rank >= (gpus := torch.cuda.device_count()):
+            raise UserError(f"{local_world_size} ranks on a machine with {gpus} GPUs; start one rank a GPU at most")
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))

@@ -340,6 +340,25 @@ def test_optimizers_that_cpus_lack(optimizer):
         sparse_optimizer(EmbeddingConfig(optimizer=optimizer), "cpu")
 
 
+def test_data_parallel_tables_lack_an_optimizer(toy):
+    _, dataset = toy
+    config = config_of("data_parallel", "rowwise_adam")
+    ranker = Ranker(dataset, dataset.tasks, config.model, dim=DIM)
+    plan = make_plan(ranker, config.sharding, ONE_CPU, BATCH)
+    with pytest.raises(UserError, match=r"no rowwise_adam for data-parallel tables \(item, tag, user\); choose adam"):
+        parallelize(ranker, plan, config, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("local_rank", "gpus"), [(2, 2), (1, 1)])
+def test_more_ranks_than_gpus_is_an_error(monkeypatch, local_rank, gpus):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UserError, match=f"4 ranks on a machine with {gpus} GPUs"), process_group("cuda"):
+        pass
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_an_error():
     assert resolve_device("auto") == "cpu"
