@@ -79,7 +79,7 @@ class Checkpoints:
         state |= self._random_state()
         dcp.save(state, checkpoint_id=partial)
         if self.ranks.is_first:
-            described = {**asdict(progress), "world_size": self.ranks.world_size}
+            described = {**asdict(progress), **self._kind_of_ranks()}
             (partial / PROGRESS).write_text(json.dumps(described, indent=2) + "\n")
             if final.exists():
                 shutil.rmtree(final)
@@ -90,7 +90,8 @@ class Checkpoints:
     def load(self, path: Path, *, with_optimizer: bool = True) -> Progress:
         """Restore a checkpoint into the model, whatever number of ranks wrote it."""
         described = json.loads((path / PROGRESS).read_text())
-        same_ranks = described.pop("world_size") == self.ranks.world_size
+        kind = self._kind_of_ranks()
+        same_ranks = {key: described.pop(key, None) for key in kind} == kind
         model_state = self.model.state_dict()
         state: dict[str, Any] = {"model": model_state}
         if with_optimizer:
@@ -106,6 +107,10 @@ class Checkpoints:
             if same_ranks:
                 self._set_random_state(state)
         return Progress(**described)
+
+    def _kind_of_ranks(self) -> dict[str, Any]:
+        """Their number and device: saved random states fit no others."""
+        return {"world_size": self.ranks.world_size, "device": self.ranks.device.type}
 
     def _random_state(self) -> dict[str, torch.Tensor]:
         """State of this rank's random generators (dropout draws from them)."""
