@@ -176,6 +176,7 @@ class Config:
             "dense.weight_decay": self.dense.weight_decay,
             "training.max_steps": self.training.max_steps,
             "training.patience": self.training.patience,
+            "training.seed": self.training.seed,
             "training.clip_norm": self.training.clip_norm,
             "training.warmup_steps": self.training.warmup_steps,
             "checkpoint.every_steps": self.checkpoint.every_steps,

@@ -127,6 +127,7 @@ OUT_OF_RANGE = {
     "training.max_epochs": [0],
     "training.max_steps": [-1],
     "training.patience": [-1],
+    "training.seed": [-1],
     "training.clip_norm": [-1.0, float("nan")],
     "training.warmup_steps": [-1],
     "checkpoint.every_steps": [-1],
