@@ -55,6 +55,8 @@ class Engine:
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
         self.plan: Plan = make_plan(ranker, config.sharding, cluster, self.readers["train"].local_batch_size)
         self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
+        # Until here all ranks drew the same weights; dropout must differ between them.
+        torch.manual_seed(config.training.seed + ranks.rank)
         self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device, execute_all_batches=True)
 
     def _reader(self, split: str) -> Reader:
