@@ -347,6 +347,8 @@ def _check_table(recipe: Recipe, table: TableSpec, where: str) -> None:
         value = getattr(table, key)
         if value is not None and not least <= value < 2**31:
             raise UserError(f"{where}: {key}: {value} is out of range; the least is {least}")
+    if (table.dim or 0) % 4:
+        raise UserError(f"{where}: dim: must be a multiple of 4, not {table.dim}")
     if table.hash_rows and table.min_count > 1:
         raise UserError(f"{where}: min_count does nothing in a hashed table; remove it or hash_rows")
 

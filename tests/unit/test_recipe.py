@@ -126,6 +126,7 @@ MISTAKES = [
     ("random with column", GOOD + TABLE_ITEM + '[split]\ncolumn = "at"\n', ["[split]", "column", "key"]),
     ("min_count", GOOD + TABLE_ITEM + "min_count = 0\n", ["[[table]] 'item'", "min_count: 0"]),
     ("hash_rows", GOOD + TABLE_ITEM + "hash_rows = 1\n", ["[[table]] 'item'", "hash_rows: 1"]),
+    ("dim", GOOD + TABLE_ITEM + "dim = 6\n", ["[[table]] 'item'", "dim: must be a multiple of 4, not 6"]),
     ("hashed and counted", GOOD + TABLE_ITEM + "hash_rows = 9\nmin_count = 2\n", ["[[table]] 'item'", "min_count"]),
     ("absolute glob", GOOD + TABLE_ITEM + '[sources]\nraw = "/x/*.parquet"\n', ["[sources] 'raw'", "relative"]),
     ("optional", GOOD + TABLE_ITEM + '[sources]\nraw = {files = "*", optional = true}\n', ["'raw'", "columns"]),
