@@ -149,14 +149,13 @@ class Metrics:
         self, logits: Tensor, labels: Tensor, weights: Tensor, oracle: Tensor | None, group: Tensor | None
     ) -> None:
         """Add a batch: logits, labels, oracle [B, T], weights and group [B]; rows with weight 0 are padding."""
-        real = weights > 0
+        # Picking rows makes the host wait for a GPU: once, not once a task.
+        real = (weights > 0).nonzero().squeeze(1)
+        logits, labels = logits[real], labels[real]
+        oracle = None if oracle is None else oracle[real]
+        group = group[real] if self.gauc and group is not None else None
         for i, metric in enumerate(self.tasks.values()):
-            metric.update(
-                logits[real, i],
-                labels[real, i],
-                None if oracle is None else oracle[real, i],
-                group[real] if self.gauc and group is not None else None,
-            )
+            metric.update(logits[:, i], labels[:, i], None if oracle is None else oracle[:, i], group)
 
     def compute(self) -> dict[str, dict[str, float | int | None]]:
         """Metrics by task, over the rows of all ranks."""
