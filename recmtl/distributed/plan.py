@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
@@ -75,19 +76,21 @@ def sharder() -> EmbeddingBagCollectionSharder:
     return EmbeddingBagCollectionSharder()
 
 
-def allowed_types(config: ShardingConfig, table: str, device: str) -> list[str]:
+def allowed_types(config: ShardingConfig, table: str, cluster: Cluster) -> list[str]:
     """Sharding types that the planner may choose from for one table.
 
     Raises:
         UserError: the configured one does not exist on this device.
     """
     wanted = config.tables.get(table, config.type)
-    known = CPU_TYPES if device == "cpu" else CUDA_TYPES
+    known = CPU_TYPES if cluster.device == "cpu" else CUDA_TYPES
+    if wanted == "auto" and cluster.world_size == 1:
+        return ["table_wise"]  # the planner would as soon cut it for one rank, which then sorts ids for nothing
     if wanted == "auto":
         return [kind for kind in known if kind in WHOLE_ROW_TYPES]
     if wanted not in (*known, "data_parallel"):
         raise UserError(
-            f"sharding of table '{table}': no {wanted} on {device}; choose {', '.join(known)} or data_parallel"
+            f"sharding of table '{table}': no {wanted} on {cluster.device}; choose {', '.join(known)} or data_parallel"
         )
     return [wanted]
 
@@ -115,7 +118,9 @@ def make_plan(module: nn.Module, config: ShardingConfig, cluster: Cluster, batch
             raise UserError(f"sharding.tables: no table '{name}'; the run has {', '.join(tables)}")
     constraints = {
         name: ParameterConstraints(
-            sharding_types=allowed_types(config, name, cluster.device),
+            sharding_types=allowed_types(config, name, cluster),
+            # In the device's memory. By itself the planner moves what does not fit a GPU to the host, behind a cache.
+            compute_kernels=[EmbeddingComputeKernel.FUSED.value, EmbeddingComputeKernel.DENSE.value],
             # The planner knows only widths of 128 and more by itself; FBGEMM wants multiples of 4.
             min_partition=max(4, table.embedding_dim // cluster.world_size // 4 * 4),
             pooling_factors=[1.0] * len(table.feature_names),

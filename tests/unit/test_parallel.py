@@ -314,6 +314,15 @@ def test_tables_that_do_not_fit_are_an_error_with_the_way_out():
     assert "\n" not in message
 
 
+def test_a_gpus_tables_do_not_spill_to_the_host():
+    with pytest.raises(UserError, match=r"do not fit 2 x 1.0 GiB"):
+        plan_of(paper_dataset(), Cluster(2, 2, "cuda", GIB))
+
+
+def test_one_rank_cuts_nothing():
+    assert set(plan_of(paper_dataset(), Cluster(1, 1, "cuda", 80 * GIB)).table_types().values()) == {"table_wise"}
+
+
 @pytest.mark.parametrize(
     ("sharding", "message"),
     [
