@@ -7,6 +7,7 @@ import difflib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -196,6 +197,10 @@ def main() -> None:
         _exit(f"error: {problem}", 2)
     except KeyboardInterrupt:
         _exit("interrupted", 130)
+    except Exception:
+        # A bug, so with its traceback; and at once, or the process group would keep this rank and so the others.
+        traceback.print_exc()
+        _exit("error: recmtl failed unexpectedly; the lines above say where", 1)
 
 
 def _exit(message: str, code: int) -> None:

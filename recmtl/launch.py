@@ -7,11 +7,13 @@ Two things that plain torchrun gets in the way of: it takes recmtl's ``--run`` f
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
+from torch.distributed.run import parse_args
 
 
 def main() -> None:
@@ -20,6 +22,10 @@ def main() -> None:
     if "--" not in arguments:
         sys.exit("error: python -m recmtl.launch TORCHRUN-OPTIONS -- COMMAND ...: the '--' is missing")
     dashes = arguments.index("--")
+    ranks = parse_args([*arguments[:dashes], "-m", "--", "recmtl"]).nproc_per_node
+    if ranks.isdigit():
+        # torchrun itself would give every rank one thread, whatever the number of cores.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(ranks))))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         torchrun([*arguments[:dashes], "-m", "--", "recmtl", *arguments[dashes + 1 :]])

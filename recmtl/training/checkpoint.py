@@ -81,9 +81,11 @@ class Checkpoints:
         if self.ranks.is_first:
             described = {**asdict(progress), **self._kind_of_ranks()}
             (partial / PROGRESS).write_text(json.dumps(described, indent=2) + "\n")
-            if final.exists():
-                shutil.rmtree(final)
+            replaced = self.folder / f".{final.name}.old"
+            if final.exists():  # the same step again: the old one goes only when the new one is there
+                final.rename(replaced)
             partial.rename(final)
+            shutil.rmtree(replaced, ignore_errors=True)
             self._prune(progress.best_step)
         self.ranks.barrier()
 
