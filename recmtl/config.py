@@ -207,7 +207,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: it isn't there or isn't TOML; names the line.
     """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as problem:

@@ -198,7 +198,7 @@ class ParquetSplit:
             table = self._open[file].read_row_group(group, columns=list(self.types), use_threads=False)
         except (OSError, pa.ArrowException) as problem:
             raise _damaged(path, problem) from None
-        first_row = int(self.starts[number] - self.starts[self._places.index((file, 0))])
+        first_row = int(self.starts[number] - self.starts[number - group])
         return Decoder(self, path, table, first_row).rows()
 
 

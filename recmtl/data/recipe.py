@@ -8,20 +8,15 @@ can be wrong before a raw file is opened is reported here.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from recmtl.config import read_toml
 from recmtl.data.dataset import GROUP_COLUMN, FeatureKind, Pooling, Relation, Transform, label_column, oracle_column
 from recmtl.errors import UserError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
 
@@ -152,12 +147,7 @@ def _find(name_or_path: str, folder: Path) -> Path:
 
 def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys of a recipe, on top of those of the recipe it extends."""
-    try:
-        keys = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: not valid TOML: {problem}") from None
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be read ({problem.strerror})") from None
+    keys = read_toml(path)
     if "extends" not in keys:
         return keys
     parent = keys.pop("extends")
