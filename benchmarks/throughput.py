@@ -35,7 +35,7 @@ from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Prefetcher
 from recmtl.distributed.ranks import process_group
 from recmtl.models import model_class
-from recmtl.training.trainer import Engine
+from recmtl.training.engine import Engine
 
 PIPELINE_OVER_FIXED = 0.85
 RECMTL_OVER_PLAIN = 20

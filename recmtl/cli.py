@@ -96,7 +96,7 @@ def prepare(arguments: list[str]) -> None:
 
 def train(arguments: list[str]) -> None:
     """Train a model."""
-    from recmtl.training.trainer import train as run_training
+    from recmtl.training.runs import train as run_training
 
     config, places = _parse_run(arguments, "train", run=True)
     results = run_training(config, places["data"], places["run"])
@@ -106,7 +106,8 @@ def train(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Measure a run's best model."""
-    from recmtl.training.trainer import evaluate_run, write_json
+    from recmtl.training.results import write_json
+    from recmtl.training.runs import evaluate_run
 
     args = _parse(Evaluate, arguments, "evaluate")
     path = args.run / "config.toml"

@@ -4,126 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from recmtl.config import Config, check_continues, sha256, to_toml
-from recmtl.data.dataset import Dataset, Task
-from recmtl.data.reader import Prefetcher, Reader
-from recmtl.distributed.parallel import parallelize
-from recmtl.distributed.plan import Cluster, Plan, make_plan
-from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.config import sha256, to_toml
+from recmtl.data.reader import Prefetcher
 from recmtl.errors import UserError
-from recmtl.models.ranker import Ranker
-from recmtl.training.checkpoint import Checkpoints, Progress, best_checkpoint, checkpoint_paths
-from recmtl.training.evaluation import evaluate, logloss_sum
+from recmtl.training.checkpoint import Checkpoints, Progress
+from recmtl.training.engine import DIVERGED, Engine
+from recmtl.training.evaluation import logloss_sum
+from recmtl.training.results import Results, describe, peak_memory, write_json
 from recmtl.training.schedule import Warmup
 from recmtl.training.tracking import ProgressLine, Tracker
 from recmtl.versions import versions
-
-Results = dict[str, Any]
-
-DIVERGED = "lower dense.lr and embedding.lr"
-
-
-@dataclass
-class Engine:
-    """A sharded model, ready to run: what training and evaluation share."""
-
-    config: Config
-    data: Path
-    dataset: Dataset
-    tasks: tuple[Task, ...]
-    ranks: Ranks
-
-    def __post_init__(self) -> None:
-        config, ranks = self.config, self.ranks
-        # Readers come first: they find what is wrong with the data before anything is built or written.
-        self.readers = {split: self._reader(split) for split in ("train", "val", "test")}
-        torch.manual_seed(config.training.seed)
-        ranker = Ranker(
-            self.dataset, self.tasks, config.model, dim=config.embedding.dim, amp=config.training.amp == "bf16"
-        )
-        # Every rank makes the plan by itself, so all must start from the same memory.
-        memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
-        cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
-        self.plan: Plan = make_plan(ranker, config.sharding, cluster, self.readers["train"].local_batch_size)
-        self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
-        # Until here all ranks drew the same weights; dropout must differ between them.
-        torch.manual_seed(config.training.seed + ranks.rank)
-        self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device, execute_all_batches=True)
-
-    def _reader(self, split: str) -> Reader:
-        config, ranks = self.config, self.ranks
-        return Reader(
-            self.data,
-            self.dataset,
-            split,
-            self.tasks,
-            batch_size=config.training.batch_size,
-            streams=config.reader.streams,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            seed=config.training.seed,
-            shuffle=split == "train" and config.reader.shuffle,
-            evaluation=split != "train",
-            pin_memory=ranks.device.type == "cuda",
-        )
-
-    def evaluate(self, split: str, title: str) -> dict[str, dict[str, float | int | None]]:
-        """Metrics of every task on a split.
-
-        Raises:
-            UserError: the model's outputs are no numbers.
-        """
-        metrics = evaluate(
-            self.model,
-            self.pipeline,
-            self.readers[split],
-            self.ranks,
-            title=title,
-            gauc=self.config.metrics.gauc,
-            prefetch=self.config.reader.prefetch,
-        )
-        loss = logloss_sum(metrics)
-        if not math.isfinite(loss):
-            raise UserError(f"the log loss on the {split} split is {loss}; {DIVERGED}")
-        return metrics
-
-    def check_pipelined(self) -> None:
-        """Fail if the pipeline does not see the sharded tables: it would run, slower, without overlap."""
-        if not self.pipeline._pipelined_modules:
-            raise RuntimeError(
-                "no sharded module is pipelined: `Embeddings.collection` must be called on `batch.sparse`"
-            )
-
-
-def open_dataset(data: Path, config: Config) -> tuple[Dataset, tuple[Task, ...]]:
-    """The prepared folder and the tasks to train on."""
-    dataset = Dataset.load(data)
-    return dataset, dataset.select_tasks(tuple(config.training.tasks))
-
-
-def check_run(run: Path, dataset: Dataset, data: Path) -> None:
-    """Refuse data of another recipe than the one a run was trained on.
-
-    Raises:
-        UserError: the fingerprints differ.
-    """
-    if not (run / "dataset.json").exists():
-        return
-    trained = Dataset.load(run)
-    if trained.fingerprint != dataset.fingerprint:
-        raise UserError(
-            f"{data}: prepared as '{dataset.name}' ({dataset.fingerprint[:8]}), but {run} was trained on "
-            f"'{trained.name}' ({trained.fingerprint[:8]}); name the data folder of that run"
-        )
 
 
 class Trainer:
@@ -307,61 +202,5 @@ class Trainer:
         return results
 
 
-def describe(engine: Engine) -> Results:
-    """The fields of ``results.json`` that say what ran where."""
-    return {
-        "model": engine.config.model.name,
-        "dataset": engine.dataset.name,
-        "world_size": engine.ranks.world_size,
-        "device": engine.ranks.device.type,
-        "seed": engine.config.training.seed,
-    }
-
-
-def peak_memory(ranks: Ranks) -> dict[str, int | None]:
-    """Peak bytes of the rank that needed most: of the GPU's allocator, and resident on the host."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    device = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else None
-    return {"device": None if device is None else int(ranks.max(device)), "host": int(ranks.max(host))}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
-
-
 def _shown(value: float | int | None) -> str:
     return "n/a" if value is None else f"{value:.4f}"
-
-
-def train(config: Config, data: Path, run: Path) -> Results:
-    """Train the model that `config` describes on a prepared folder; `run` gets the files of the run.
-
-    Raises:
-        UserError: the folder has no training rows, or `run` holds another run.
-    """
-    dataset, tasks = open_dataset(data, config)
-    if not dataset.rows.get("train"):
-        raise UserError(f"{data}: split 'train' has no rows")
-    check_run(run, dataset, data)
-    if config.checkpoint.resume and checkpoint_paths(run / "checkpoints"):
-        check_continues(run / "config.toml", config)
-    with process_group(config.training.device) as ranks:
-        return Trainer(Engine(config, data, dataset, tasks, ranks), run).fit()
-
-
-def evaluate_run(config: Config, data: Path, run: Path, split: str) -> Results:
-    """Measure a run's best model on a split of a prepared folder."""
-    dataset, tasks = open_dataset(data, config)
-    check_run(run, dataset, data)
-    checkpoint = best_checkpoint(run)
-    with process_group(config.training.device) as ranks:
-        engine = Engine(config, data, dataset, tasks, ranks)
-        if not engine.readers[split].steps:
-            raise UserError(f"{data}: split '{split}' has no rows")
-        checkpoints = Checkpoints(run / "checkpoints", engine.model, engine.optimizer, ranks)
-        checkpoints.load(checkpoint, with_optimizer=False)
-        metrics = engine.evaluate(split, split)
-        return {**describe(engine), "split": split, split: metrics, "logloss_sum": logloss_sum(metrics)}

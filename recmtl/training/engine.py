@@ -1,0 +1,94 @@
+"""A sharded model with its readers and its pipeline: what training and evaluation share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from recmtl.config import Config
+from recmtl.data.dataset import Dataset, Task
+from recmtl.data.reader import Reader
+from recmtl.distributed.parallel import parallelize
+from recmtl.distributed.plan import Cluster, Plan, make_plan
+from recmtl.distributed.ranks import Ranks
+from recmtl.errors import UserError
+from recmtl.models.ranker import Ranker
+from recmtl.training.evaluation import evaluate, logloss_sum
+
+DIVERGED = "lower dense.lr and embedding.lr"
+
+
+@dataclass
+class Engine:
+    """A sharded model, ready to run."""
+
+    config: Config
+    data: Path
+    dataset: Dataset
+    tasks: tuple[Task, ...]
+    ranks: Ranks
+
+    def __post_init__(self) -> None:
+        config, ranks = self.config, self.ranks
+        # Readers come first: they find what is wrong with the data before anything is built or written.
+        self.readers = {split: self._reader(split) for split in ("train", "val", "test")}
+        torch.manual_seed(config.training.seed)
+        ranker = Ranker(
+            self.dataset, self.tasks, config.model, dim=config.embedding.dim, amp=config.training.amp == "bf16"
+        )
+        # Every rank makes the plan by itself, so all must start from the same memory.
+        memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
+        cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
+        self.plan: Plan = make_plan(ranker, config.sharding, cluster, self.readers["train"].local_batch_size)
+        self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
+        # Until here all ranks drew the same weights; dropout must differ between them.
+        torch.manual_seed(config.training.seed + ranks.rank)
+        self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device, execute_all_batches=True)
+
+    def _reader(self, split: str) -> Reader:
+        config, ranks = self.config, self.ranks
+        return Reader(
+            self.data,
+            self.dataset,
+            split,
+            self.tasks,
+            batch_size=config.training.batch_size,
+            streams=config.reader.streams,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            seed=config.training.seed,
+            shuffle=split == "train" and config.reader.shuffle,
+            evaluation=split != "train",
+            pin_memory=ranks.device.type == "cuda",
+        )
+
+    def evaluate(self, split: str, title: str) -> dict[str, dict[str, float | int | None]]:
+        """Metrics of every task on a split.
+
+        Raises:
+            UserError: the model's outputs are no numbers.
+        """
+        metrics = evaluate(
+            self.model,
+            self.pipeline,
+            self.readers[split],
+            self.ranks,
+            title=title,
+            gauc=self.config.metrics.gauc,
+            prefetch=self.config.reader.prefetch,
+        )
+        loss = logloss_sum(metrics)
+        if not math.isfinite(loss):
+            raise UserError(f"the log loss on the {split} split is {loss}; {DIVERGED}")
+        return metrics
+
+    def check_pipelined(self) -> None:
+        """Fail if the pipeline does not see the sharded tables: it would run, slower, without overlap."""
+        if not self.pipeline._pipelined_modules:
+            raise RuntimeError(
+                "no sharded module is pipelined: `Embeddings.collection` must be called on `batch.sparse`"
+            )

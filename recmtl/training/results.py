@@ -1,0 +1,40 @@
+"""What a run comes to: the fields of its JSON files."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recmtl.distributed.ranks import Ranks
+from recmtl.training.engine import Engine
+
+Results = dict[str, Any]
+
+
+def describe(engine: Engine) -> Results:
+    """The fields of ``results.json`` that say what ran where."""
+    return {
+        "model": engine.config.model.name,
+        "dataset": engine.dataset.name,
+        "world_size": engine.ranks.world_size,
+        "device": engine.ranks.device.type,
+        "seed": engine.config.training.seed,
+    }
+
+
+def peak_memory(ranks: Ranks) -> dict[str, int | None]:
+    """Peak bytes of the rank that needed most: of the GPU's allocator, and resident on the host."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    device = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else None
+    return {"device": None if device is None else int(ranks.max(device)), "host": int(ranks.max(host))}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(path)
