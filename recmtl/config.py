@@ -46,6 +46,14 @@ class EmbeddingConfig:
     """Added to the root of the accumulator (Adagrad and Adam)."""
     init_scale: float = 1.0
     """Rows start uniform in ±init_scale/√rows."""
+    placement: Literal["auto", "data_parallel", "sharded"] = "auto"
+    """Tables of tasks' own (stem, me_ple, me_mmoe): data_parallel has each whole on every rank, sharded treats them as
+    the shared ones, auto replicates the smallest on several ranks, up to replica_mib. The losses are the same."""
+    replica_mib: float = 64.0
+    """What auto may fill of every rank's memory with replicas: weights, gradients and optimiser state, in MiB."""
+    layout: Literal["separate", "side_by_side"] = "separate"
+    """side_by_side keeps the tables of tasks' own and the shared one in the rows of one wide table: one lookup, but one
+    state a row of row-wise optimisers for all of them."""
 
 
 @dataclass
@@ -173,6 +181,7 @@ class Config:
                 raise UserError(f"{key}: must be greater than 0, not {value}")
         at_least_zero = {
             "embedding.eps": self.embedding.eps,
+            "embedding.replica_mib": self.embedding.replica_mib,
             "dense.weight_decay": self.dense.weight_decay,
             "training.max_steps": self.training.max_steps,
             "training.patience": self.training.patience,
@@ -187,6 +196,8 @@ class Config:
                 raise UserError(f"{key}: must not be negative, not {value}")
         if self.embedding.dim % 4:
             raise UserError(f"embedding.dim: must be a multiple of 4, not {self.embedding.dim}")
+        if self.embedding.layout == "side_by_side" and self.embedding.placement == "data_parallel":
+            raise UserError("embedding.placement: tables side by side are sharded with the shared one; choose auto")
         if not 0 <= self.sharding.reserve < 1:
             raise UserError(f"sharding.reserve: a fraction from 0 to 1, not {self.sharding.reserve}")
         dropout = getattr(self.model, "dropout", 0.0)
@@ -305,6 +316,7 @@ def to_toml(config: Config) -> str:
 FIXED = (
     "model",
     "embedding.dim",
+    "embedding.layout",
     "embedding.optimizer",
     "dense.optimizer",
     "training.batch_size",

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from recmtl.config import Config
 from recmtl.data.dataset import Dataset
-from recmtl.distributed.plan import GIB, Cluster, Plan, Shard, make_plan
+from recmtl.distributed.plan import GIB, Cluster, Plan, Shard, make_plan, replicas
 from recmtl.errors import UserError
 from recmtl.models.ranker import Ranker
 
@@ -42,9 +42,10 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
         raise UserError("--world_size, --hbm_gib and --ranks_per_node must be greater than 0")
     dataset = Dataset.load(data)
     tasks = dataset.select_tasks(tuple(config.training.tasks))
-    ranker = Ranker(dataset, tasks, config.model, dim=config.embedding.dim)
+    ranker = Ranker(dataset, tasks, config.model, dim=config.embedding.dim, layout=config.embedding.layout)
     cluster = Cluster(world_size, min(world_size, ranks_per_node), device, int(hbm_gib * GIB))
-    plan = make_plan(ranker, config.sharding, cluster, -(-config.training.batch_size // world_size))
+    replicated = replicas(ranker.embeddings.task_tables, config.embedding, world_size)
+    plan = make_plan(ranker, config.sharding, cluster, -(-config.training.batch_size // world_size), replicated)
     dense = sum(p.numel() * p.element_size() for p in ranker.head.parameters()) * DENSE_COPIES
     return _render(plan, dense)
 

@@ -22,6 +22,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recmtl.config import Config, EmbeddingConfig
 from recmtl.distributed.plan import Plan, sharder
+from recmtl.distributed.replicated import ReplicatedTables
 from recmtl.errors import UserError
 
 INIT_ROWS = 65536
@@ -81,9 +82,13 @@ def parallelize(
     """
     replicated = {table for table, kind in plan.table_types().items() if kind == "data_parallel"}
     cls, arguments = sparse_optimizer(config.embedding, device.type)
-    if replicated and config.embedding.optimizer == "rowwise_adam":  # TorchRec has it fused only
+    if replicated and config.embedding.optimizer in ("adam", "rowwise_adam"):
+        # The fused ones move only the rows of a batch, a dense one all rows: results would depend on the placement.
         names = ", ".join(sorted(replicated))
-        raise UserError(f"embedding.optimizer: no rowwise_adam for data-parallel tables ({names}); choose adam")
+        raise UserError(
+            f"embedding.optimizer: no {config.embedding.optimizer} for data-parallel tables ({names}); choose "
+            f"{', '.join(CPU_SPARSE_OPTIMIZERS)}, or embedding.placement sharded"
+        )
     for module in ranker.modules():
         if isinstance(module, EmbeddingBagCollection):
             fused = [bag.weight for name, bag in module.embedding_bags.items() if name not in replicated]
@@ -107,7 +112,8 @@ def parallelize(
         keyed = GradientClippingOptimizer(keyed, GradientClipping.NORM, max_gradient=config.training.clip_norm)
     optimizers = [("embedding", model.fused_optimizer), ("dense", keyed)]
     if tables:
-        optimizers.append(("replicated", KeyedOptimizerWrapper(tables, lambda params: cls(params, **arguments))))
+        # Under the same name as the sharded ones, so that a checkpoint fits either.
+        optimizers.append(("embedding", ReplicatedTables(tables, cls(list(tables.values()), **arguments))))
     return model, CombinedOptimizer(optimizers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass
 
 import torch
@@ -12,9 +13,10 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
 from torchrec.distributed.types import ShardingPlan
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from recmtl.config import ShardingConfig
+from recmtl.config import EmbeddingConfig, ShardingConfig
 from recmtl.errors import UserError
 
 CPU_TYPES = ("table_wise", "column_wise")
@@ -76,12 +78,42 @@ def sharder() -> EmbeddingBagCollectionSharder:
     return EmbeddingBagCollectionSharder()
 
 
-def allowed_types(config: ShardingConfig, table: str, cluster: Cluster) -> list[str]:
+def replicas(tables: Iterable[EmbeddingBagConfig], config: EmbeddingConfig, world_size: int) -> set[str]:
+    """Names of the tables of tasks' own that every rank gets whole, as `embedding.placement` says.
+
+    `auto` takes the smallest while weights, dense gradients and optimiser states of all it took fit
+    `embedding.replica_mib`; on one rank none, as nothing would be saved.
+
+    Args:
+        tables: the tables of tasks' own.
+        config: the `embedding` section.
+        world_size: number of ranks.
+    """
+    if config.placement == "sharded" or (config.placement == "auto" and world_size == 1):
+        return set()
+    if config.placement == "data_parallel":
+        return {table.name for table in tables}
+    chosen: set[str] = set()
+    left = config.replica_mib * 2**20
+    for table in sorted(tables, key=lambda t: t.num_embeddings * t.embedding_dim):
+        states = {"sgd": 0, "rowwise_adagrad": 1}.get(config.optimizer, table.embedding_dim)
+        left -= 4 * table.num_embeddings * (2 * table.embedding_dim + states)
+        if left < 0:
+            break
+        chosen.add(table.name)
+    return chosen
+
+
+def allowed_types(
+    config: ShardingConfig, table: str, cluster: Cluster, replicated: Set[str] = frozenset()
+) -> list[str]:
     """Sharding types that the planner may choose from for one table.
 
     Raises:
         UserError: the configured one does not exist on this device.
     """
+    if table in replicated and table not in config.tables:
+        return ["data_parallel"]
     wanted = config.tables.get(table, config.type)
     known = CPU_TYPES if cluster.device == "cpu" else CUDA_TYPES
     if wanted == "auto" and cluster.world_size == 1:
@@ -95,7 +127,9 @@ def allowed_types(config: ShardingConfig, table: str, cluster: Cluster) -> list[
     return [wanted]
 
 
-def make_plan(module: nn.Module, config: ShardingConfig, cluster: Cluster, batch_size: int) -> Plan:
+def make_plan(
+    module: nn.Module, config: ShardingConfig, cluster: Cluster, batch_size: int, replicated: Set[str] = frozenset()
+) -> Plan:
     """Plan the tables of `module`.
 
     Args:
@@ -103,6 +137,7 @@ def make_plan(module: nn.Module, config: ShardingConfig, cluster: Cluster, batch
         config: the `sharding` section.
         cluster: the devices.
         batch_size: rows in one rank's batch.
+        replicated: tables that every rank gets whole (`replicas`), unless `sharding.tables` names them.
 
     Raises:
         UserError: a table is named that isn't there, or the tables don't fit; names the largest.
@@ -118,7 +153,7 @@ def make_plan(module: nn.Module, config: ShardingConfig, cluster: Cluster, batch
             raise UserError(f"sharding.tables: no table '{name}'; the run has {', '.join(tables)}")
     constraints = {
         name: ParameterConstraints(
-            sharding_types=allowed_types(config, name, cluster),
+            sharding_types=allowed_types(config, name, cluster, replicated),
             # In the device's memory. By itself the planner moves what does not fit a GPU to the host, behind a cache.
             compute_kernels=[EmbeddingComputeKernel.FUSED.value, EmbeddingComputeKernel.DENSE.value],
             # The planner knows only widths of 128 and more by itself; FBGEMM wants multiples of 4.

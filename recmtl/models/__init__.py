@@ -7,11 +7,14 @@ from recmtl.models.aitm import AITM
 from recmtl.models.base import Inputs, Model
 from recmtl.models.cgc import CGC
 from recmtl.models.esmm import ESMM
+from recmtl.models.me_mmoe import MEMMoE
+from recmtl.models.me_ple import MEPLE
 from recmtl.models.mmoe import MMoE
 from recmtl.models.omoe import OMoE
 from recmtl.models.ple import PLE
 from recmtl.models.shared_bottom import SharedBottom
 from recmtl.models.single_task import SingleTask
+from recmtl.models.stem import STEM
 
 MODELS: dict[str, type[Model]] = {
     "single_task": SingleTask,
@@ -20,6 +23,9 @@ MODELS: dict[str, type[Model]] = {
     "omoe": OMoE,
     "cgc": CGC,
     "ple": PLE,
+    "stem": STEM,
+    "me_mmoe": MEMMoE,
+    "me_ple": MEPLE,
     "esmm": ESMM,
     "aitm": AITM,
 }

@@ -1,4 +1,4 @@
-"""Groups of experts and the gates that mix them: one level of CGC and PLE."""
+"""Groups of experts and the gates that mix them: one level of CGC, PLE, AdaTT or STEM."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ class GatedExperts(nn.Module):
         hidden: hidden widths of each expert; the last one is its output H.
         gate_hidden: hidden widths of each gate; none: a linear gate.
         dropout: probability of dropping a hidden unit of an expert.
+        trains: for every gate, the groups it trains. The others it sees forward only: behind a stop-gradient, so that
+            neither their experts nor what they read learn from it; its own weights do. None: all it sees.
 
     Shape:
-        x, what experts read: [B, in] (all groups read the same) or [groups, B, in];
+        x, what experts read: [B, in] (all groups read the same), [groups, B, in] or a tensor [B, in] for every group;
         gate_x, what gates read: [B, in] (all gates read the same) or [gates, B, in];
         output: [gates, B, H].
     """
+
+    trained: Tensor | None
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class GatedExperts(nn.Module):
         hidden: Sequence[int],
         gate_hidden: Sequence[int] = (),
         dropout: float = 0.0,
+        trains: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.sizes = tuple(experts)
@@ -53,6 +58,12 @@ class GatedExperts(nn.Module):
             index = torch.tensor(list(run))
             self.register_buffer(f"seen_{len(self.gates)}", index.unsqueeze(1), persistent=False)
             self.gates.append(Gates(len(index), in_features, choices, gate_hidden))
+        trained = None
+        if trains is not None and [set(groups) for groups in trains] != [set(groups) for groups in sees]:
+            trained = torch.zeros(len(trains), 1, sum(self.sizes))
+            for row, groups in zip(trained, trains, strict=True):
+                row[0, [expert for group in groups for expert in members[group]]] = 1
+        self.register_buffer("trained", trained, persistent=False)
 
     def weights(self, gate_x: Tensor) -> Tensor:
         """What every gate gives every expert [gates, B, E]: they sum to 1 over E, and are 0 where it sees none."""
@@ -67,8 +78,10 @@ class GatedExperts(nn.Module):
             start += len(index)
         return shares[0] if len(shares) == 1 else torch.cat(shares)
 
-    def forward(self, x: Tensor, gate_x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Sequence[Tensor], gate_x: Tensor) -> Tensor:
         """Mix the experts for every gate; see the class for shapes."""
-        if x.dim() == 3:  # each group's input once for every expert of the group
-            x = torch.cat([one.expand(size, *one.shape) for one, size in zip(x, self.sizes, strict=True)])
-        return mix(self.weights(gate_x), self.experts(x))
+        experts = self.experts(x) if isinstance(x, Tensor) and x.dim() == 2 else self.experts(tuple(x), self.sizes)
+        weights = self.weights(gate_x)
+        if self.trained is None:
+            return mix(weights, experts)
+        return mix(weights * self.trained, experts) + mix(weights * (1 - self.trained), experts.detach())

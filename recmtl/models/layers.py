@@ -24,7 +24,8 @@ class MLPs(nn.Module):
         dropout: probability of dropping a hidden unit.
 
     Shape:
-        input: [B, in] (all networks read the same) or [n, B, in]; output: [n, B, out].
+        input: [B, in] (all networks read the same) or [n, B, in] or, with `sizes`, a tensor [B, in] for each group of
+        networks; output: [n, B, out].
 
     Example::
 
@@ -57,18 +58,32 @@ class MLPs(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply every network; see the class for shapes."""
+    def forward(self, x: Tensor | Sequence[Tensor], sizes: Sequence[int] = ()) -> Tensor:
+        """Apply every network; see the class for shapes.
+
+        Args:
+            x: what the networks read.
+            sizes: number of networks in each group, where groups read different inputs.
+        """
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if x.dim() == 2:
-                # One wide product instead of `count` narrow ones that each read x again.
-                wide = weight.flatten(0, 1) if self.count == 1 else weight.transpose(0, 1).flatten(1)
-                x = torch.addmm(bias.reshape(-1), x, wide).unflatten(1, (self.count, -1)).transpose(0, 1)
+            if not isinstance(x, Tensor):
+                groups = zip(x, weight.split(list(sizes)), bias.split(list(sizes)), strict=True)
+                x = torch.cat([_side_by_side(one, w, b) for one, w, b in groups])
+            elif x.dim() == 2:
+                x = _side_by_side(x, weight, bias)
             else:
                 x = torch.baddbmm(bias, x, weight)
             if layer < self.activations:
                 x = self.dropout(torch.relu(x))
+        assert isinstance(x, Tensor)
         return x if x.dim() == 3 else x.expand(self.count, *x.shape)
+
+
+def _side_by_side(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The n products x W_i + b_i [n, B, out] of one x [B, in], as one wide product that reads x once."""
+    count = len(weight)
+    wide = weight.flatten(0, 1) if count == 1 else weight.transpose(0, 1).flatten(1)
+    return torch.addmm(bias.reshape(-1), x, wide).unflatten(1, (count, -1)).transpose(0, 1)
 
 
 class Gates(nn.Module):

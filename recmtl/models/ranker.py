@@ -58,15 +58,23 @@ class Ranker(nn.Module):
         tasks: the tasks to train.
         model_config: the `model` section of the configuration.
         dim: embedding dimension of tables without one of their own.
+        layout: how tables of tasks' own lie beside the shared ones; see `Embeddings`.
         amp: bfloat16 autocast of the dense part.
     """
 
     def __init__(
-        self, dataset: Dataset, tasks: tuple[Task, ...], model_config: Any, *, dim: int, amp: bool = False
+        self,
+        dataset: Dataset,
+        tasks: tuple[Task, ...],
+        model_config: Any,
+        *,
+        dim: int,
+        layout: str = "separate",
+        amp: bool = False,
     ) -> None:
         super().__init__()
         cls = model_class(model_config.name)
-        self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(tasks))
+        self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(tasks), layout)
         inputs = Inputs(tasks, self.embeddings.width, self.embeddings.columns)
         self.head = Head(cls(model_config, inputs), amp)
 

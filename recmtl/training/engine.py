@@ -13,7 +13,7 @@ from recmtl.config import Config
 from recmtl.data.dataset import Dataset, Task
 from recmtl.data.reader import Reader
 from recmtl.distributed.parallel import parallelize
-from recmtl.distributed.plan import Cluster, Plan, make_plan
+from recmtl.distributed.plan import Cluster, Plan, make_plan, replicas
 from recmtl.distributed.ranks import Ranks
 from recmtl.errors import UserError
 from recmtl.models.ranker import Ranker
@@ -38,12 +38,19 @@ class Engine:
         self.readers = {split: self._reader(split) for split in ("train", "val", "test")}
         torch.manual_seed(config.training.seed)
         ranker = Ranker(
-            self.dataset, self.tasks, config.model, dim=config.embedding.dim, amp=config.training.amp == "bf16"
+            self.dataset,
+            self.tasks,
+            config.model,
+            dim=config.embedding.dim,
+            layout=config.embedding.layout,
+            amp=config.training.amp == "bf16",
         )
         # Every rank makes the plan by itself, so all must start from the same memory.
         memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
-        self.plan: Plan = make_plan(ranker, config.sharding, cluster, self.readers["train"].local_batch_size)
+        replicated = replicas(ranker.embeddings.task_tables, config.embedding, ranks.world_size)
+        batch_size = self.readers["train"].local_batch_size
+        self.plan: Plan = make_plan(ranker, config.sharding, cluster, batch_size, replicated)
         self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
         # Until here all ranks drew the same weights; dropout must differ between them.
         torch.manual_seed(config.training.seed + ranks.rank)

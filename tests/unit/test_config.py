@@ -40,7 +40,16 @@ def test_every_key_survives_the_round_trip():
     """Every value differs from its default."""
     values = {
         "model": {"name": "mmoe", "experts": 3, "expert": [7, 8], "gate": [5], "tower": [], "dropout": 0.25},
-        "embedding": {"dim": 8, "optimizer": "sgd", "lr": 0.5, "eps": 1e-3, "init_scale": 2.0},
+        "embedding": {
+            "dim": 8,
+            "optimizer": "sgd",
+            "lr": 0.5,
+            "eps": 1e-3,
+            "init_scale": 2.0,
+            "placement": "sharded",
+            "replica_mib": 1.5,
+            "layout": "side_by_side",
+        },
         "dense": {"optimizer": "adamw", "lr": 1.0, "weight_decay": 0.1},
         "training": {
             "batch_size": 1,
@@ -121,6 +130,7 @@ OUT_OF_RANGE = {
     "embedding.lr": [0.0, -0.1, float("nan")],
     "embedding.eps": [-1e-8],
     "embedding.init_scale": [0.0],
+    "embedding.replica_mib": [-1.0, float("nan")],
     "dense.lr": [0.0],
     "dense.weight_decay": [-0.1],
     "training.batch_size": [0],
@@ -150,6 +160,11 @@ def test_values_out_of_range_name_the_key(key, value):
     values = {section: {name: value}} if section != "model" else {"model": {"name": "mmoe", name: value}}
     with pytest.raises(UserError, match=f"^{key}: "):
         config_of(values)
+
+
+def test_tables_side_by_side_cannot_be_replicated():
+    with pytest.raises(UserError, match=r"^embedding.placement: tables side by side are sharded"):
+        config_of({"embedding": {"layout": "side_by_side", "placement": "data_parallel"}})
 
 
 def test_whole_numbers_do_for_floats():

@@ -354,7 +354,9 @@ def test_data_parallel_tables_lack_an_optimizer(toy):
     config = config_of("data_parallel", "rowwise_adam")
     ranker = Ranker(dataset, dataset.tasks, config.model, dim=DIM)
     plan = make_plan(ranker, config.sharding, ONE_CPU, BATCH)
-    with pytest.raises(UserError, match=r"no rowwise_adam for data-parallel tables \(item, tag, user\); choose adam"):
+    with pytest.raises(
+        UserError, match=r"no rowwise_adam for data-parallel tables \(item, tag, user\); choose rowwise_adagrad"
+    ):
         parallelize(ranker, plan, config, torch.device("cuda"))
 
 

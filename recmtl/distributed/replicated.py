@@ -1,0 +1,43 @@
+"""The optimiser of tables that every rank holds whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrec.optim.keyed import KeyedOptimizer
+
+
+class ReplicatedTables(KeyedOptimizer):
+    """A dense optimiser whose state has the names and shapes that FBGEMM's fused one gives it.
+
+    So a checkpoint does not tell whether a table was sharded or replicated, and a run can go on with either.
+
+    Args:
+        tables: the tables' weights by parameter name (``....embedding_bags.<table>.weight``).
+        optimizer: SGD, Adagrad or row-wise Adagrad over those weights: the accumulator is all their state.
+    """
+
+    def __init__(self, tables: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        state: dict[Tensor, dict[str, Tensor]] = {}
+        for name, weight in tables.items():
+            accumulator = optimizer.state[weight].get("sum")
+            if accumulator is not None:
+                # A view: [rows] for row-wise Adagrad's [rows, 1].
+                value = accumulator.view(-1) if accumulator.shape[1] == 1 else accumulator
+                state[weight] = {f"{name.split('.')[-2]}.momentum1": value}
+        super().__init__(tables, state, optimizer.param_groups)
+
+    def init_state(self, sparse_grad_parameter_names: Any = None) -> None:
+        """Nothing to do: the accumulators are there from the start."""
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Clear the gradients."""
+        self._optimizer.zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> None:
+        """Update every table by its dense gradient."""
+        self._optimizer.step(closure)

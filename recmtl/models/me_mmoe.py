@@ -1,0 +1,63 @@
+"""ME-MMoE: MMoE whose experts read different embedding tables, a baseline of the STEM paper (Su et al., AAAI 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recmtl.data.dataset import Task
+from recmtl.errors import UserError
+from recmtl.models.base import SHARED, Inputs, Model
+from recmtl.models.layers import Gates, MLPs, Towers, mix
+from recmtl.models.mmoe import MMoEConfig
+
+
+@dataclass
+class MEMMoEConfig(MMoEConfig):
+    """Sizes of ME-MMoE."""
+
+    name: str = "me_mmoe"
+    """Model name."""
+
+
+class MEMMoE(Model):
+    r"""T + 1 tables a feature give x_1 .. x_{T+1}; expert e reads x_{e mod (T+1)}, gates read all of them.
+
+    z_t = Σ_e softmax_e(W_t [x_1; …; x_{T+1}]) f_e(x_{e mod (T+1)}) [B, H]; logit_t = tower_t(z_t). Nothing ties a table
+    to a task: every task trains every table, and no gradient is stopped.
+
+    The paper names this baseline in its experiments and gives no equations.
+
+    Raises:
+        UserError: fewer experts than tables.
+    """
+
+    Config = MEMMoEConfig
+
+    def __init__(self, config: MEMMoEConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        tasks = len(inputs.tasks)
+        self.groups = self.embedding_groups(inputs.tasks)
+        if config.experts < len(self.groups):
+            raise UserError(
+                f"model.experts: {len(self.groups)} or more, one for each of the tables that "
+                f"{tasks} tasks and the shared one have, not {config.experts}"
+            )
+        # Experts in the order of the tables they read.
+        self.sizes = [len(range(group, config.experts, len(self.groups))) for group in range(len(self.groups))]
+        self.experts = MLPs(config.experts, inputs.width, config.expert, dropout=config.dropout)
+        self.gates = Gates(tasks, inputs.width * len(self.groups), config.experts, config.gate)
+        self.towers = Towers(tasks, self.experts.out_features, config.tower, config.dropout)
+
+    @classmethod
+    def embedding_groups(cls, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+        """One copy of every table a task, and one more."""
+        return (*(task.name for task in tasks), SHARED)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Logits [B, T]."""
+        tables = [x[group] for group in self.groups]
+        experts = self.experts(tables, self.sizes)
+        return self.towers(mix(self.gates(torch.cat(tables, dim=1)), experts))

@@ -1,0 +1,86 @@
+"""STEM: embedding tables of every task's own beside shared ones (Su et al., AAAI 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from recmtl.data.dataset import Task
+from recmtl.models.base import SHARED, Inputs, Model
+from recmtl.models.cgc import CGCConfig
+from recmtl.models.gated_experts import GatedExperts
+from recmtl.models.layers import Towers
+
+
+@dataclass
+class STEMConfig(CGCConfig):
+    """Sizes of STEM."""
+
+    name: str = "stem"
+    """Model name."""
+    levels: int = 1
+    """Number of levels of gated experts, all of the same sizes."""
+    cross_task: bool = True
+    """A task's gate also mixes the experts of the other tasks."""
+    stop_gradient: bool = True
+    """It does so forward only: no task trains another one's experts or tables."""
+
+
+class STEM(Model):
+    r"""Shared and task-specific embeddings, with all-forward task-specific-backward gating (section 4).
+
+    T + 1 tables a feature give x_1 .. x_T and x_S, all [B, width]. One level:
+        h_t = softmax(W_t (x_t + x_S))·[own experts of t (x_t); sg(experts of every other task j (x_j));
+              shared experts(x_S)]  [B, H];
+        logit_t = tower_t(h_t).
+    sg is the stop-gradient: ∂L_i/∂E_j = 0 for i ≠ j, exactly. W_t is trained through all that it mixes. Without
+    `stop_gradient` the experts of other tasks and their tables are trained too; without `cross_task` they are left out.
+
+    More levels (the paper has one): with h_S = softmax(W_S x_S)·[sg(experts of all tasks); shared experts(x_S)], the
+    next level reads h_t and h_S in place of x_t and x_S. The shared branch too holds other tasks' experts behind sg.
+
+    Numeric features are part of every x_t and of x_S.
+    """
+
+    Config: ClassVar[type] = STEMConfig
+
+    def __init__(self, config: STEMConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        tasks = len(inputs.tasks)
+        experts = [config.task_experts] * tasks + [config.shared_experts]
+        # Groups and gates: one a task, then the shared one, which the last level does not need.
+        everything = list(range(tasks + 1))
+        own = [[task, tasks] for task in range(tasks)]
+        sees = [everything if config.cross_task else groups for groups in own] + [everything]
+        trains = [*own, [tasks]] if config.stop_gradient else sees
+        self.levels = nn.ModuleList()
+        width = inputs.width
+        for level in range(config.levels):
+            gates = tasks if level == config.levels - 1 else tasks + 1
+            self.levels.append(
+                GatedExperts(
+                    experts, sees[:gates], width, config.expert, config.gate, config.dropout, trains=trains[:gates]
+                )
+            )
+            width = config.expert[-1]
+        self.towers = Towers(tasks, width, config.tower, config.dropout)
+
+    @classmethod
+    def embedding_groups(cls, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+        """One copy of every table a task, and a shared one."""
+        return (*(task.name for task in tasks), SHARED)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Logits [B, T]."""
+        h = [x[task.name] for task in self.inputs.tasks]
+        h_shared = x[SHARED]
+        for i, level in enumerate(self.levels):
+            gate_x = [one + h_shared for one in h]
+            if i < len(self.levels) - 1:
+                gate_x.append(h_shared)
+            mixed = level([*h, h_shared], torch.stack(gate_x))
+            h, h_shared = list(mixed[: len(h)]), mixed[-1]
+        return self.towers(torch.stack(h))

@@ -1,0 +1,67 @@
+"""Tables of tasks' own, replicated or sharded: the same losses, and a run that changes from one to the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy import write_toy
+
+AN_EPOCH = 20
+ALL = 2 * AN_EPOCH
+SMALLEST = "0.02"
+"""MiB that hold the users and tags of both tasks, but not the items."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "data"
+    write_toy(folder, {"train": 64 * AN_EPOCH, "val": 64, "test": 64})
+    return folder
+
+
+def train(run_recmtl, data: Path, run: Path, *options: object, ranks: int) -> list[float]:
+    """Train stem, and return the loss of every step so far."""
+    settings = {
+        "training.batch_size": 64,
+        "training.max_epochs": 2,
+        "training.patience": 0,
+        "training.device": "cpu",
+        "embedding.eps": 1e-5,
+        "metrics.every_steps": 1,
+    }
+    flags = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    ended = run_recmtl("train", "stem", "--data", data, "--run", run, *flags, *options, ranks=ranks)
+    assert ended.returncode == 0, ended.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def replicated(run: Path) -> set[str]:
+    shards = json.loads((run / "plan.json").read_text())["shards"]
+    return {shard["table"] for shard in shards if shard["sharding"] == "data_parallel"}
+
+
+@pytest.mark.slow
+def test_a_run_changes_placement_and_goes_on_as_if_it_had_not(run_recmtl, tmp_path, data):
+    """Sharded on one rank, all replicated on two, the smallest replicated on two: against one run on one rank."""
+    whole = train(run_recmtl, data, tmp_path / "whole", ranks=1)
+    assert len(whole) == ALL
+    assert replicated(tmp_path / "whole") == set()
+
+    run = tmp_path / "changing"
+    stages = [
+        (11, 1, ["--embedding.placement", "sharded"], set()),
+        (27, 2, ["--embedding.placement", "data_parallel"], {"user", "item", "tag"}),
+        (ALL, 2, ["--embedding.replica_mib", SMALLEST], {"user", "tag"}),
+    ]
+    for steps, ranks, options, tables in stages:
+        losses = train(run_recmtl, data, run, *options, "--training.max_steps", steps, ranks=ranks)
+        assert len(losses) == steps
+        assert replicated(run) == {f"{table}@{task}" for table in tables for task in ("click", "like")}
+    np.testing.assert_allclose(losses, whole, rtol=1e-5)
+    test = [json.loads((tmp_path / name / "results.json").read_text())["test"] for name in ("whole", "changing")]
+    for task in ("click", "like"):
+        assert test[0][task]["auc"] == pytest.approx(test[1][task]["auc"], abs=1e-4)
