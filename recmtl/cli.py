@@ -16,7 +16,17 @@ from typing import Annotated, Any
 
 import tyro
 
-from recmtl.errors import UserError
+from recmtl.ending import (
+    BUG,
+    GRACE_SECONDS,
+    MISTAKE,
+    TERMINATED,
+    interrupt_on_sigterm,
+    is_first_on_machine,
+    leave,
+    leave_interrupted,
+)
+from recmtl.errors import Stopped, UserError
 
 
 @dataclass
@@ -106,7 +116,7 @@ def train(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Measure a run's best model."""
-    from recmtl.training.results import write_json
+    from recmtl.files import write_json
     from recmtl.training.runs import evaluate_run
 
     args = _parse(Evaluate, arguments, "evaluate")
@@ -183,6 +193,7 @@ def main() -> None:
         print("\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()))
         print("\n`recmtl COMMAND --help` shows a command's options.")
         return
+    interrupt_on_sigterm()
     try:
         from recmtl.quiet import silence_third_parties
         from recmtl.versions import check_versions
@@ -195,21 +206,25 @@ def main() -> None:
         silence_third_parties()
         COMMANDS[arguments[0]][0](arguments[1:])
     except UserError as problem:
-        _exit(f"error: {problem}", 2)
+        leave(f"error: {problem}", MISTAKE, after=0.0 if is_first_on_machine() else GRACE_SECONDS)
+    except Stopped as end:
+        leave(str(end) if _is_first_rank() else "", TERMINATED, after=0.0 if _is_first_rank() else 1.0)
     except KeyboardInterrupt:
-        _exit("interrupted", 130)
-    except Exception:
-        # A bug, so with its traceback; and at once, or the process group would keep this rank and so the others.
+        leave_interrupted()
+    except Exception as problem:
+        if _is_lost_rank(problem):
+            reason = str(problem).splitlines()[0]
+            leave(f"error: rank {os.environ['RANK']} lost another rank ({reason})", BUG, after=GRACE_SECONDS)
         traceback.print_exc()
-        _exit("error: recmtl failed unexpectedly; the lines above say where", 1)
+        leave("error: recmtl failed unexpectedly; the lines above say where", BUG)
 
 
-def _exit(message: str, code: int) -> None:
-    """Leave at once: a rank that waited for its process group to end could wait for the others forever."""
-    print(message, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _is_lost_rank(problem: Exception) -> bool:
+    if "RANK" not in os.environ:
+        return False
+    from recmtl.distributed.ranks import is_lost_rank
+
+    return is_lost_rank(problem)
 
 
 def _parse(cls: type, arguments: list[str], command: str) -> Any:

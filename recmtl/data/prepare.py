@@ -11,10 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +25,7 @@ from recmtl.data.recipe import Recipe
 from recmtl.data.shards import CHUNK_ROWS, write_shards
 from recmtl.data.sources import create_views, find_files
 from recmtl.data.stages import Stages, polled
-from recmtl.errors import UserError
+from recmtl.files import complete_or_absent
 
 VOCABULARIES = "vocab"
 
@@ -51,7 +47,7 @@ def prepare(recipe: Recipe, raw: Path, out: Path, *, memory_limit: str = "4GB", 
         UserError: the recipe, a raw file or `out` has a mistake; nothing is written.
     """
     files = find_files(recipe, raw)
-    with _complete_or_absent(out) as work:
+    with complete_or_absent(out) as work:
         db = connect(memory_limit, threads, work / "spill")
         try:
             with Stages() as stages, one_line_errors(recipe.origin, memory_limit):
@@ -59,23 +55,6 @@ def prepare(recipe: Recipe, raw: Path, out: Path, *, memory_limit: str = "4GB", 
                 return _run(db, recipe, files, work / "data", stages)
         finally:
             db.close()
-
-
-@contextmanager
-def _complete_or_absent(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`; its ``data`` becomes `out` if nothing goes wrong, and the rest is removed."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; remove it or name another folder")
-    out = out.absolute()
-    work = out.parent / f".{out.name}.tmp-{os.getpid()}"
-    try:
-        (work / "data").mkdir(parents=True)
-        yield work
-        (work / "data").replace(out)
-    except OSError as problem:
-        raise UserError(f"{out}: cannot be written ({problem.strerror or problem})") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _run(

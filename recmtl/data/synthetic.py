@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from recmtl.data.marketplace import EVENT_TYPES, Catalogue, Ints
 from recmtl.data.simulation import Events, Simulation
 from recmtl.errors import UserError
+from recmtl.files import complete_or_absent
 
 MONTH_FOLDER = "20230501"
 TRUTH_FOLDER = "truth"
@@ -91,7 +90,8 @@ def synthesize(out: Path, events: int, *, seed: int = 0) -> None:
         raise UserError(f"--events {events}: at least {MIN_EVENTS} are needed")
     if seed < 0:
         raise UserError(f"--seed {seed}: must not be negative")
-    with _complete_or_absent(out) as folder, _progress(events) as advance:
+    with complete_or_absent(out) as work, _progress(events) as advance:
+        folder = work / "data"
         for kind in (folder, folder / TRUTH_FOLDER):
             (kind / MONTH_FOLDER).mkdir(parents=True)
         simulation = Simulation(events, seed, min(SHARD_EVENTS, events // MIN_SHARDS))
@@ -186,26 +186,6 @@ def _numbered(label: str, number: pa.Array) -> pa.Array:
 
 def _join(parts: list[Any], separator: str) -> pa.Array:
     return pc.binary_join_element_wise(*(pc.cast(part, pa.string()) for part in parts), separator)
-
-
-@contextmanager
-def _complete_or_absent(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its name when the block ends well and is removed when it does not.
-
-    Raises:
-        UserError: `out` is in use or cannot be made.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; name another folder or remove it")
-    partial = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.tmp")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.replace(out)
-    except OSError as problem:
-        raise UserError(f"{out}: cannot be written ({problem.strerror or problem})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import psutil
 import torch
@@ -16,7 +17,12 @@ import torch.distributed as dist
 from recmtl.errors import UserError
 
 TIMEOUT = timedelta(minutes=5)
-"""How long a rank waits for the others before it gives up."""
+"""How long a rank waits for the others in a step before it gives up."""
+PATIENCE = timedelta(hours=1)
+"""How long a rank waits while others may be at the disk: files are uneven, file systems slow. A rank that ends is
+noticed at once all the same: its connections close."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Ranks:
     local_rank: int
     local_world_size: int
     device: torch.device
+    patient: dist.ProcessGroup
+    """All ranks once more, over gloo and with `PATIENCE`: for files and for what is no tensor."""
 
     @property
     def is_first(self) -> bool:
@@ -56,8 +64,34 @@ class Ranks:
         return -self.max(-value)
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.max(0.0)
+        """Wait for all ranks, which may be at the disk."""
+        dist.all_reduce(torch.zeros(1), group=self.patient)
+
+    def gather(self, make: Callable[[], T]) -> list[T]:
+        """What `make` gives on every rank, by rank.
+
+        Raises:
+            UserError: on all ranks what the first one raised that raised one, so that all say the same.
+        """
+        mine: tuple[T | None, str | None]
+        try:
+            mine = make(), None
+        except UserError as problem:
+            mine = None, str(problem)
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, mine, group=self.patient)
+        for _, message in found:
+            if message is not None:
+                raise UserError(message)
+        return [value for value, _ in found]
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the first rank, on all of them.
+
+        Raises:
+            UserError: what it raises there, on all of them.
+        """
+        return cast(T, self.gather(make if self.is_first else lambda: None)[0])
 
 
 def host_memory() -> int:
@@ -102,12 +136,19 @@ def process_group(device: str) -> Iterator[Ranks]:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
-    ranks = Ranks(rank, world_size, local_rank, local_world_size, place)
     backend = "nccl" if kind == "cuda" else "gloo"
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     else:
         dist.init_process_group(backend, timeout=TIMEOUT)
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert patient is not None
+    ranks = Ranks(rank, world_size, local_rank, local_world_size, place, patient)
     yield ranks
     # Not in a `finally`: after an error the other ranks may never come, and the process ends anyway.
     dist.destroy_process_group()
+
+
+def is_lost_rank(problem: BaseException) -> bool:
+    """Whether an error says that another rank is gone or does not answer."""
+    return isinstance(problem, dist.DistError) or (isinstance(problem, RuntimeError) and "/gloo/" in str(problem))

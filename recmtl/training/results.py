@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import resource
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,10 +29,3 @@ def peak_memory(ranks: Ranks) -> dict[str, int | None]:
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     device = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else None
     return {"device": None if device is None else int(ranks.max(device)), "host": int(ranks.max(host))}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)

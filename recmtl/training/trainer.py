@@ -12,10 +12,11 @@ import torch
 from recmtl.config import sha256, to_toml
 from recmtl.data.reader import Prefetcher
 from recmtl.errors import UserError
+from recmtl.files import write_json
 from recmtl.training.checkpoint import Checkpoints, Progress
 from recmtl.training.engine import DIVERGED, Engine
 from recmtl.training.evaluation import logloss_sum
-from recmtl.training.results import Results, describe, peak_memory, write_json
+from recmtl.training.results import Results, describe, peak_memory
 from recmtl.training.schedule import Warmup
 from recmtl.training.tracking import ProgressLine, Tracker
 from recmtl.versions import versions

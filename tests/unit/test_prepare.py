@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -492,27 +493,35 @@ class TestMistakes:
     def test_memory_limit_too_small(self, tmp_path: Path) -> None:
         assert_refused(tmp_path, ["--memory-limit 1MB"], events(50), memory_limit="1MB")
 
-    def test_interrupt_leaves_nothing(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    def test_a_signal_leaves_nothing_in_the_way(self, tmp_path: Path, number: signal.Signals) -> None:
+        """In the middle of a query. What SIGKILL leaves is removed at the next start."""
         slow = RECIPE.replace("from raw", "from raw, range(3000000000) where hash(number, range) = 1")
         (tmp_path / "mine.toml").write_text(slow)
         (tmp_path / "raw").mkdir()
         pq.write_table(events(50), tmp_path / "raw" / "0.parquet")
-        code = (
-            "import sys; from pathlib import Path; from recmtl.data import prepare, recipe\n"
-            "try: prepare.prepare(recipe.load_recipe('mine.toml'), Path('raw'), Path('out'), threads=1)\n"
-            "except KeyboardInterrupt: sys.exit(130)"
-        )
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+        command = [sys.executable, "-m", "recmtl", "prepare", "mine.toml", "raw", "out", "--threads", "1"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
         try:
             deadline = time.monotonic() + 60
-            while not list(tmp_path.glob(".out.tmp-*/data")) and time.monotonic() < deadline:
+            while not list(tmp_path.glob(".out.tmp/data")) and time.monotonic() < deadline:
                 time.sleep(0.05)
             time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 130
+            with pytest.raises(UserError, match=f"out: in use by process {process.pid} on"):
+                prepare(load_recipe(str(tmp_path / "mine.toml")), tmp_path / "raw", tmp_path / "out")
+            process.send_signal(number)
+            said = process.communicate(timeout=60)[1]
         finally:
             process.kill()
+        expected = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
+        assert process.returncode == expected[number]
+        assert said == ("interrupted\n" if number == signal.SIGINT else "")
+        if number == signal.SIGKILL:
+            assert (tmp_path / ".out.tmp" / "data").is_dir()
+            (tmp_path / "mine.toml").write_text(RECIPE)
+            prepare(load_recipe(str(tmp_path / "mine.toml")), tmp_path / "raw", tmp_path / "out")
+            shutil.rmtree(tmp_path / "out")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.toml", "raw"]
 
 

@@ -1,0 +1,58 @@
+"""How a process ends: one line that says why, and an exit code. Several ranks say one thing once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import NoReturn
+
+MISTAKE, BUG, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""Exit codes. `TERMINATED` is that of a process that SIGTERM ended: schedulers read it as worth another try."""
+
+GRACE_SECONDS = 10.0
+"""How long a rank keeps to itself what the first rank of its machine, or the one that failed first, will say. The
+launcher ends it in that time, so that one line is left of many; without a launcher it speaks after that time."""
+
+_received: list[int] = []
+
+
+def leave(message: str, code: int, *, after: float = 0.0) -> NoReturn:
+    """End the process with a line on stderr, and at once: its process group would wait for the others forever.
+
+    Args:
+        message: the line; none: say nothing.
+        code: the exit code.
+        after: seconds in which the launcher may end this process before it says anything.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+    time.sleep(after)
+    if message:
+        print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_first_on_machine() -> bool:
+    """Whether this process speaks for the ranks of its machine when all have the same to say."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that unfinished files are removed."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        _received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, handler)
+
+
+def leave_interrupted() -> NoReturn:
+    """End after a KeyboardInterrupt, with the code of the signal that it stands for."""
+    if signal.SIGTERM in _received:
+        leave("", TERMINATED)
+    leave("interrupted" if is_first_on_machine() else "", INTERRUPTED)
