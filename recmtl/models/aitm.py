@@ -110,14 +110,14 @@ class AITM(Model):
         self.attention = Attention(width) if self.steps else None
         self.towers = Towers(tasks, width, config.tower, config.dropout)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T]."""
+    def represent(self, x: dict[str, Tensor]) -> Tensor:
+        """All z_t [T, B, K]."""
         q = self.bottoms(x[SHARED])
         z = {self.first: q[self.first]}
         for (task, before), transfer in zip(self.steps, self.transfers, strict=True):
             assert self.attention is not None
             z[task] = self.attention(torch.stack([q[task], transfer(z[before]).squeeze(0)]))
-        return self.towers(torch.stack([z[task] for task in range(len(q))]))
+        return torch.stack([z[task] for task in range(len(q))])
 
     def auxiliary_loss(self, logits: Tensor, weights: Tensor) -> Tensor | None:
         """The calibrator."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from recmtl.data.dataset import Task
+from recmtl.models.layers import Towers
 
 SHARED = "shared"
 """The embedding group that all tasks read."""
@@ -27,13 +28,16 @@ class Inputs:
 
 
 class Model(nn.Module):
-    """Base of the models. A subclass defines `Config`, builds itself from it and `Inputs`, and computes logits.
+    """Base of the models: x of every embedding group ── represent ── towers ── relate ── logits [B, T].
 
-    A new model is one file with such a class and one line in `recmtl.models.MODELS`.
+    A subclass defines `Config`, builds itself and its `towers` from it and `Inputs`, and says in `represent` what the
+    towers read. A new model is one file with such a class and one line in `recmtl.models.MODELS`.
     """
 
     Config: ClassVar[type]
     """Dataclass of the model's sizes, the `model` section of a run's configuration."""
+    towers: Towers
+    """One a task."""
 
     def __init__(self, config: Any, inputs: Inputs) -> None:
         super().__init__()
@@ -44,9 +48,17 @@ class Model(nn.Module):
         """Names of the copies of every embedding table that the model wants; one shared copy by default."""
         return (SHARED,)
 
+    def represent(self, x: dict[str, Tensor]) -> Tensor:
+        """What the towers read, [T, B, H] or one [B, H] for all tasks, from x [B, width] of every embedding group."""
+        raise NotImplementedError
+
+    def relate(self, logits: Tensor) -> Tensor:
+        """The tasks' logits [B, T] from those of the towers [B, T], where tasks depend on each other."""
+        return logits
+
     def forward(self, x: dict[str, Tensor]) -> Tensor:
         """Logits [B, T] from x [B, width] of every embedding group, by the group's name."""
-        raise NotImplementedError
+        return self.relate(self.towers(self.represent(x)))
 
     def auxiliary_loss(self, logits: Tensor, weights: Tensor) -> Tensor | None:
         """A term to add to the loss (a scalar), from logits [B, T] and row weights [B]; None: there is none."""

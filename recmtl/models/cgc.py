@@ -55,11 +55,11 @@ class CGC(Model):
             width = config.expert[-1]
         self.towers = Towers(tasks, width, config.tower, config.dropout)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T]."""
+    def represent(self, x: dict[str, Tensor]) -> Tensor:
+        """The last level's z [T, B, H]."""
         h = x[SHARED]
         tasks = len(self.inputs.tasks)
         for i, level in enumerate(self.levels):
             last = i == len(self.levels) - 1
             h = level(h, h[:tasks] if last and h.dim() == 3 else h)
-        return self.towers(h)
+        return h

@@ -56,11 +56,14 @@ class ESMM(Model):
         self.order = parents_first(self.parents)
         self.towers = Towers(len(inputs.tasks), inputs.width, config.tower, config.dropout)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T] of the products."""
+    def represent(self, x: dict[str, Tensor]) -> Tensor:
+        """All towers read x."""
+        return x[SHARED]
+
+    def relate(self, logits: Tensor) -> Tensor:
+        """Logits [B, T] of the products from b [B, T]."""
         # Not in bfloat16 under autocast: differences of logarithms follow.
-        own = self.towers(x[SHARED])
-        own = own.float() if own.dtype == torch.bfloat16 else own
+        own = logits.float() if logits.dtype == torch.bfloat16 else logits
         yes, no = F.logsigmoid(own).unbind(1), F.logsigmoid(-own).unbind(1)
         log_p: dict[int, Tensor] = {}
         log_not: dict[int, Tensor] = {}

@@ -56,8 +56,8 @@ class MEMMoE(Model):
         """One copy of every table a task, and one more."""
         return (*(task.name for task in tasks), SHARED)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T]."""
+    def represent(self, x: dict[str, Tensor]) -> Tensor:
+        """All z_t [T, B, H]."""
         tables = [x[group] for group in self.groups]
         experts = self.experts(tables, self.sizes)
-        return self.towers(mix(self.gates(torch.cat(tables, dim=1)), experts))
+        return mix(self.gates(torch.cat(tables, dim=1)), experts)

@@ -40,7 +40,7 @@ class MMoE(Model):
         self.gates = Gates(tasks, inputs.width, config.experts, config.gate)
         self.towers = Towers(tasks, self.experts.out_features, config.tower, config.dropout)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T]."""
+    def represent(self, x: dict[str, Tensor]) -> Tensor:
+        """All z_t [T, B, H]."""
         x_shared = x[SHARED]
-        return self.towers(mix(self.gates(x_shared), self.experts(x_shared)))
+        return mix(self.gates(x_shared), self.experts(x_shared))

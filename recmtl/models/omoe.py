@@ -42,7 +42,7 @@ class OMoE(Model):
         self.gate = Gates(1, inputs.width, config.experts, config.gate)
         self.towers = Towers(len(inputs.tasks), self.experts.out_features, config.tower, config.dropout)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T]."""
+    def represent(self, x: dict[str, Tensor]) -> Tensor:
+        """The one z [B, H]."""
         x_shared = x[SHARED]
-        return self.towers(mix(self.gate(x_shared), self.experts(x_shared)).squeeze(0))
+        return mix(self.gate(x_shared), self.experts(x_shared)).squeeze(0)

@@ -37,8 +37,8 @@ class SingleTask(Model):
         if len(inputs.tasks) != 1:
             names = ", ".join(task.name for task in inputs.tasks)
             raise UserError(f"training.tasks: single_task trains one task; name one of {names}")
-        self.tower = Towers(1, inputs.width, config.tower, config.dropout)
+        self.towers = Towers(1, inputs.width, config.tower, config.dropout)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, 1]."""
-        return self.tower(x[SHARED])
+    def represent(self, x: dict[str, Tensor]) -> Tensor:
+        """The tower reads x."""
+        return x[SHARED]

@@ -73,8 +73,8 @@ class STEM(Model):
         """One copy of every table a task, and a shared one."""
         return (*(task.name for task in tasks), SHARED)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T]."""
+    def represent(self, x: dict[str, Tensor]) -> Tensor:
+        """All h_t [T, B, H]."""
         h = [x[task.name] for task in self.inputs.tasks]
         h_shared = x[SHARED]
         for i, level in enumerate(self.levels):
@@ -83,4 +83,4 @@ class STEM(Model):
                 gate_x.append(h_shared)
             mixed = level([*h, h_shared], torch.stack(gate_x))
             h, h_shared = list(mixed[: len(h)]), mixed[-1]
-        return self.towers(torch.stack(h))
+        return torch.stack(h)

@@ -61,7 +61,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def single_task(w: Weights, x: np.ndarray, tasks: int) -> list[np.ndarray]:
-    return [w.tower("tower", 0, x)]
+    return [w.tower("towers", 0, x)]
 
 
 def shared_bottom(w: Weights, x: np.ndarray, tasks: int) -> list[np.ndarray]:
