@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recmtl.errors import UserError
+from recmtl.models.adatt import AdaTT
 from recmtl.models.aitm import AITM
 from recmtl.models.base import Inputs, Model
 from recmtl.models.cgc import CGC
@@ -23,6 +24,7 @@ MODELS: dict[str, type[Model]] = {
     "omoe": OMoE,
     "cgc": CGC,
     "ple": PLE,
+    "adatt": AdaTT,
     "stem": STEM,
     "me_mmoe": MEMMoE,
     "me_ple": MEPLE,
