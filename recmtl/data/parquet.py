@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pyarrow.parquet as pq
 
 from recmtl.data.dataset import GROUP_COLUMN, Dataset, Task, label_column, oracle_column
 from recmtl.errors import UserError
+
+Gather = Callable[[Callable[[], dict[int, list[int]]]], list[dict[int, list[int]]]]
+"""Calls a function on every rank and gives all of them what it gave on each."""
 
 CACHE_BYTES = 256 * 2**20
 """Decoded row groups that are kept: a dataset that fits is decoded once, a larger one loses little."""
@@ -94,12 +98,21 @@ class ParquetSplit:
         split: train, val or test.
         tasks: the tasks whose labels to read, in order.
         evaluation: also read true probabilities and groups.
+        share: rank, number of ranks and how to gather: every rank looks at its share of the files. None: at all.
 
     Raises:
         UserError: files are missing, cut short, lack a column or have one of another type.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset, split: str, tasks: tuple[Task, ...], evaluation: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dataset: Dataset,
+        split: str,
+        tasks: tuple[Task, ...],
+        evaluation: bool,
+        share: tuple[int, int, Gather] | None = None,
+    ) -> None:
         self.dataset, self.tasks = dataset, tasks
         self.categorical = [f for f in dataset.sparse_features if f.kind == "categorical"]
         self.list_features = [f for f in dataset.sparse_features if f.kind == "list"]
@@ -120,12 +133,14 @@ class ParquetSplit:
         self._open: dict[int, pq.ParquetFile] = {}
         self._cache: dict[int, Rows] = {}
         self._cached_bytes = 0
-        self._places: list[tuple[int, int]] = []
-        counts: list[int] = []
-        for number, path in enumerate(self.files):
-            metadata = self._check_file(path)
-            self._places += [(number, group) for group in range(metadata.num_row_groups)]
-            counts += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        rank, world_size, gather = share or (0, 1, lambda check: [check()])
+        mine = range(rank, len(self.files), world_size)
+        found = gather(lambda: {number: self._check_file(self.files[number]) for number in mine})
+        by_file = {number: counts for part in found for number, counts in part.items()}
+        self._counts = [by_file[number] for number in range(len(self.files))]
+        """Rows of every row group, by file."""
+        self._places = [(number, group) for number, counts in enumerate(self._counts) for group in range(len(counts))]
+        counts = [count for counts in self._counts for count in counts]
         self.starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
         """[G + 1]: row number at which each row group starts."""
         self.rows = int(self.starts[-1])
@@ -135,7 +150,8 @@ class ParquetSplit:
                 "files are missing or were added, prepare the data again"
             )
 
-    def _check_file(self, path: Path) -> pq.FileMetaData:
+    def _check_file(self, path: Path) -> list[int]:
+        """The rows of every row group of a file that is as it should be, as far as its footer tells."""
         try:
             file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as problem:
@@ -149,7 +165,7 @@ class ParquetSplit:
                     kinds = f"{present[column]}, not {wanted}"
                     raise UserError(f"{path}: column '{column}' is {kinds}; prepare the data again")
             self._check_statistics(path, file.metadata)
-            return file.metadata
+            return _row_counts(file)
 
     def _check_statistics(self, path: Path, metadata: pq.FileMetaData) -> None:
         """Find nulls and values out of range in the footer, before a run starts; decoding looks at every value."""
@@ -194,7 +210,11 @@ class ParquetSplit:
         path = self.files[file]
         try:
             if file not in self._open:
-                self._open[file] = pq.ParquetFile(path, memory_map=True)
+                # Not mapped into memory: there, a file that is cut short while it is read ends the process.
+                opened = pq.ParquetFile(path)
+                if _row_counts(opened) != self._counts[file]:
+                    raise UserError(f"{path}: changed since the run began; prepare the data again")
+                self._open[file] = opened
             table = self._open[file].read_row_group(group, columns=list(self.types), use_threads=False)
         except (OSError, pa.ArrowException) as problem:
             raise _damaged(path, problem) from None
@@ -273,6 +293,10 @@ class Decoder:
             row = int(np.flatnonzero(~good)[0])
             place = f"column '{name}', row {self.first_row + row}"
             raise UserError(f"{self.path}: {place}: {values[row]} {rule}; prepare the data again")
+
+
+def _row_counts(file: pq.ParquetFile) -> list[int]:
+    return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
 
 
 def _is_type(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -19,8 +19,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset, Task
-from recmtl.data.parquet import ParquetSplit, Rows
+from recmtl.data.parquet import Gather, ParquetSplit, Rows
 from recmtl.errors import UserError
+
+READ_SECONDS = 240.0
+"""How long a step waits for its batch: a file system that does not answer must not hold up a job forever. Less than
+what ranks wait for each other in a step, so that the rank that waits for its data is the one that says so."""
 
 
 class Reader:
@@ -38,6 +42,7 @@ class Reader:
         seed: of the order of rows.
         shuffle: visit rows in another order every epoch; else in the order of the files.
         evaluation: also read true probabilities and groups.
+        gather: how to share out the look at the files among the ranks; None: every rank looks at all.
         pin_memory: put batches into page-locked memory.
 
     Raises:
@@ -58,6 +63,7 @@ class Reader:
         seed: int = 0,
         shuffle: bool = False,
         evaluation: bool = False,
+        gather: Gather | None = None,
         pin_memory: bool = False,
     ) -> None:
         streams = min(streams, batch_size)
@@ -65,7 +71,8 @@ class Reader:
             raise UserError(
                 f"reader.streams and training.batch_size: at least the number of ranks ({world_size}), not {streams}"
             )
-        self.data = ParquetSplit(folder, dataset, split, tasks, evaluation)
+        share = None if gather is None else (rank, world_size, gather)
+        self.data = ParquetSplit(folder, dataset, split, tasks, evaluation, share)
         self.seed, self.shuffle, self.world_size, self.pin_memory = seed, shuffle, world_size, pin_memory
         self.keys = [f.name for f in (*self.data.categorical, *self.data.list_features)]
         # Rows of every stream that one batch takes, and row ranges in the same proportion: all end together.
@@ -209,9 +216,16 @@ class _Cursor:
 
 
 class Prefetcher(Iterator[Batch]):
-    """Runs an iterator in a background thread, up to `depth` items ahead. Close it when leaving early."""
+    """Runs an iterator in a background thread, up to `depth` items ahead. Close it when leaving early.
 
-    def __init__(self, source: Iterator[Batch], depth: int) -> None:
+    Args:
+        source: the iterator.
+        depth: items.
+        seconds: how long to wait for an item.
+    """
+
+    def __init__(self, source: Iterator[Batch], depth: int, seconds: float = READ_SECONDS) -> None:
+        self._seconds = seconds
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(source,), name="recmtl-reader", daemon=True)
@@ -235,16 +249,21 @@ class Prefetcher(Iterator[Batch]):
                 continue
 
     def __next__(self) -> Batch:
-        item = self._queue.get()
+        try:
+            item = self._queue.get(timeout=self._seconds)
+        except queue.Empty:
+            raise UserError(
+                f"no batch within {self._seconds:.0f} s; see whether the file system that holds the data answers"
+            ) from None
         if isinstance(item, BaseException):
             self._queue.put(item)  # the next call ends the same way
             raise item
         return item
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, unless the file system holds it up: then it ends with the process."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(timeout=10)
 
     def __enter__(self) -> Prefetcher:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from recmtl.config import Config
-from recmtl.data.dataset import Dataset, Task
+from recmtl.data.batch import Batch
+from recmtl.data.dataset import SPLITS, Dataset, Task
 from recmtl.data.reader import Reader
 from recmtl.distributed.parallel import parallelize
 from recmtl.distributed.plan import Cluster, Plan, make_plan, replicas
 from recmtl.distributed.ranks import Ranks
 from recmtl.errors import UserError
-from recmtl.models.ranker import Ranker
+from recmtl.models.ranker import Output, Ranker
 from recmtl.training.evaluation import evaluate, logloss_sum
 
 DIVERGED = "lower dense.lr and embedding.lr"
@@ -31,11 +33,16 @@ class Engine:
     dataset: Dataset
     tasks: tuple[Task, ...]
     ranks: Ranks
+    measure: str | None = None
+    """The one split to measure; None: to train, validate and test."""
 
     def __post_init__(self) -> None:
         config, ranks = self.config, self.ranks
         # Readers come first: they find what is wrong with the data before anything is built or written.
-        self.readers = {split: self._reader(split) for split in ("train", "val", "test")}
+        if self.measure:
+            self.readers = {self.measure: self._reader(self.measure, evaluation=True)}
+        else:
+            self.readers = {split: self._reader(split, split != "train") for split in SPLITS}
         torch.manual_seed(config.training.seed)
         ranker = Ranker(
             self.dataset,
@@ -49,14 +56,15 @@ class Engine:
         memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
         replicated = replicas(ranker.embeddings.task_tables, config.embedding, ranks.world_size)
-        batch_size = self.readers["train"].local_batch_size
+        batch_size = next(iter(self.readers.values())).local_batch_size
         self.plan: Plan = make_plan(ranker, config.sharding, cluster, batch_size, replicated)
         self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
         # Until here all ranks drew the same weights; dropout must differ between them.
         torch.manual_seed(config.training.seed + ranks.rank)
         self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device, execute_all_batches=True)
+        self._checked = False
 
-    def _reader(self, split: str) -> Reader:
+    def _reader(self, split: str, evaluation: bool) -> Reader:
         config, ranks = self.config, self.ranks
         return Reader(
             self.data,
@@ -68,10 +76,23 @@ class Engine:
             rank=ranks.rank,
             world_size=ranks.world_size,
             seed=config.training.seed,
-            shuffle=split == "train" and config.reader.shuffle,
-            evaluation=split != "train",
+            shuffle=config.reader.shuffle and not evaluation,
+            evaluation=evaluation,
+            gather=ranks.gather,
             pin_memory=ranks.device.type == "cuda",
         )
+
+    def step(self, batches: Iterator[Batch]) -> Output:
+        """Run the next batch through the model; in training mode, update it."""
+        output = self.pipeline.progress(batches)
+        if not self._checked:
+            # Without, it would run, slower, with no overlap.
+            if not self.pipeline._pipelined_modules:
+                raise RuntimeError(
+                    "no sharded module is pipelined: `Embeddings.collection` must be called on `batch.sparse`"
+                )
+            self._checked = True
+        return output
 
     def evaluate(self, split: str, title: str) -> dict[str, dict[str, float | int | None]]:
         """Metrics of every task on a split.
@@ -81,7 +102,7 @@ class Engine:
         """
         metrics = evaluate(
             self.model,
-            self.pipeline,
+            self.step,
             self.readers[split],
             self.ranks,
             title=title,
@@ -92,10 +113,3 @@ class Engine:
         if not math.isfinite(loss):
             raise UserError(f"the log loss on the {split} split is {loss}; {DIVERGED}")
         return metrics
-
-    def check_pipelined(self) -> None:
-        """Fail if the pipeline does not see the sharded tables: it would run, slower, without overlap."""
-        if not self.pipeline._pipelined_modules:
-            raise RuntimeError(
-                "no sharded module is pipelined: `Embeddings.collection` must be called on `batch.sparse`"
-            )

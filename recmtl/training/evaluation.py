@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import nn
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from recmtl.data.batch import Batch
 from recmtl.data.reader import Prefetcher, Reader
 from recmtl.distributed.ranks import Ranks
 from recmtl.metrics import Metrics
+from recmtl.models.ranker import Output
 from recmtl.training.tracking import ProgressLine
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    pipeline: TrainPipelineSparseDist,
+    step: Callable[[Iterator[Batch]], Output],
     reader: Reader,
     ranks: Ranks,
     *,
@@ -25,7 +28,14 @@ def evaluate(
 ) -> dict[str, dict[str, float | int | None]]:
     """Metrics of every task over every row of the reader's split once, on all ranks.
 
-    The training pipeline runs the model here too: in evaluation mode it skips the backward pass.
+    Args:
+        model: what `step` runs.
+        step: runs the next batch; in evaluation mode the training pipeline skips the backward pass.
+        reader: of the split.
+        ranks: this process.
+        title: what to say beside the progress.
+        gauc: measure the AUC within groups.
+        prefetch: batches to decode ahead.
     """
     metrics = Metrics([task.name for task in reader.data.tasks], gauc=gauc, device=ranks.device)
     model.eval()
@@ -34,7 +44,7 @@ def evaluate(
         ProgressLine(title, reader.steps, enabled=ranks.is_first) as line,
     ):
         for _ in range(reader.steps):
-            _, logits, batch = pipeline.progress(batches)
+            _, logits, batch = step(batches)
             metrics.update(logits, batch.labels, batch.weights, batch.oracle, batch.group)
             line.step()
     model.train()

@@ -34,12 +34,12 @@ def train(config: Config, data: Path, run: Path) -> Results:
 def evaluate_run(config: Config, data: Path, run: Path, split: str) -> Results:
     """Measure a run's best model on a split of a prepared folder."""
     dataset, tasks = open_dataset(data, config)
+    if not dataset.rows.get(split):
+        raise UserError(f"{data}: split '{split}' has no rows")
     check_run(run, dataset, data)
     checkpoint = best_checkpoint(run)
     with process_group(config.training.device) as ranks:
-        engine = Engine(config, data, dataset, tasks, ranks)
-        if not engine.readers[split].steps:
-            raise UserError(f"{data}: split '{split}' has no rows")
+        engine = Engine(config, data, dataset, tasks, ranks, measure=split)
         checkpoints = Checkpoints(run / "checkpoints", engine.model, engine.optimizer, ranks)
         checkpoints.load(checkpoint, with_optimizer=False)
         metrics = engine.evaluate(split, split)

@@ -112,9 +112,7 @@ class Trainer:
         ):
             for step_in_epoch in range(progress.step_in_epoch, stop):
                 self.warmup.set(progress.step)
-                task_losses, _, _ = engine.pipeline.progress(batches)
-                if not progress.step:
-                    engine.check_pipelined()
+                task_losses, _, _ = engine.step(batches)
                 losses += task_losses
                 progress.step, progress.step_in_epoch = progress.step + 1, step_in_epoch + 1
                 progress.examples += reader.rows_in_step(step_in_epoch)

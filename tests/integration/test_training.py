@@ -356,6 +356,22 @@ def test_evaluate_gives_the_numbers_of_the_run(data, two, overfit, run_recmtl):
         }
 
 
+def test_evaluate_measures_the_training_split_like_any_other(data, one, tmp_path):
+    """With all metrics, and without a look at the other splits."""
+    run = tmp_path / "run"
+    shutil.copytree(one, run)
+    shutil.copytree(data / "train", tmp_path / "data" / "train")
+    shutil.copy(data / "dataset.json", tmp_path / "data")
+    cli.evaluate([str(run), "--data", str(tmp_path / "data"), "--split", "train"])
+    measured = read(run, "evaluation_train.json")["train"]
+    for task, metrics in measured.items():
+        assert set(metrics) == TASK_METRICS
+        assert metrics["rows"] == TRAIN_ROWS
+        assert metrics["oracle_auc"] > 0.7
+        assert metrics["gauc"] > read(one)["test"][task]["gauc"]  # on rows that it has seen
+        assert metrics["auc"] > read(one)["test"][task]["auc"]
+
+
 def test_bf16_stays_near_float32(data, one, tmp_path):
     results = train_here(data, tmp_path / "run", training__amp="bf16")
     assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=0.02)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset, Feature, Table, Task
+from recmtl.data.parquet import ParquetSplit
 from recmtl.data.reader import Prefetcher, Reader
 from recmtl.errors import UserError
 
@@ -368,6 +371,62 @@ def test_a_file_that_vanishes_is_named(tmp_path):
         list(read.batches())
 
 
+def test_a_file_cut_short_in_mid_epoch_is_named(tmp_path):
+    """While it is open: a file mapped into memory would end the process with a signal."""
+    write(tmp_path, 5000, files=1, row_group=1000)
+    read = reader(tmp_path, batch_size=100, streams=1)
+    batches = read.batches()
+    assert len(rows_of(next(batches))) == 100
+    path = tmp_path / "train" / "part-00000.parquet"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"part-00000.parquet: not readable as Parquet .*cut short"):
+        list(batches)
+
+
+def test_an_open_file_that_vanishes_is_read_to_its_end(folder_of, tmp_path):
+    write(tmp_path, 5000, files=1, row_group=1000)
+    read = reader(tmp_path, batch_size=100, streams=1)
+    batches = read.batches()
+    rows = rows_of(next(batches))
+    (tmp_path / "train" / "part-00000.parquet").unlink()
+    rows += [row for batch in batches for row in rows_of(batch)]
+    assert rows == [row(number) for number in range(5000)]
+
+
+def test_a_file_replaced_in_mid_epoch_is_named(tmp_path):
+    write(tmp_path, 50)
+    read = reader(tmp_path)
+    pq.write_table(table_of(12, 50), tmp_path / "train" / "part-00001.parquet", row_group_size=9)
+    with pytest.raises(UserError, match=r"part-00001.parquet: changed since the run began"):
+        list(read.batches())
+
+
+def test_ranks_share_out_the_look_at_the_files(folder_of, monkeypatch):
+    """Every file is looked at by one rank, and all know the rows of all files."""
+    folder = folder_of(500, 7)
+    alone = reader(folder)
+    looked: list[str] = []
+    whole = ParquetSplit._check_file
+    monkeypatch.setattr(ParquetSplit, "_check_file", lambda self, path: looked.append(path.name) or whole(self, path))
+    found: list = [None, None]
+    both = threading.Barrier(2)
+
+    def open_as(rank):
+        def gather(check):
+            found[rank] = check()
+            both.wait(timeout=60)
+            return found
+
+        return reader(folder, rank=rank, world_size=2, gather=gather)
+
+    with ThreadPoolExecutor(2) as threads:
+        ranks = list(threads.map(open_as, range(2)))
+    assert sorted(looked) == [f"part-{number:05d}.parquet" for number in range(7)]
+    assert [sorted(part) for part in found] == [[0, 2, 4, 6], [1, 3, 5]]
+    for rank in ranks:
+        assert rank.data.starts.tolist() == alone.data.starts.tolist()
+
+
 def test_missing_files_are_found_by_their_rows(tmp_path):
     write(tmp_path, 50)
     (tmp_path / "train" / "part-00001.parquet").unlink()
@@ -410,6 +469,21 @@ def test_prefetcher_raises_the_readers_error(tmp_path):
             with pytest.raises(UserError, match="part-00001"):
                 list(batches)
     assert readers_threads() == 0
+
+
+def test_a_file_system_that_does_not_answer_is_no_hang():
+    wait = threading.Event()
+
+    def source():
+        yield 0
+        wait.wait()
+
+    batches: Prefetcher = Prefetcher(source(), 2, seconds=0.1)  # type: ignore[arg-type]
+    assert next(batches) == 0
+    with pytest.raises(UserError, match=r"no batch within 0 s; see whether the file system"):
+        next(batches)
+    wait.set()
+    batches.close()
 
 
 def test_closing_early_ends_the_thread():
