@@ -47,3 +47,24 @@ def test_throughput_of_another_model(tmp_path: Path) -> None:
     sizes = ("--examples", 5_000, "--embedding-rows", 40_000, "--batch-size", 256, "--rounds", 1, "--steps", 2)
     results = run("throughput.py", tmp_path, *sizes, "--preset", "shared_bottom", "--device", "cpu")
     assert "plain" not in results["examples_per_second"]
+
+
+def test_table(tmp_path: Path) -> None:
+    sizes = ("--events", 20_000, "--seeds", 1, "--overrides=--training.max_steps 3", "--work", tmp_path / "work")
+    results = run("table.py", tmp_path / "out", "merrec", "--presets", "single_t*", *sizes)
+    assert [row["label"] for row in results["rows"]] == ["single_task, only view", "single_task, only like"]
+    assert all(list(row["runs"][0]["test"]) == [row["task"]] for row in results["rows"])
+    [page] = (tmp_path / "out").glob("*.md")
+    rows = [line.split("|")[1].strip() for line in page.read_text().splitlines() if line.startswith("|")]
+    assert rows == ["model", "---", "oracle", "base rate", "single_task, only view", "single_task, only like"]
+
+
+def test_mmoe_correlation(tmp_path: Path) -> None:
+    sizes = ("--seeds", 2, "--steps", 2, "--test-rows", 50, "--correlations", 1.0, 0.5)
+    results = run("mmoe_correlation.py", tmp_path, *sizes)
+    counts = results["parameters"].values()
+    assert max(counts) < 1.01 * min(counts)
+    assert set(results["losses"]) == {"shared_bottom", "omoe", "mmoe"}
+    assert all(len(by_rate["0.001"]) == 2 for by_rate in results["losses"]["mmoe"].values())
+    [figure] = tmp_path.glob("*.svg")
+    assert "<svg" in figure.read_text()
