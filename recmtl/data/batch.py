@@ -25,14 +25,17 @@ class Batch(Pipelineable):
     weights: Tensor
     """float32 [B]: world size over rows in the global batch for a real row, 0 for padding. Summing
     weighted losses here and averaging over ranks gives the mean over the global batch."""
+    rows: int
+    """Real rows: the first ones. The others, up to B, are padding."""
     oracle: Tensor | None = None
     """float32 [B, T]: true probabilities (NaN where unknown); only in evaluation."""
     group: Tensor | None = None
     """int64 [B]: the user a row belongs to; only in evaluation."""
 
     def _map(self, function: Callable[[Any], Any]) -> Batch:
-        tensors = (self.numeric, self.labels, self.weights, self.oracle, self.group)
-        return Batch(function(self.sparse), *(None if t is None else function(t) for t in tensors))
+        oracle, group = (None if t is None else function(t) for t in (self.oracle, self.group))
+        dense = (function(t) for t in (self.numeric, self.labels, self.weights))
+        return Batch(function(self.sparse), *dense, self.rows, oracle, group)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """Copy to a device."""

@@ -134,6 +134,7 @@ class Reader:
             torch.from_numpy(numeric),
             torch.from_numpy(labels),
             torch.from_numpy(weights),
+            rows,
             None if oracle is None else torch.from_numpy(oracle),
             None if group is None else torch.from_numpy(group),
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset, Task
@@ -37,9 +38,12 @@ class Head(nn.Module):
         x = pooled
         if batch.numeric.shape[1]:
             x = {group: torch.cat([values, batch.numeric], dim=1) for group, values in pooled.items()}
+        padding = len(batch.weights) - batch.rows
+        if padding:  # it must not enter the statistics of batch normalisation
+            x = {group: values[: batch.rows] for group, values in x.items()}
         with torch.autocast(batch.labels.device.type, dtype=torch.bfloat16, enabled=self.amp):
             logits = self.model(x)
-        logits = logits.float()
+        logits = F.pad(logits.float(), (0, 0, 0, padding))
         losses = task_losses(logits, batch.labels, batch.weights)
         loss = (losses * self.task_weights).sum()
         auxiliary = self.model.auxiliary_loss(logits, batch.weights)

@@ -285,6 +285,46 @@ def test_a_model_from_outside_the_package(monkeypatch, toy):
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in ranker.parameters())
 
 
+class Shift(Model):
+    """Not in the package: it looks at the batch as a whole."""
+
+    Config = TwoGroupsConfig
+
+    def __init__(self, config: TwoGroupsConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        self.towers = Towers(len(inputs.tasks), inputs.width, ())
+
+    def represent(self, x):
+        return x["shared"] - x["shared"].mean(0)
+
+
+def test_padding_does_not_reach_the_model(monkeypatch, toy):
+    folder, dataset = toy
+    monkeypatch.setitem(MODELS, "two_groups", Shift)
+    ranker = ranker_with_memory(dataset, TwoGroupsConfig())
+    batches = list(Reader(folder, dataset, "train", dataset.tasks, batch_size=24, streams=4).batches())
+    assert [batch.rows for batch in batches] == [24, 24, 12]
+    _, (losses, logits, _) = ranker(batches[2])
+    assert logits.shape == (24, 2)
+    assert not logits[12:].any()
+    x = ranker.embeddings(batches[2].sparse)["shared"][:12]
+    alone = ranker.head.model({"shared": torch.cat([x, batches[2].numeric[:12]], dim=1)})
+    torch.testing.assert_close(logits[:12], alone)
+    wanted = F.binary_cross_entropy_with_logits(alone, batches[2].labels[:12], reduction="none").mean(0)
+    torch.testing.assert_close(losses, wanted)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_rank_may_have_no_rows(name):
+    """At the end of an epoch; its gradients are zeros then, not absent, or the other ranks would wait for them."""
+    tasks = (Task("a"), Task("b", parent="a"))[: 1 if name == "single_task" else 2]
+    model = model_class(name)(model_class(name).Config(), Inputs(tasks, WIDTH, {}))
+    logits = model({group: torch.empty(0, WIDTH) for group in model.embedding_groups(tasks)})
+    assert logits.shape == (0, len(tasks))
+    logits.sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
 def test_task_weights_scale_the_loss(toy):
     folder, dataset = toy
     weighted = replace(
