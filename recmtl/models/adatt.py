@@ -64,17 +64,19 @@ class Fusion(GatedExperts):
         dropout: float = 0.0,
     ) -> None:
         everything = [list(range(tasks))] * tasks
-        super().__init__([task_experts] * tasks, everything, in_features, hidden, gate_hidden, dropout)
+        reads = [[task] for task in range(tasks)]
+        super().__init__([task_experts] * tasks, everything, reads, in_features, hidden, gate_hidden, dropout)
         if task_experts == 1:
             self.register_buffer("v", torch.ones(tasks, 1), persistent=False)
         else:
             bound = 1 / math.sqrt(task_experts)
             self.v = nn.Parameter(torch.empty(tasks, task_experts).uniform_(-bound, bound))
 
-    def weights(self, gate_x: Tensor) -> Tensor:
-        """What every task gives every expert [T, B, E]: its gate's share, and v for its own ones."""
+    def choose(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What every task gives every expert [T, B, E], its gate's share and v for its own ones, and the experts."""
+        weights, experts = super().choose(x)
         own = torch.block_diag(*self.v.split(1))  # [T, E]
-        return super().weights(gate_x) + own.unsqueeze(1)
+        return weights + own.unsqueeze(1), experts
 
 
 class AdaTT(Model):
@@ -101,5 +103,5 @@ class AdaTT(Model):
         """The last level's f [T, B, H]."""
         h = x[SHARED]
         for level in self.levels:
-            h = level(h, h)
+            h = level(h)
         return h

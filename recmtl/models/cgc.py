@@ -43,23 +43,23 @@ class CGC(Model):
         super().__init__(config, inputs)
         tasks = len(inputs.tasks)
         # Groups: one a task, then the shared one. A gate a task, then the shared one, which sees every group; the
-        # last level has none, as nothing reads what it would mix.
+        # last level has none, as nothing reads what it would mix. A gate reads what its own group reads.
         experts = [config.task_experts] * tasks + [config.shared_experts]
-        task_gates = [[task, tasks] for task in range(tasks)]
+        sees = [*([task, tasks] for task in range(tasks)), list(range(tasks + 1))]
+        reads = [[group] for group in range(tasks + 1)]
         self.levels = nn.ModuleList()
         width = inputs.width
         for level in range(levels):
-            last = level == levels - 1
-            sees = task_gates if last else [*task_gates, list(range(tasks + 1))]
-            self.levels.append(GatedExperts(experts, sees, width, config.expert, config.gate, config.dropout))
+            gates = tasks if level == levels - 1 else tasks + 1
+            self.levels.append(
+                GatedExperts(experts, sees[:gates], reads[:gates], width, config.expert, config.gate, config.dropout)
+            )
             width = config.expert[-1]
         self.towers = Towers(tasks, width, config.tower, config.dropout)
 
     def represent(self, x: dict[str, Tensor]) -> Tensor:
         """The last level's z [T, B, H]."""
         h = x[SHARED]
-        tasks = len(self.inputs.tasks)
-        for i, level in enumerate(self.levels):
-            last = i == len(self.levels) - 1
-            h = level(h, h[:tasks] if last and h.dim() == 3 else h)
+        for level in self.levels:
+            h = level(h)
         return h

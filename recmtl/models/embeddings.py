@@ -52,7 +52,10 @@ class Regroup(nn.Module):
             members[group] = _joined([places[piece] for piece in pieces])
             runs += members[group]
         runs.sort()
-        values = dict(zip(runs, pooled.values().split([stop - start for start, stop in runs], dim=1), strict=True))
+        widths = [stop - start for start, stop in runs]
+        # Splitting into one piece would copy its gradient.
+        spans = pooled.values().split(widths, dim=1) if len(runs) > 1 else [pooled.values()]
+        values = dict(zip(runs, spans, strict=True))
         return {
             group: values[pieces[0]] if len(pieces) == 1 else torch.cat([values[piece] for piece in pieces], dim=1)
             for group, pieces in members.items()

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from recmtl.errors import UserError
 from recmtl.models.layers import Gates, MLPs, mix
 
 
 class GatedExperts(nn.Module):
     r"""Groups of experts, and gates that each mix the experts of the groups they see.
 
-    z_i = Σ_{k seen by i} softmax_k(W_i g_i) f_k(x_{group of k}), with experts f_k that are MLPs of one shape. Which
-    gate sees what is the wiring that tells models apart. A gate has weights for the experts it sees and no others.
+    z_i = Σ_{k seen by i} softmax_k(W_i Σ_{g read by i} x_g) f_k(x_{group of k}), with experts f_k that are MLPs of one
+    shape. Who reads and sees what is the wiring that tells models apart. A gate has weights for the experts it sees and
+    no others.
+
+    Everything that reads one x_g, first layers of experts and of gates alike, is one product: a gate of its own costs
+    as much as an expert, as both are bound by reading x.
 
     Args:
         experts: number of experts of every group; Σ of them is E.
-        sees: for every gate, the groups it mixes; their order does not matter.
+        sees: for every gate, the groups whose experts it mixes; their order does not matter.
+        reads: for every gate, the groups whose inputs it reads the sum of.
         in_features: input width of experts and gates.
         hidden: hidden widths of each expert; the last one is its output H.
         gate_hidden: hidden widths of each gate; none: a linear gate.
@@ -28,9 +35,11 @@ class GatedExperts(nn.Module):
             neither their experts nor what they read learn from it; its own weights do. None: all it sees.
 
     Shape:
-        x, what experts read: [B, in] (all groups read the same), [groups, B, in] or a tensor [B, in] for every group;
-        gate_x, what gates read: [B, in] (all gates read the same) or [gates, B, in];
+        x: [B, in] (all groups read the same), [groups, B, in] or a tensor [B, in] for every group;
         output: [gates, B, H].
+
+    Raises:
+        UserError: experts have no layer.
     """
 
     trained: Tensor | None
@@ -39,6 +48,7 @@ class GatedExperts(nn.Module):
         self,
         experts: Sequence[int],
         sees: Sequence[Sequence[int]],
+        reads: Sequence[Sequence[int]],
         in_features: int,
         hidden: Sequence[int],
         gate_hidden: Sequence[int] = (),
@@ -46,12 +56,14 @@ class GatedExperts(nn.Module):
         trains: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
-        self.sizes = tuple(experts)
+        if not hidden:
+            raise UserError("model.expert: at least one width")
         self.experts = MLPs(sum(experts), in_features, hidden, dropout=dropout)
         self.out_features = self.experts.out_features
-        ends = torch.tensor(self.sizes).cumsum(0).tolist()
-        members = [range(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
-        seen = [[expert for group in sorted(groups) for expert in members[group]] for groups in sees]
+        ends = list(accumulate(experts))
+        self.members = [range(end - size, end) for size, end in zip(experts, ends, strict=True)]
+        self.readers = [[i for i, groups in enumerate(reads) if group in groups] for group in range(len(experts))]
+        seen = [[expert for group in sorted(groups) for expert in self.members[group]] for groups in sees]
         # Neighbouring gates with as many experts to choose from are one batched product.
         self.gates = nn.ModuleList()
         for choices, run in groupby(seen, key=len):
@@ -60,28 +72,48 @@ class GatedExperts(nn.Module):
             self.gates.append(Gates(len(index), in_features, choices, gate_hidden))
         trained = None
         if trains is not None and [set(groups) for groups in trains] != [set(groups) for groups in sees]:
-            trained = torch.zeros(len(trains), 1, sum(self.sizes))
+            trained = torch.zeros(len(trains), 1, sum(experts))
             for row, groups in zip(trained, trains, strict=True):
-                row[0, [expert for group in groups for expert in members[group]]] = 1
+                row[0, [expert for group in groups for expert in self.members[group]]] = 1
         self.register_buffer("trained", trained, persistent=False)
 
-    def weights(self, gate_x: Tensor) -> Tensor:
-        """What every gate gives every expert [gates, B, E]: they sum to 1 over E, and are 0 where it sees none."""
-        shares: list[Tensor] = []
-        start = 0
-        for i, gates in enumerate(self.gates):
-            index: Tensor = getattr(self, f"seen_{i}")
-            read = gate_x if gate_x.dim() == 2 else gate_x[start : start + len(index)]
-            share = gates(read)
-            zeros = share.new_zeros(*share.shape[:2], self.experts.count)
-            shares.append(zeros.scatter(2, index.expand_as(share), share))
-            start += len(index)
-        return shares[0] if len(shares) == 1 else torch.cat(shares)
-
-    def forward(self, x: Tensor | Sequence[Tensor], gate_x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Mix the experts for every gate; see the class for shapes."""
-        experts = self.experts(x) if isinstance(x, Tensor) and x.dim() == 2 else self.experts(tuple(x), self.sizes)
-        weights = self.weights(gate_x)
+        weights, experts = self.choose(x)
         if self.trained is None:
             return mix(weights, experts)
         return mix(weights * self.trained, experts) + mix(weights * (1 - self.trained), experts.detach())
+
+    def choose(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What every gate gives every expert [gates, B, E], 0 where it sees none, and the experts [E, B, H]."""
+        experts, gates = self._first_layers(x)
+        shares: list[Tensor] = []
+        for i, logits in enumerate(self._gate_logits()):
+            index: Tensor = getattr(self, f"seen_{i}")
+            mine, gates = gates[: len(index)], gates[len(index) :]
+            share = torch.softmax(logits.finish(torch.stack(mine) + logits.biases[0]), dim=-1)
+            zeros = share.new_zeros(*share.shape[:2], self.experts.count)
+            shares.append(zeros.scatter(2, index.expand_as(share), share))
+        weights = shares[0] if len(shares) == 1 else torch.cat(shares)
+        return weights, self.experts.finish(experts + self.experts.biases[0])
+
+    def _gate_logits(self) -> list[MLPs]:
+        return [cast(Gates, gates).logits for gates in self.gates]
+
+    def _first_layers(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Products of inputs and first layers: of all experts [E, B, ·], and of each gate [B, ·]."""
+        expert_weights = self.experts.weights[0]
+        gate_weights = [weight for logits in self._gate_logits() for weight in logits.weights[0]]
+        gates: list[Tensor] = [torch.empty(0)] * len(gate_weights)
+        if isinstance(x, Tensor) and x.dim() == 2:
+            parts = [(x, range(self.experts.count), list(range(len(gate_weights))))]
+        else:
+            parts = list(zip(x, self.members, self.readers, strict=True))
+        experts = []
+        for one, members, readers in parts:
+            columns = [*expert_weights[members.start : members.stop].unbind(0), *(gate_weights[i] for i in readers)]
+            products = (one @ torch.cat(columns, dim=1)).split([column.shape[1] for column in columns], dim=1)
+            experts += products[: len(members)]
+            for i, product in zip(readers, products[len(members) :], strict=True):
+                gates[i] = gates[i] + product if len(gates[i]) else product
+        return torch.stack(experts), gates

@@ -65,18 +65,23 @@ class MLPs(nn.Module):
             x: what the networks read.
             sizes: number of networks in each group, where groups read different inputs.
         """
+        if not self.weights:
+            assert isinstance(x, Tensor)
+            return x if x.dim() == 3 else x.expand(self.count, *x.shape)
+        weight, bias = self.weights[0], self.biases[0]
+        if not isinstance(x, Tensor):
+            groups = zip(x, weight.split(list(sizes)), bias.split(list(sizes)), strict=True)
+            return self.finish(torch.cat([_side_by_side(one, w, b) for one, w, b in groups]))
+        return self.finish(_side_by_side(x, weight, bias) if x.dim() == 2 else torch.baddbmm(bias, x, weight))
+
+    def finish(self, h: Tensor) -> Tensor:
+        """The outputs from x W_{i,0} + b_{i,0} [n, B, ·], the first layer before its activation."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if not isinstance(x, Tensor):
-                groups = zip(x, weight.split(list(sizes)), bias.split(list(sizes)), strict=True)
-                x = torch.cat([_side_by_side(one, w, b) for one, w, b in groups])
-            elif x.dim() == 2:
-                x = _side_by_side(x, weight, bias)
-            else:
-                x = torch.baddbmm(bias, x, weight)
+            if layer:
+                h = torch.baddbmm(bias, h, weight)
             if layer < self.activations:
-                x = self.dropout(torch.relu(x))
-        assert isinstance(x, Tensor)
-        return x if x.dim() == 3 else x.expand(self.count, *x.shape)
+                h = self.dropout(torch.relu(h))
+        return h
 
 
 def _side_by_side(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

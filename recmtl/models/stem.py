@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from recmtl.data.dataset import Task
@@ -54,6 +53,7 @@ class STEM(Model):
         # Groups and gates: one a task, then the shared one, which the last level does not need.
         everything = list(range(tasks + 1))
         own = [[task, tasks] for task in range(tasks)]
+        reads = [*own, [tasks]]
         sees = [everything if config.cross_task else groups for groups in own] + [everything]
         trains = [*own, [tasks]] if config.stop_gradient else sees
         self.levels = nn.ModuleList()
@@ -62,7 +62,14 @@ class STEM(Model):
             gates = tasks if level == config.levels - 1 else tasks + 1
             self.levels.append(
                 GatedExperts(
-                    experts, sees[:gates], width, config.expert, config.gate, config.dropout, trains=trains[:gates]
+                    experts,
+                    sees[:gates],
+                    reads[:gates],
+                    width,
+                    config.expert,
+                    config.gate,
+                    config.dropout,
+                    trains=trains[:gates],
                 )
             )
             width = config.expert[-1]
@@ -75,12 +82,8 @@ class STEM(Model):
 
     def represent(self, x: dict[str, Tensor]) -> Tensor:
         """All h_t [T, B, H]."""
-        h = [x[task.name] for task in self.inputs.tasks]
-        h_shared = x[SHARED]
-        for i, level in enumerate(self.levels):
-            gate_x = [one + h_shared for one in h]
-            if i < len(self.levels) - 1:
-                gate_x.append(h_shared)
-            mixed = level([*h, h_shared], torch.stack(gate_x))
-            h, h_shared = list(mixed[: len(h)]), mixed[-1]
-        return torch.stack(h)
+        h: Tensor | list[Tensor] = [*(x[task.name] for task in self.inputs.tasks), x[SHARED]]
+        for level in self.levels:
+            h = level(h)
+        assert isinstance(h, Tensor)
+        return h

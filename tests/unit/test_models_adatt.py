@@ -95,7 +95,7 @@ def test_what_a_level_adds_to_the_gated_mixture_is_the_tasks_own(experts):
     outs = level.experts(h)
     shares = level.gates[0](h)
     torch.testing.assert_close(shares.sum(2), torch.ones(3, BATCH, dtype=torch.float64))
-    residual = level(h, h) - torch.einsum("tbe,ebh->tbh", shares, outs)
+    residual = level(h) - torch.einsum("tbe,ebh->tbh", shares, outs)
     own = outs.unflatten(0, (3, experts))
     wanted = own[:, 0] if experts == 1 else torch.einsum("te,tebh->tbh", level.v, own)
     torch.testing.assert_close(residual, wanted)

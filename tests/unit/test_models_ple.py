@@ -103,9 +103,9 @@ def test_every_parameter_gets_a_gradient(name, sizes, tasks):
 def seen(level: GatedExperts, x: Tensor) -> np.ndarray:
     """Which gate sees which expert, by what reaches the expert's last bias [gates, experts]."""
     rows = []
-    for gate in range(len(level.weights(x))):
+    for gate in range(len(level(x))):
         level.zero_grad()
-        level(x, x)[gate].sum().backward()
+        level(x)[gate].sum().backward()
         rows.append([bool(gradient.any()) for gradient in level.experts.biases[-1].grad])
     return np.array(rows)
 
@@ -132,8 +132,8 @@ def test_a_level_keeps_tasks_apart_but_the_one_after_a_shared_gate_does_not():
 
 
 def test_gates_give_shares():
-    level = GatedExperts([2, 1, 3], [[0, 2], [1, 2], [2, 1, 0]], WIDTH, (8,)).double()
-    weights = level.weights(10 * inputs()).detach()
+    level = GatedExperts([2, 1, 3], [[0, 2], [1, 2], [2, 1, 0]], [[0], [1], [2]], WIDTH, (8,)).double()
+    weights = level.choose(10 * inputs())[0].detach()
     torch.testing.assert_close(weights.sum(2), torch.ones(3, BATCH, dtype=torch.float64))
     assert ((weights > 0).all(1).int().tolist()) == [[1, 1, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1] * 6]
 

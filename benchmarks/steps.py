@@ -1,0 +1,130 @@
+"""What a training step of several presets costs, taken in turns in one process: a ratio to the first one.
+
+python benchmarks/steps.py aitm stem stem:embedding.layout=side_by_side --dim 32
+
+A preset may be followed by settings of its own, `NAME:key=value:key=value`, with values as in TOML. All train on the
+same batches, held in memory: reading them, which costs all the same, is left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+import tyro
+from common import RESULTS, machine, markdown_table, write_results
+from workload import write_workload
+
+from recmtl.config import Config, config_class, config_path, parse, read_toml, tomllib
+from recmtl.data.dataset import Dataset
+from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.models import model_class
+from recmtl.training.engine import Engine
+
+BATCHES = 32
+"""Batches held in memory."""
+
+
+@dataclass
+class Options:
+    """Measure steps."""
+
+    variants: tyro.conf.Positional[tuple[str, ...]]
+    """Presets or TOML files, each with settings of its own or none; times are relative to the first."""
+    data: Path | None = None
+    """Prepared folder; none: one in MerRec's shape with `embedding_rows`."""
+    examples: int = 400_000
+    """Training rows to make."""
+    embedding_rows: int = 7_000_000
+    """Rows of all embedding tables together, one copy each."""
+    batch_size: int = 4096
+    """Rows in a batch."""
+    dim: int = 32
+    """Embedding dimension."""
+    rounds: int = 9
+    """Turns; medians are reported."""
+    steps: int = 10
+    """Steps of a turn."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    out: Path = RESULTS
+    """Folder for the results."""
+
+
+def load_config(variant: str, options: Options) -> Config:
+    """The configuration of `NAME:key=value…`."""
+    name, *settings = variant.split(":")
+    values = read_toml(config_path(name))
+    for setting in [
+        f"embedding.dim={options.dim}",
+        f"training.batch_size={options.batch_size}",
+        f"training.device='{options.device}'",
+        *settings,
+    ]:
+        (key, value), *_ = tomllib.loads(f"'{setting.partition('=')[0]}' = {setting.partition('=')[2]}").items()
+        section, _, field = key.partition(".")
+        values.setdefault(section, {})[field] = value
+    config = parse(config_class(model_class(values["model"]["name"]).Config), values, variant)
+    config.validate()
+    return config
+
+
+def seconds(engine: Engine, batches: itertools.cycle, steps: int) -> float:
+    """Time of one step, after two that fill the pipeline."""
+    for _ in range(2):
+        engine.pipeline.progress(batches)
+    _synchronize(engine.ranks)
+    began = time.perf_counter()
+    for _ in range(steps):
+        engine.pipeline.progress(batches)
+    _synchronize(engine.ranks)
+    return (time.perf_counter() - began) / steps
+
+
+def _synchronize(ranks: Ranks) -> None:
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main(options: Options) -> None:
+    """Measure, print and write."""
+    place = machine()
+    configs = {variant: load_config(variant, options) for variant in options.variants}
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or Path(folder) / "data"
+        if options.data is None:
+            write_workload(data, options.examples, options.embedding_rows)
+        dataset = Dataset.load(data)
+        with process_group(next(iter(configs.values())).training.device) as ranks:
+            engines = {v: Engine(c, data, dataset, dataset.tasks, ranks) for v, c in configs.items()}
+            memory = list(next(iter(engines.values())).readers["train"].batches(stop=BATCHES))
+            feeds = {variant: itertools.cycle(memory) for variant in engines}
+            times: dict[str, list[float]] = {variant: [] for variant in engines}
+            for turn in range(options.rounds + 1):
+                for variant in list(engines)[:: 1 if turn % 2 else -1]:
+                    took = seconds(engines[variant], feeds[variant], options.steps)
+                    if turn:  # the first one warms up
+                        times[variant].append(took)
+            sizes = {v: sum(p.numel() for p in e.model.module.head.parameters()) for v, e in engines.items()}
+    first = times[options.variants[0]]
+    rows = []
+    for variant, taken in times.items():
+        ratio = median(mine / theirs for mine, theirs in zip(taken, first, strict=True))
+        rows.append((variant, sizes[variant], options.batch_size / median(taken), 1000 * median(taken), ratio))
+    body = (
+        f"{sum(table.rows for table in dataset.tables):,} embedding rows a copy of dimension {options.dim}, "
+        f"batch {options.batch_size:,}, {torch.get_num_threads()} threads; "
+        f"medians of {options.rounds} turns of {options.steps} steps.\n\n"
+        + markdown_table(("variant", "dense parameters", "examples/s", "ms a step", "times the first"), rows)
+    )
+    results = {"machine": place, "seconds": times, "times_the_first": {row[0]: row[-1] for row in rows}}
+    write_results(options.out, "steps", "+".join(dict.fromkeys(v.split(":")[0] for v in times)), results, body)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
