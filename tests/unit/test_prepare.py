@@ -634,3 +634,14 @@ def test_real_data(real_data: Path, tmp_path: Path, name: str, rows: int) -> Non
     else:
         assert dataset.rows["test"] == round(0.15 * rows)
         assert dataset.tasks[0].base_rate["train"] == pytest.approx(0.44, abs=0.01)
+
+
+def test_parents_hold_in_real_data(real_data: Path) -> None:
+    """A parent is there where fewer than one in a hundred of a task's positive rows contradict it, and only there."""
+    tasks = {task.name: task for task in load_recipe("kuairand").tasks}
+    log = pq.read_table(real_data / "kuairand" / "log.parquet")
+    labels = {name: log[task.label].to_numpy().astype(bool) for name, task in tasks.items()}
+    for name, task in tasks.items():
+        for other in tasks.keys() - {name}:
+            without = (labels[name] & ~labels[other]).sum() / labels[name].sum()
+            assert (without < 0.01) == (task.parent == other), (name, other, without)
