@@ -75,7 +75,7 @@ def load_config(variant: str, options: Options) -> Config:
 
 
 def seconds(engine: Engine, batches: itertools.cycle, steps: int) -> tuple[float, float]:
-    """Time of one step by the clock and of CPU, which other processes disturb less; after two that fill the pipeline."""
+    """Time of one step by the clock and of CPU, which others disturb less, after two steps that fill the pipeline."""
     for _ in range(2):
         engine.pipeline.progress(batches)
     _synchronize(engine.ranks)
