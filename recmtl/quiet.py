@@ -14,8 +14,6 @@ def silence_third_parties() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch(rec|x|metrics)?(\.|$)")
     # FBGEMM's lookup for data-parallel tables does its own backward; its gradients equal the fused ones (tested).
     warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
-    # torchmetrics 1.0 gathers uneven pieces with an index that PyTorch is retiring.
-    warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidim", category=UserWarning)
     # Notes on how TorchRec's planner was built, and its own report: `recmtl plan` shows the plan.
     logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
     logging.getLogger().addFilter(lambda record: "Sharding spec not found" not in record.getMessage())

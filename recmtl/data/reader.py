@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -227,6 +228,8 @@ class Prefetcher(Iterator[Batch]):
 
     def __init__(self, source: Iterator[Batch], depth: int, seconds: float = READ_SECONDS) -> None:
         self._seconds = seconds
+        self.waited = 0.0
+        """Seconds that whoever uses the batches stood still for them."""
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(source,), name="recmtl-reader", daemon=True)
@@ -250,12 +253,14 @@ class Prefetcher(Iterator[Batch]):
                 continue
 
     def __next__(self) -> Batch:
+        began = time.monotonic()
         try:
             item = self._queue.get(timeout=self._seconds)
         except queue.Empty:
             raise UserError(
                 f"no batch within {self._seconds:.0f} s; see whether the file system that holds the data answers"
             ) from None
+        self.waited += time.monotonic() - began
         if isinstance(item, BaseException):
             self._queue.put(item)  # the next call ends the same way
             raise item

@@ -85,6 +85,20 @@ class Ranks:
                 raise UserError(message)
         return [value for value, _ in found]
 
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """Rows [n] on the hosts of all ranks, one rank's after the other's on the first; None on the others."""
+        counts = self.gather(lambda: len(rows))
+        if not self.is_first:
+            dist.send(rows, dst=0, group=self.patient)
+            return None
+        joined = rows.new_empty(sum(counts))
+        for rank, part in enumerate(joined.split(counts)):
+            if rank == self.rank:
+                part.copy_(rows)
+            else:
+                dist.recv(part, src=rank, group=self.patient)
+        return joined
+
     def first(self, make: Callable[[], T]) -> T:
         """What `make` gives on the first rank, on all of them.
 

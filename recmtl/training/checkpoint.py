@@ -37,6 +37,10 @@ class Progress:
     """Time spent in training and validation so far."""
     train_seconds: float = 0.0
     """Time spent in training alone."""
+    wait_seconds: float = 0.0
+    """Of these, time that this rank's host stood still for the reader."""
+    checkpoint_seconds: float = 0.0
+    """Time spent on checkpoints, the one being written left out."""
     examples: int = 0
     """Rows trained on."""
     best_loss: float | None = None
@@ -49,6 +53,8 @@ class Progress:
     """Epochs since then."""
     val: dict[str, Any] = field(default_factory=dict)
     """Validation metrics of the best epoch."""
+    val_bins: dict[str, Any] = field(default_factory=dict)
+    """Its calibration bins."""
 
 
 class Checkpoints:

@@ -18,6 +18,7 @@ from recmtl.distributed.parallel import parallelize
 from recmtl.distributed.plan import Cluster, Plan, make_plan, replicas
 from recmtl.distributed.ranks import Ranks
 from recmtl.errors import UserError
+from recmtl.metrics import Bins, Values
 from recmtl.models.ranker import Output, Ranker
 from recmtl.training.evaluation import evaluate, logloss_sum
 
@@ -94,13 +95,13 @@ class Engine:
             self._checked = True
         return output
 
-    def evaluate(self, split: str, title: str) -> dict[str, dict[str, float | int | None]]:
-        """Metrics of every task on a split.
+    def evaluate(self, split: str, title: str) -> tuple[dict[str, Values], dict[str, Bins]]:
+        """Metrics and calibration bins of every task on a split.
 
         Raises:
             UserError: the model's outputs are no numbers.
         """
-        metrics = evaluate(
+        metrics, bins = evaluate(
             self.model,
             self.step,
             self.readers[split],
@@ -112,4 +113,4 @@ class Engine:
         loss = logloss_sum(metrics)
         if not math.isfinite(loss):
             raise UserError(f"the log loss on the {split} split is {loss}; {DIVERGED}")
-        return metrics
+        return metrics, bins

@@ -10,7 +10,7 @@ from torch import nn
 from recmtl.data.batch import Batch
 from recmtl.data.reader import Prefetcher, Reader
 from recmtl.distributed.ranks import Ranks
-from recmtl.metrics import Metrics
+from recmtl.metrics import Bins, Metrics, Values
 from recmtl.models.ranker import Output
 from recmtl.training.tracking import ProgressLine
 
@@ -25,8 +25,8 @@ def evaluate(
     title: str,
     gauc: bool,
     prefetch: int,
-) -> dict[str, dict[str, float | int | None]]:
-    """Metrics of every task over every row of the reader's split once, on all ranks.
+) -> tuple[dict[str, Values], dict[str, Bins]]:
+    """Metrics and calibration bins of every task over every row of the reader's split once, on all ranks.
 
     Args:
         model: what `step` runs.
@@ -37,7 +37,7 @@ def evaluate(
         gauc: measure the AUC within groups.
         prefetch: batches to decode ahead.
     """
-    metrics = Metrics([task.name for task in reader.data.tasks], gauc=gauc, device=ranks.device)
+    metrics = Metrics([task.name for task in reader.data.tasks], gauc=gauc, ranks=ranks)
     model.eval()
     with (
         Prefetcher(reader.batches(), prefetch) as batches,
@@ -45,12 +45,12 @@ def evaluate(
     ):
         for _ in range(reader.steps):
             _, logits, batch = step(batches)
-            metrics.update(logits, batch.labels, batch.weights, batch.oracle, batch.group)
+            metrics.update(logits, batch.labels, batch.rows, batch.oracle, batch.group)
             line.step()
     model.train()
     return metrics.compute()
 
 
-def logloss_sum(metrics: dict[str, dict[str, float | int | None]]) -> float:
+def logloss_sum(metrics: dict[str, Values]) -> float:
     """Log loss summed over tasks, in nats: what early stopping watches."""
     return sum(float(task["logloss"] or 0.0) for task in metrics.values())

@@ -42,8 +42,9 @@ def evaluate_run(config: Config, data: Path, run: Path, split: str) -> Results:
         engine = Engine(config, data, dataset, tasks, ranks, measure=split)
         checkpoints = Checkpoints(run / "checkpoints", engine.model, engine.optimizer, ranks)
         checkpoints.load(checkpoint, with_optimizer=False)
-        metrics = engine.evaluate(split, split)
-        return {**describe(engine), "split": split, split: metrics, "logloss_sum": logloss_sum(metrics)}
+        metrics, bins = engine.evaluate(split, split)
+        measured = {"split": split, split: metrics, "logloss_sum": logloss_sum(metrics)}
+        return {**describe(engine), **measured, "calibration_bins": {split: bins}}
 
 
 def open_dataset(data: Path, config: Config) -> tuple[Dataset, tuple[Task, ...]]:

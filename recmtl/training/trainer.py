@@ -93,7 +93,7 @@ class Trainer:
             self._validate(epoch, complete)
         else:
             progress.best_epoch, progress.best_step = epoch, progress.step
-        self.checkpoints.save(progress)
+        self._save()
 
     def _train(self) -> bool:
         """Train to the end of the epoch or the last step allowed; whether it was the former."""
@@ -129,19 +129,26 @@ class Trainer:
                     losses.zero_()
                 line.step(note)
                 if save:
-                    self._spent(began)
-                    self.checkpoints.save(progress)
+                    self._spent(began, batches)
+                    self._save()
                     began = logged = time.monotonic()
-        self._spent(began)
+        self._spent(began, batches)
         return progress.step_in_epoch == reader.steps
 
-    def _spent(self, began: float) -> None:
-        """Book the time since `began` as training."""
+    def _spent(self, began: float, batches: Prefetcher) -> None:
+        """Book the time since `began` as training, and what it waited for the reader since the last call."""
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.monotonic() - began
         self.progress.seconds += seconds
         self.progress.train_seconds += seconds
+        self.progress.wait_seconds += batches.waited
+        batches.waited = 0.0
+
+    def _save(self) -> None:
+        began = time.monotonic()
+        self.checkpoints.save(self.progress)
+        self.progress.checkpoint_seconds += time.monotonic() - began
 
     def _log(self, losses: list[float], rate: float) -> str:
         """Write the mean losses since the last line; returns what to show beside the progress."""
@@ -161,11 +168,12 @@ class Trainer:
         """
         progress = self.progress
         began = time.monotonic()
-        metrics = self.engine.evaluate("val", f"epoch {epoch} validation")
+        metrics, bins = self.engine.evaluate("val", f"epoch {epoch} validation")
         loss = logloss_sum(metrics)
         better = progress.best_loss is None or loss < progress.best_loss
         if better:
-            progress.best_loss, progress.bad_epochs, progress.val = loss, 0, metrics
+            progress.best_loss, progress.bad_epochs = loss, 0
+            progress.val, progress.val_bins = metrics, bins
             progress.best_epoch, progress.best_step = epoch, progress.step
         elif complete:
             progress.bad_epochs += 1
@@ -181,7 +189,15 @@ class Trainer:
         self.ranks.barrier()
         if progress.best_step and progress.best_step != progress.step:
             self.checkpoints.load(self.checkpoints.path(progress.best_step), with_optimizer=False)
-        test = self.engine.evaluate("test", "test") if self.engine.readers["test"].steps else {}
+        began = time.monotonic()
+        test, test_bins = self.engine.evaluate("test", "test") if self.engine.readers["test"].steps else ({}, {})
+        seconds = {
+            "train": progress.train_seconds,
+            "data_wait": self.ranks.max(progress.wait_seconds),
+            "validation": progress.seconds - progress.train_seconds,
+            "checkpoint": progress.checkpoint_seconds,
+            "test": time.monotonic() - began,
+        }
         results = {
             **describe(self.engine),
             "epochs": progress.epoch,
@@ -190,7 +206,9 @@ class Trainer:
             "test": test,
             "val": progress.val,
             "logloss_sum": logloss_sum(test) if test else None,
+            "calibration_bins": {"test": test_bins, "val": progress.val_bins},
             "train_val_seconds": progress.seconds,
+            "seconds": seconds,
             "examples_per_second": progress.examples / progress.train_seconds if progress.train_seconds else None,
             "peak_memory_bytes": peak_memory(self.ranks),
             "versions": versions(),

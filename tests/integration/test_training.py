@@ -242,10 +242,11 @@ def test_a_normal_run_says_only_what_concerns_its_user(request, name):
 
 def test_results_hold_the_contracts_fields(one):
     results = read(one)
-    # DESIGN: the fields that scripts depend on; `steps` and `gauc` are there beside them.
+    # DESIGN: the fields that scripts depend on; `steps`, `calibration_bins`, `seconds` and `gauc` are beside them.
     assert list(results) == [
         *("model", "dataset", "world_size", "device", "seed", "epochs", "best_epoch", "steps", "test", "val"),
-        *("logloss_sum", "train_val_seconds", "examples_per_second", "peak_memory_bytes", "versions", "config_sha256"),
+        *("logloss_sum", "calibration_bins", "train_val_seconds", "seconds", "examples_per_second"),
+        *("peak_memory_bytes", "versions", "config_sha256"),
     ]
     fixed = {"model": "mmoe", "dataset": "toy", "world_size": 1, "device": "cpu", "seed": 100, "epochs": 2, "steps": 94}
     assert {key: results[key] for key in fixed} == fixed
@@ -261,6 +262,34 @@ def test_results_hold_the_contracts_fields(one):
     assert 2**26 < results["peak_memory_bytes"]["host"] < 2**36
     assert {"python", "torch", "torchrec", "fbgemm", "recmtl"} <= set(results["versions"])
     assert len(results["config_sha256"]) == 64
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_calibration_bins_hold_every_row_once(request, name):
+    results = read(request.getfixturevalue(name))
+    for split, rows in (("test", 501), ("val", 400)):
+        assert set(results["calibration_bins"][split]) == {"click", "like"}
+        for task, bins in results["calibration_bins"][split].items():
+            metrics = results[split][task]
+            assert sum(bins["rows"]) == metrics["rows"] == rows
+            assert sum(bins["positives"]) == pytest.approx(metrics["base_rate"] * rows)
+            expected = sum(p * n for p, n in zip(bins["prediction"], bins["rows"], strict=True))
+            assert expected / sum(bins["positives"]) == pytest.approx(metrics["calibration"])
+            assert len(bins["rows"]) == 20
+
+
+def test_seconds_say_where_the_time_went(data, one, tmp_path):
+    """Also of a run that was stopped and resumed."""
+    train_here(data, tmp_path / "run", training__max_steps=EPOCH)
+    before = read(tmp_path / "run")["seconds"]
+    resumed = train_here(data, tmp_path / "run")
+    for results in (read(one), resumed):
+        seconds = results["seconds"]
+        assert list(seconds) == ["train", "data_wait", "validation", "checkpoint", "test"]
+        assert all(value > 0 for value in seconds.values())
+        assert seconds["data_wait"] < seconds["train"]
+        assert seconds["train"] + seconds["validation"] == pytest.approx(results["train_val_seconds"])
+    assert all(resumed["seconds"][part] > before[part] for part in ("train", "data_wait", "validation"))
 
 
 def test_a_run_leaves_the_contracts_files(one):
@@ -348,6 +377,9 @@ def test_evaluate_gives_the_numbers_of_the_run(data, two, overfit, run_recmtl):
     assert measured["split"] == "test"
     for task, metrics in read(two)["test"].items():
         assert measured["test"][task] == pytest.approx(metrics, rel=1e-6)
+    bins = read(two)["calibration_bins"]["test"]["like"]
+    assert measured["calibration_bins"]["test"]["like"]["rows"] == bins["rows"]
+    assert measured["calibration_bins"]["test"]["like"]["prediction"] == pytest.approx(bins["prediction"], rel=1e-6)
 
     for split in ("test", "val"):
         cli.evaluate([str(overfit), "--data", str(data), "--split", split])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc
 
+from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.losses import task_losses
-from recmtl.metrics import Metrics, TaskMetrics, entropy, grouped_auc
+from recmtl.metrics import BINS, CHUNK, Metrics, auc, entropy, grouped_auc, measure
 
 ROWS = st.lists(  # score on a coarse grid (many ties), label, group
     st.tuples(st.integers(-4, 4).map(lambda x: x / 2), st.integers(0, 1), st.integers(-2, 3)), min_size=1, max_size=60
@@ -40,10 +42,16 @@ def gauc_by_loop(scores, labels, groups) -> float | None:
     return total / rows if rows else None
 
 
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with process_group("cpu") as ranks:
+        yield ranks
+
+
 def measured(logits, labels, oracle=None, group=None) -> dict:
-    metric = TaskMetrics()
-    metric.update(*(None if a is None else torch.as_tensor(a) for a in (logits, labels, oracle, group)))
-    return metric.compute()
+    oracle = None if oracle is None else np.asarray(oracle, np.float32)
+    group = None if group is None else np.unique(group, return_inverse=True)[1]
+    return measure(np.asarray(logits, np.float32), np.asarray(labels, bool), oracle, group)[0]
 
 
 @settings(max_examples=200, deadline=None)
@@ -76,20 +84,42 @@ def test_auc_of_many_rows_equals_torchmetrics():
     )
 
 
+def test_auc_is_exact_past_the_integers_that_float32_knows():
+    """2^24 and more rows; positives score 1 … n, negatives 0 … n − 1."""
+    n = 2**23 + 1
+    scores = np.concatenate([np.arange(1, n + 1, dtype=np.float32), np.arange(n, dtype=np.float32)])
+    labels = np.arange(2 * n) < n
+    wins = (n - 1) * n / 2 + n  # of positive s over the s negatives below it
+    ties = n - 1
+    assert auc(scores, labels) == (wins + ties / 2) / n**2
+
+
+@pytest.mark.parametrize("base_rate", [0.01, 0.9])
+def test_equal_groups_have_the_auc_of_one(base_rate):
+    """Scores of either sign, some of them −0."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=1000).round(1).astype(np.float32)
+    labels = rng.random(1000) < base_rate
+    assert (scores == 0).any()
+    assert np.signbit(scores[scores == 0]).any()
+    area, rows = grouped_auc(np.tile(scores, 3), np.tile(labels, 3), np.arange(3).repeat(1000))
+    assert area.tolist() == [auc(scores, labels)] * 3
+    assert rows.tolist() == [1000] * 3
+
+
 def test_grouped_auc_counts_the_groups_it_measures():
-    auc, positives, rows = grouped_auc(
-        torch.tensor([0.1, 0.9, 0.5, 0.5, 0.3, 0.2]),
-        torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0]),
-        torch.tensor([7, 7, -5, -5, 2, 2]),  # the last one has positives only
+    area, rows = grouped_auc(
+        np.array([0.1, 0.9, 0.5, 0.5, 0.3, 0.2, 0.1], np.float32),
+        np.array([0, 1, 1, 0, 1, 1, 0], bool),
+        np.array([2, 2, 0, 0, 1, 1, 2**31 - 1]),  # those between have one class
     )
-    assert auc.tolist() == [0.5, 1.0]
-    assert positives.tolist() == [1, 1]
+    assert area.tolist() == [0.5, 1.0]
     assert rows.tolist() == [2, 2]
 
 
 def test_logloss_ne_and_calibration_against_numpy():
     rng = np.random.default_rng(0)
-    logits = rng.normal(-1, 2, 1000)
+    logits = rng.normal(-1, 2, 1000).astype(np.float32).astype(float)
     labels = (rng.random(1000) < 0.2).astype(float)
     p = 1 / (1 + np.exp(-logits))
     logloss = -np.mean(labels * np.log(p) + (1 - labels) * np.log(1 - p))
@@ -130,25 +160,65 @@ def test_extreme_logits_stay_finite():
 
 
 def test_oracle_auc_leaves_unknown_probabilities_out():
-    labels = np.array([0, 1, 1, 0, 1.0])
+    labels = np.array([0, 1, 1, 0, 1])
     oracle = np.array([0.1, 0.8, np.nan, np.nan, 0.05])
     assert measured(np.zeros(5), labels, oracle)["oracle_auc"] == auc_by_pairs(oracle[[0, 1, 4]], labels[[0, 1, 4]])
     assert measured(np.zeros(5), labels, np.full(5, np.nan))["oracle_auc"] is None
 
 
-@pytest.mark.parametrize("sizes", [[300], [1] * 300, [0, 100, 0, 199, 1, 0]])
-def test_parts_combine_to_the_whole(sizes):
+def test_rows_beyond_a_chunk_are_measured_alike():
     rng = np.random.default_rng(1)
-    columns = [
-        torch.tensor(rng.normal(size=300)),
-        torch.tensor(rng.integers(0, 2, 300), dtype=torch.float32),
-        torch.tensor(rng.random(300)),
-        torch.tensor(rng.integers(0, 20, 300)),
+    logits, labels = rng.normal(size=1000), rng.random(1000) < 0.3
+    times = 2 * CHUNK // 1000 + 1
+    found, bins = measure(np.tile(logits, times).astype(np.float32), np.tile(labels, times))
+    one, one_bins = measure(logits.astype(np.float32), labels)
+    assert found["rows"] == times * one["rows"]
+    for name in ("auc", "logloss", "ne", "calibration", "base_rate"):
+        assert found[name] == pytest.approx(one[name], rel=1e-9)
+    assert bins["prediction"] == pytest.approx(one_bins["prediction"], rel=1e-9)
+    for name in ("rows", "positives"):
+        assert bins[name] == [times * count for count in one_bins[name]]
+
+
+def calibration_by_hand(logits, labels) -> list[tuple[int, float, int]]:
+    """Rows by rising prediction, cut into equal parts, but never between equal predictions."""
+    rows = sorted(zip(logits, labels, strict=True))
+    cuts = [0]
+    for part in range(1, BINS):
+        cut = part * len(rows) // BINS
+        while cut and rows[cut - 1][0] == rows[cut][0]:
+            cut -= 1
+        cuts.append(cut)
+    parts = [rows[low:high] for low, high in zip(cuts, [*cuts[1:], len(rows)], strict=True)]
+    return [
+        (len(part), sum(1 / (1 + math.exp(-x)) for x, _ in part) / len(part), sum(y for _, y in part))
+        for part in parts
+        if part
     ]
-    metric = TaskMetrics()
-    for parts in zip(*(column.split(sizes) for column in columns), strict=True):
-        metric.update(*parts)
-    assert metric.compute() == measured(*columns)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROWS)
+def test_calibration_bins_equal_their_definition(rows):
+    logits, labels, _ = zip(*rows, strict=True)
+    _, bins = measure(np.array(logits, np.float32), np.array(labels, bool))
+    wanted = calibration_by_hand(logits, labels)
+    assert bins["rows"] == [count for count, _, _ in wanted]
+    assert bins["prediction"] == pytest.approx([prediction for _, prediction, _ in wanted])
+    assert bins["positives"] == [positives for _, _, positives in wanted]
+
+
+def test_calibration_bins_are_equally_full():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=4000).astype(np.float32)
+    labels = rng.random(4000) < 1 / (1 + np.exp(-logits))
+    metrics, bins = measure(logits, labels)
+    assert bins["rows"] == [4000 // BINS] * BINS
+    assert bins["prediction"] == sorted(bins["prediction"])
+    assert sum(bins["positives"]) == labels.sum()
+    assert np.average(bins["prediction"], weights=bins["rows"]) / labels.mean() == pytest.approx(metrics["calibration"])
+    observed = np.array(bins["positives"]) / bins["rows"]
+    assert np.abs(observed - bins["prediction"]).max() < 0.15  # four deviations of 200 coin tosses
 
 
 def batch(rows: int, tasks: int, seed: int = 0):
@@ -161,26 +231,36 @@ def batch(rows: int, tasks: int, seed: int = 0):
     )
 
 
-def test_every_task_is_measured_on_real_rows_alone():
+def test_every_task_is_measured_on_real_rows_alone(ranks):
     logits, labels, oracle, group = batch(50, 2)
-    weights = torch.ones(50)
-    weights[35:] = 0
-    metrics = Metrics(["a", "b"], gauc=True, device=torch.device("cpu"))
-    metrics.update(logits, labels, weights, oracle, group)
-    metrics.update(logits, labels, torch.zeros(50), oracle, group)  # all padding
-    found = metrics.compute()
-    assert list(found) == ["a", "b"]
+    metrics = Metrics(["a", "b"], gauc=True, ranks=ranks)
+    metrics.update(logits[:20], labels[:20], 20, oracle[:20], group[:20] - 2**40)
+    metrics.update(logits[20:], labels[20:], 15, oracle[20:], group[20:] - 2**40)
+    metrics.update(logits, labels, 0, oracle, group)  # all padding
+    found, bins = metrics.compute()
+    assert list(found) == list(bins) == ["a", "b"]
     for i, name in enumerate(found):
         assert found[name] == measured(logits[:35, i], labels[:35, i], oracle[:35, i], group[:35])
-        assert found[name]["rows"] == 35
+        assert found[name]["rows"] == sum(bins[name]["rows"]) == 35
 
 
-def test_gauc_can_be_switched_off():
+def test_gauc_can_be_switched_off(ranks):
     logits, labels, oracle, group = batch(50, 1)
-    metrics = Metrics(["a"], gauc=False, device=torch.device("cpu"))
-    metrics.update(logits, labels, torch.ones(50), oracle, group)
-    assert metrics.compute()["a"]["gauc"] is None
-    assert metrics.compute()["a"]["auc"] is not None
+    metrics = Metrics(["a"], gauc=False, ranks=ranks)
+    metrics.update(logits, labels, 50, oracle, group)
+    found, _ = metrics.compute()
+    assert found["a"]["gauc"] is None
+    assert found["a"]["auc"] is not None
+
+
+def test_results_are_plain_numbers(ranks):
+    """Which JSON knows."""
+    logits, labels, oracle, group = batch(50, 1)
+    metrics = Metrics(["a"], gauc=True, ranks=ranks)
+    metrics.update(logits, labels, 50, oracle, group)
+    found, bins = metrics.compute()
+    assert {type(value) for value in found["a"].values()} == {float, int}
+    assert [{type(value) for value in values} for values in bins["a"].values()] == [{int}, {float}, {int}]
 
 
 def test_loss_is_the_weighted_cross_entropy_of_every_task():
