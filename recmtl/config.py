@@ -16,9 +16,10 @@ import typing
 from dataclasses import dataclass, field, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
+import tyro
 
 from recmtl.errors import UserError
 
@@ -47,13 +48,11 @@ class EmbeddingConfig:
     init_scale: float = 1.0
     """Rows start uniform in ±init_scale/√rows."""
     placement: Literal["auto", "data_parallel", "sharded"] = "auto"
-    """Tables of tasks' own (stem, me_ple, me_mmoe): data_parallel has each whole on every rank, sharded treats them as
-    the shared ones, auto replicates the smallest on several ranks, up to replica_mib. The losses are the same."""
+    """Where tables of tasks' own (stem, me_*) lie; auto replicates the smallest on several ranks. Same losses."""
     replica_mib: float = 64.0
-    """What auto may fill of every rank's memory with replicas: weights, gradients and optimiser state, in MiB."""
+    """Memory of each rank that auto may fill with replicas, their gradients and optimiser states, in MiB."""
     layout: Literal["separate", "side_by_side"] = "separate"
-    """side_by_side keeps the tables of tasks' own and the shared one in the rows of one wide table: one lookup, but one
-    state a row of row-wise optimisers for all of them."""
+    """side_by_side: a row's copies in one wide table, looked up once; row-wise optimisers then share its state."""
 
 
 @dataclass
@@ -82,7 +81,7 @@ class TrainingConfig:
     """Epochs in a row without a better validation loss before training stops; 0: never stop early."""
     seed: int = 100
     """Seed of the initial weights and of the order of rows."""
-    tasks: tuple[str, ...] = ()
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--tasks",))] = ()
     """Tasks to train, by name; none: all of the recipe's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes CUDA where there is a GPU."""

@@ -110,7 +110,7 @@ def train_here(
 ) -> dict[str, Any]:
     """`recmtl train` on one rank within this process."""
     flags = FLAGS | {key.replace("__", "."): value for key, value in flags.items()}
-    chosen = ["--training.tasks", *tasks] if tasks else []
+    chosen = ["--tasks", *tasks] if tasks else []
     cli.train([preset, "--data", str(data), "--run", str(run), *words(flags), *chosen])
     return read(run)
 
