@@ -68,6 +68,20 @@ class DenseConfig:
 
 
 @dataclass
+class WeightingConfig:
+    """How the losses of several tasks become one; the recipe's weights multiply whatever the method gives."""
+
+    method: Literal["fixed", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
+    """fixed: the recipe's weights alone; the others change weights (pcgrad: gradients) as training goes on."""
+    temperature: float = 2.0
+    """Temperature τ of dwa's softmax: the higher, the more alike the weights."""
+    alpha: float = 1.5
+    """Exponent α of gradnorm: how strongly slower tasks are favoured; 0: gradients of one size."""
+    lr: float = 0.025
+    """Learning rate, with Adam, of what uncertainty and gradnorm learn."""
+
+
+@dataclass
 class TrainingConfig:
     """The loop: how long, on what, in which order."""
 
@@ -150,6 +164,7 @@ class Config:
     model: Any
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
+    weighting: WeightingConfig = field(default_factory=WeightingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
@@ -167,6 +182,8 @@ class Config:
             "embedding.lr": self.embedding.lr,
             "embedding.init_scale": self.embedding.init_scale,
             "dense.lr": self.dense.lr,
+            "weighting.temperature": self.weighting.temperature,
+            "weighting.lr": self.weighting.lr,
             "training.batch_size": self.training.batch_size,
             "training.max_epochs": self.training.max_epochs,
             "checkpoint.keep": self.checkpoint.keep,
@@ -182,6 +199,7 @@ class Config:
             "embedding.eps": self.embedding.eps,
             "embedding.replica_mib": self.embedding.replica_mib,
             "dense.weight_decay": self.dense.weight_decay,
+            "weighting.alpha": self.weighting.alpha,
             "training.max_steps": self.training.max_steps,
             "training.patience": self.training.patience,
             "training.seed": self.training.seed,
@@ -318,6 +336,7 @@ FIXED = (
     "embedding.layout",
     "embedding.optimizer",
     "dense.optimizer",
+    "weighting.method",
     "training.batch_size",
     "training.seed",
     "training.tasks",

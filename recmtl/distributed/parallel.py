@@ -106,11 +106,16 @@ def parallelize(
 
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
     tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
-    dense = {name: p for name, p in rest.items() if name not in tables}
+    # What a task weighting learns is no part of the network: no weight decay, no clipping, a rate of its own.
+    weighting = {name: p for name, p in rest.items() if ".weighting." in name}
+    dense = {name: p for name, p in rest.items() if name not in tables and name not in weighting}
     keyed: KeyedOptimizer = KeyedOptimizerWrapper(dense, dense_optimizer(config))
     if config.training.clip_norm:
         keyed = GradientClippingOptimizer(keyed, GradientClipping.NORM, max_gradient=config.training.clip_norm)
     optimizers = [("embedding", model.fused_optimizer), ("dense", keyed)]
+    if weighting:
+        adam = KeyedOptimizerWrapper(weighting, lambda params: torch.optim.Adam(params, lr=config.weighting.lr))
+        optimizers.append(("weighting", adam))
     if tables:
         # Under the same name as the sharded ones, so that a checkpoint fits either.
         optimizers.append(("embedding", ReplicatedTables(tables, cls(list(tables.values()), **arguments))))

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recmtl.config import WeightingConfig
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset, Task
 from recmtl.losses import task_losses
 from recmtl.models import Inputs, Model, model_class
 from recmtl.models.embeddings import Embeddings
+from recmtl.weighting import make_weighting
 
 Output = tuple[Tensor, Tensor, Batch]
 """(loss of every task [T], logits [B, T], the batch they belong to), all without gradient."""
@@ -24,14 +26,13 @@ class Head(nn.Module):
     Args:
         model: from x of every embedding group to logits.
         amp: run the model under bfloat16 autocast; logits and loss stay float32.
+        weighting: the `weighting` section of the configuration.
     """
 
-    def __init__(self, model: Model, amp: bool) -> None:
+    def __init__(self, model: Model, amp: bool, weighting: WeightingConfig) -> None:
         super().__init__()
         self.model, self.amp = model, amp
-        self.task_weights: Tensor
-        weights = torch.tensor([task.weight for task in model.inputs.tasks])
-        self.register_buffer("task_weights", weights, persistent=False)
+        self.weighting = make_weighting(weighting, torch.tensor([task.weight for task in model.inputs.tasks]))
 
     def forward(self, pooled: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Output]:
         """The loss to minimise (a scalar) and `Output`."""
@@ -45,7 +46,7 @@ class Head(nn.Module):
             logits = self.model(x)
         logits = F.pad(logits.float(), (0, 0, 0, padding))
         losses = task_losses(logits, batch.labels, batch.weights)
-        loss = (losses * self.task_weights).sum()
+        loss = self.weighting(losses, list(pooled.values()), list(self.model.parameters()))
         auxiliary = self.model.auxiliary_loss(logits, batch.weights)
         if auxiliary is not None:
             loss = loss + auxiliary
@@ -64,6 +65,7 @@ class Ranker(nn.Module):
         dim: embedding dimension of tables without one of their own.
         layout: how tables of tasks' own lie beside the shared ones; see `Embeddings`.
         amp: bfloat16 autocast of the dense part.
+        weighting: the `weighting` section of the configuration; none: the recipe's weights.
     """
 
     def __init__(
@@ -75,12 +77,13 @@ class Ranker(nn.Module):
         dim: int,
         layout: str = "separate",
         amp: bool = False,
+        weighting: WeightingConfig | None = None,
     ) -> None:
         super().__init__()
         cls = model_class(model_config.name)
         self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(tasks), layout)
         inputs = Inputs(tasks, self.embeddings.width, self.embeddings.columns)
-        self.head = Head(cls(model_config, inputs), amp)
+        self.head = Head(cls(model_config, inputs), amp, weighting or WeightingConfig())
 
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         """The loss to minimise (a scalar) and `Output`."""

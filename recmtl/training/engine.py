@@ -52,7 +52,9 @@ class Engine:
             dim=config.embedding.dim,
             layout=config.embedding.layout,
             amp=config.training.amp == "bf16",
+            weighting=config.weighting,
         )
+        self.weighting = ranker.head.weighting
         # Every rank makes the plan by itself, so all must start from the same memory.
         memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)

@@ -89,6 +89,7 @@ class Trainer:
         epoch = progress.epoch + 1
         if complete:
             progress.epoch, progress.step_in_epoch = epoch, 0
+            self.engine.weighting.end_epoch()
         if self.engine.readers["val"].steps:
             self._validate(epoch, complete)
         else:
@@ -112,6 +113,7 @@ class Trainer:
         ):
             for step_in_epoch in range(progress.step_in_epoch, stop):
                 self.warmup.set(progress.step)
+                engine.weighting.step = progress.step
                 task_losses, _, _ = engine.step(batches)
                 losses += task_losses
                 progress.step, progress.step_in_epoch = progress.step + 1, step_in_epoch + 1
@@ -122,7 +124,9 @@ class Trainer:
                 # Also before a checkpoint: no window of losses is cut in two, and a broken state is not saved.
                 if progress.step % config.metrics.every_steps == 0 or save or last:
                     # The only place in the loop where the host waits for the device.
-                    mean = self.ranks.sum(losses / (progress.step - logged_step)) / self.ranks.world_size
+                    total = self.ranks.sum(losses) / self.ranks.world_size
+                    engine.weighting.observe(total)
+                    mean = total / (progress.step - logged_step)
                     now = time.monotonic()
                     note = self._log(mean.tolist(), (progress.examples - logged_examples) / (now - logged))
                     logged_step, logged_examples, logged = progress.step, progress.examples, now
@@ -154,6 +158,8 @@ class Trainer:
         """Write the mean losses since the last line; returns what to show beside the progress."""
         values = {f"loss/{task.name}": value for task, value in zip(self.engine.tasks, losses, strict=True)}
         loss = sum(values.values())
+        weights = zip(self.engine.tasks, self.engine.weighting.weights().tolist(), strict=True)
+        values |= {f"weight/{task.name}": value for task, value in weights}
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {self.progress.step}; {DIVERGED}")
         self.tracker.log(

@@ -302,9 +302,8 @@ def test_a_run_leaves_the_contracts_files(one):
 
 def test_metrics_lines_and_tensorboard_agree(one):
     train = [line for line in lines(one) if "loss" in line]
-    assert all(
-        set(line) == {"step", "epoch", "loss", "loss/click", "loss/like", "examples_per_second"} for line in train
-    )
+    tasks = {f"{kind}/{task}" for kind in ("loss", "weight") for task in ("click", "like")}
+    assert all(set(line) == {"step", "epoch", "loss", "examples_per_second", *tasks} for line in train)
     assert [line["epoch"] for line in train] == [1] * EPOCH + [2] * EPOCH
     for line in train:
         assert line["loss"] == pytest.approx(line["loss/click"] + line["loss/like"])
@@ -448,7 +447,9 @@ def test_every_models_preset_trains_on_one_task(data, tmp_path, preset):
     assert results["model"] == preset
     assert set(results["test"]) == set(results["val"]) == {"like"}
     assert results["logloss_sum"] == results["test"]["like"]["logloss"]
-    assert set(lines(tmp_path / "run")[0]) == {"step", "epoch", "loss", "loss/like", "examples_per_second"}
+    assert set(lines(tmp_path / "run")[0]) == {
+        *("step", "epoch", "loss", "loss/like", "weight/like", "examples_per_second")
+    }
 
 
 def test_a_task_with_one_class_has_no_auc(data, tmp_path, capsys):

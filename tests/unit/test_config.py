@@ -51,6 +51,7 @@ def test_every_key_survives_the_round_trip():
             "layout": "side_by_side",
         },
         "dense": {"optimizer": "adamw", "lr": 1.0, "weight_decay": 0.1},
+        "weighting": {"method": "dwa", "temperature": 1.0, "alpha": 0.5, "lr": 0.1},
         "training": {
             "batch_size": 1,
             "max_epochs": 2,
@@ -112,6 +113,10 @@ MISTAKES = [
         {"sharding": {"tables": {"item": "rows"}}},
         "key 'sharding.tables.item' is 'rows'; choose one of auto, table_wise",
     ),
+    (
+        {"weighting": {"method": "pc"}},
+        "key 'weighting.method' is 'pc'; choose one of fixed, uncertainty, dwa",
+    ),
     ({"dense": {"optimizer": "lion"}}, "key 'dense.optimizer' is 'lion'; choose one of adam, adamw, adagrad, sgd"),
 ]
 
@@ -133,6 +138,9 @@ OUT_OF_RANGE = {
     "embedding.replica_mib": [-1.0, float("nan")],
     "dense.lr": [0.0],
     "dense.weight_decay": [-0.1],
+    "weighting.temperature": [0.0],
+    "weighting.alpha": [-0.5, float("nan")],
+    "weighting.lr": [0.0],
     "training.batch_size": [0],
     "training.max_epochs": [0],
     "training.max_steps": [-1],

@@ -1,0 +1,29 @@
+"""Task weighting by name: how the tasks' losses become the one that is minimised."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from recmtl.config import WeightingConfig
+from recmtl.weighting.base import Weighting
+from recmtl.weighting.dwa import DWA
+from recmtl.weighting.gradnorm import GradNorm
+from recmtl.weighting.pcgrad import PCGrad
+from recmtl.weighting.uncertainty import Uncertainty
+
+METHODS: dict[str, type[Weighting]] = {
+    "fixed": Weighting,
+    "uncertainty": Uncertainty,
+    "dwa": DWA,
+    "gradnorm": GradNorm,
+    "pcgrad": PCGrad,
+}
+"""The choices of `weighting.method`."""
+
+
+def make_weighting(config: WeightingConfig, recipe: Tensor) -> Weighting:
+    """The weighting that `config` names, for tasks with these weights in the recipe [T]."""
+    return METHODS[config.method](config, recipe)
+
+
+__all__ = ["METHODS", "Weighting", "make_weighting"]

@@ -1,0 +1,52 @@
+"""GradNorm: weights that even out the tasks' gradients (Chen et al., ICML 2018, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recmtl.config import WeightingConfig
+from recmtl.weighting.base import Weighting, sum_over_ranks, with_gradients, world_size
+
+FLOOR = 1e-6
+"""Weights that a step made negative get this one."""
+
+
+class GradNorm(Weighting):
+    r"""loss = Σ_t a_t w_t L_t, w [T] learned, 1 at the start and Σ w = T at every step.
+
+    w minimises Σ_t |G_t − Ḡ · r_t^α|, the right-hand side held constant:
+        G_t = w_t · ‖∂L_t/∂x‖, x the pooled embeddings of the global batch, and Ḡ its mean over tasks;
+        r_t = (L_t / L_t at the first step), divided by its mean over tasks.
+    So tasks send gradients of one size into the tables, and those that learn more slowly larger ones. a is left out of
+    G, or w would learn it away. The paper takes the norm at the last layer that all tasks share; the pooled embeddings
+    are what the tasks of every model share.
+    """
+
+    def __init__(self, config: WeightingConfig, recipe: Tensor) -> None:
+        super().__init__(config, recipe)
+        self.w = nn.Parameter(torch.ones_like(recipe))
+        self.first: Tensor
+        """Global losses of the first step [T]; 0 before it."""
+        self.register_buffer("first", torch.zeros_like(recipe))
+
+    def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+        """The loss; see the class."""
+        by_task = [torch.autograd.grad(loss, pooled, retain_graph=True, materialize_grads=True) for loss in losses]
+        with torch.no_grad():
+            squares = torch.stack([torch.stack([g.square().sum() for g in one]).sum() for one in by_task])
+            squares, total = sum_over_ranks(torch.stack([squares, losses]))
+            # A rank's losses are scaled by the number of ranks, for DDP and TorchRec take the mean of gradients.
+            norms, means = squares.sqrt() / world_size(), total / world_size()
+            self.first.copy_(torch.where(self.first > 0, self.first, means))
+            rates = means / self.first
+            rates /= rates.mean()
+
+            self.w.clamp_(min=FLOOR).mul_(len(losses) / self.w.sum())
+            self.factors.copy_(self.w)
+            sizes = self.w * norms
+            excess = sizes - sizes.mean() * rates**self.config.alpha
+            gradient = excess.sign() * norms
+        return with_gradients(super().combine(losses, pooled, parameters), [self.w], [gradient])
