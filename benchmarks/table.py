@@ -117,6 +117,9 @@ def choose_rows(options: Options, dataset: Dataset) -> tuple[list[Row], dict[str
     rows, left_out = [], {}
     for preset in named or [name for name in MODELS if name in preset_names()]:
         config = config_of(preset)
+        if config.training.tasks:
+            rows.append(Row(preset))
+            continue
         alone = config.model.name == SINGLE
         if not named and not alone:
             try:
@@ -169,7 +172,8 @@ def key(options: Options, row: Row, data: Path) -> str:
 
 def table(results: dict[Row, list[Results]], dataset: Dataset) -> str:
     """The Markdown table."""
-    tasks = [task.name for task in dataset.tasks]
+    tested = {task for runs in results.values() for task in runs[0]["test"]}
+    tasks = [task.name for task in dataset.tasks if task.name in tested]
     behind = behind_alone(results, tasks)
     header = ["model", *(f"{task} AUC" for task in tasks), "log loss", "train+val min", "peak GB", "examples/s"]
     lines = reference_rows(results, tasks)
@@ -203,16 +207,14 @@ def reference_rows(results: dict[Row, list[Results]], tasks: Sequence[str]) -> l
 
 def behind_alone(results: dict[Row, list[Results]], tasks: Sequence[str]) -> dict[Row, float]:
     """For every model of all tasks: its mean AUC less that of `single_task`, on the task where that is worst."""
-    mean = {
-        (row, task): fmean(run["test"][task]["auc"] for run in runs)
+    means = {
+        row: {task: fmean(run["test"][task]["auc"] for run in runs) for task in runs[0]["test"]}
         for row, runs in results.items()
-        for task in tasks
-        if row.task in (None, task)
     }
-    alone = {row.task: auc for (row, _), auc in mean.items() if config_of(row.preset).model.name == SINGLE}
+    alone = {row.task: means[row][row.task] for row in results if row.task and row.preset == SINGLE}
     if set(alone) != set(tasks):
         return {}
-    return {row: min(mean[row, task] - alone[task] for task in tasks) for row in results if row.task is None}
+    return {row: min(auc[task] - alone[task] for task in tasks) for row, auc in means.items() if set(auc) == set(tasks)}
 
 
 def peak(run: Results) -> float:
