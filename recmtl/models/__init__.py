@@ -8,6 +8,7 @@ from recmtl.models.aitm import AITM
 from recmtl.models.base import Inputs, Model
 from recmtl.models.cgc import CGC
 from recmtl.models.esmm import ESMM
+from recmtl.models.home import HoME
 from recmtl.models.me_mmoe import MEMMoE
 from recmtl.models.me_ple import MEPLE
 from recmtl.models.mmoe import MMoE
@@ -25,6 +26,7 @@ MODELS: dict[str, type[Model]] = {
     "cgc": CGC,
     "ple": PLE,
     "adatt": AdaTT,
+    "home": HoME,
     "stem": STEM,
     "me_mmoe": MEMMoE,
     "me_ple": MEPLE,

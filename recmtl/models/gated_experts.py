@@ -1,4 +1,4 @@
-"""Groups of experts and the gates that mix them: one level of CGC, PLE, AdaTT or STEM."""
+"""Groups of experts and the gates that mix them: one level of CGC, PLE, AdaTT, STEM or HoME."""
 
 from __future__ import annotations
 
@@ -11,6 +11,64 @@ from torch import Tensor, nn
 
 from recmtl.errors import UserError
 from recmtl.models.layers import Gates, MLPs, mix
+
+
+class WiredGates(nn.ModuleList):
+    """Gates that each see the experts of some groups: a `Gates` for each run of gates with as many experts to see.
+
+    Args:
+        experts: number of experts of every group; Σ of them is E.
+        sees: for every gate, the groups whose experts it sees; their order does not matter.
+        in_features: input width.
+        hidden: hidden widths of each gate; none: linear gates.
+        gates: class of the gates.
+
+    Shape:
+        input: [B, in] (all gates read the same) or [gates, B, in];
+        output: what every gate gives every expert [gates, B, E], 0 where it sees none.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[int],
+        sees: Sequence[Sequence[int]],
+        in_features: int,
+        hidden: Sequence[int] = (),
+        gates: type[Gates] = Gates,
+    ) -> None:
+        super().__init__()
+        self.experts = sum(experts)
+        members = group_members(experts)
+        seen = [[expert for group in sorted(groups) for expert in members[group]] for groups in sees]
+        # Neighbouring gates with as many experts to choose from are one batched product.
+        for choices, run in groupby(seen, key=len):
+            index = torch.tensor(list(run))
+            self.register_buffer(f"seen_{len(self)}", index.unsqueeze(1), persistent=False)
+            self.append(gates(len(index), in_features, choices, hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply every gate; see the class for shapes."""
+        shares = []
+        start = 0
+        for gates in self:
+            stop = start + cast(Gates, gates).logits.count
+            shares.append(gates(x if x.dim() == 2 else x[start:stop]))
+            start = stop
+        return self.spread(shares)
+
+    def spread(self, shares: Sequence[Tensor]) -> Tensor:
+        """What every gate gives every expert [gates, B, E], from what those of each run give the ones they see."""
+        whole = []
+        for i, share in enumerate(shares):
+            index: Tensor = getattr(self, f"seen_{i}")
+            zeros = share.new_zeros(*share.shape[:2], self.experts)
+            whole.append(zeros.scatter(2, index.expand_as(share), share))
+        return whole[0] if len(whole) == 1 else torch.cat(whole)
+
+
+def group_members(experts: Sequence[int]) -> list[range]:
+    """The experts of every group, by the number of them in each."""
+    return [range(end - size, end) for size, end in zip(experts, accumulate(experts), strict=True)]
 
 
 class GatedExperts(nn.Module):
@@ -60,16 +118,9 @@ class GatedExperts(nn.Module):
             raise UserError("model.expert: at least one width")
         self.experts = MLPs(sum(experts), in_features, hidden, dropout=dropout)
         self.out_features = self.experts.out_features
-        ends = list(accumulate(experts))
-        self.members = [range(end - size, end) for size, end in zip(experts, ends, strict=True)]
+        self.members = group_members(experts)
         self.readers = [[i for i, groups in enumerate(reads) if group in groups] for group in range(len(experts))]
-        seen = [[expert for group in sorted(groups) for expert in self.members[group]] for groups in sees]
-        # Neighbouring gates with as many experts to choose from are one batched product.
-        self.gates = nn.ModuleList()
-        for choices, run in groupby(seen, key=len):
-            index = torch.tensor(list(run))
-            self.register_buffer(f"seen_{len(self.gates)}", index.unsqueeze(1), persistent=False)
-            self.gates.append(Gates(len(index), in_features, choices, gate_hidden))
+        self.gates = WiredGates(experts, sees, in_features, gate_hidden)
         trained = None
         if trains is not None and [set(groups) for groups in trains] != [set(groups) for groups in sees]:
             trained = torch.zeros(len(trains), 1, sum(experts))
@@ -87,15 +138,11 @@ class GatedExperts(nn.Module):
     def choose(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """What every gate gives every expert [gates, B, E], 0 where it sees none, and the experts [E, B, H]."""
         experts, gates = self._first_layers(x)
-        shares: list[Tensor] = []
-        for i, logits in enumerate(self._gate_logits()):
-            index: Tensor = getattr(self, f"seen_{i}")
-            mine, gates = gates[: len(index)], gates[len(index) :]
-            share = torch.softmax(logits.finish(torch.stack(mine) + logits.biases[0]), dim=-1)
-            zeros = share.new_zeros(*share.shape[:2], self.experts.count)
-            shares.append(zeros.scatter(2, index.expand_as(share), share))
-        weights = shares[0] if len(shares) == 1 else torch.cat(shares)
-        return weights, self.experts.finish(experts + self.experts.biases[0])
+        shares = []
+        for logits in self._gate_logits():
+            mine, gates = gates[: logits.count], gates[logits.count :]
+            shares.append(torch.softmax(logits.finish(torch.stack(mine) + logits.biases[0]), dim=-1))
+        return self.gates.spread(shares), self.experts.finish(experts + self.experts.biases[0])
 
     def _gate_logits(self) -> list[MLPs]:
         return [cast(Gates, gates).logits for gates in self.gates]

@@ -55,3 +55,31 @@ def test_trains_on_two_ranks(run_recmtl, tmp_path, data, name):
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == STEPS
     assert mean(losses[-5:]) < mean(losses[:5])
+
+
+@pytest.mark.slow
+def test_batch_normalisation_is_the_same_on_one_rank_and_on_two(run_recmtl, tmp_path):
+    """Also where the last batch is short, and where a checkpoint is measured: it holds the running means."""
+    data = tmp_path / "data"
+    write_toy(data, {"train": 64 * AN_EPOCH + 5, "val": 70, "test": 64})
+    results = []
+    for ranks in (1, 2):
+        run = tmp_path / f"{ranks}"
+        options = ("--training.batch_size", 64, "--training.max_epochs", 1, "--metrics.every_steps", 1)
+        ended = run_recmtl("train", "home", "--data", data, "--run", run, *options, ranks=ranks)
+        assert ended.returncode == 0, ended.stderr
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        results.append(
+            [
+                *(line["loss"] for line in lines if "loss" in line),
+                *(line["val/loss"] for line in lines if "val/loss" in line),
+                json.loads((run / "results.json").read_text())["logloss_sum"],
+            ]
+        )
+    assert len(results[0]) == AN_EPOCH + 1 + 2
+    assert results[1] == pytest.approx(results[0], rel=1e-5)
+
+    ended = run_recmtl("evaluate", tmp_path / "2", "--data", data)
+    assert ended.returncode == 0, ended.stderr
+    measured = json.loads((tmp_path / "2" / "evaluation_test.json").read_text())["logloss_sum"]
+    assert measured == pytest.approx(results[1][-1], rel=1e-6)
