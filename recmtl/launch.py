@@ -22,13 +22,17 @@ def main() -> None:
     if "--" not in arguments:
         sys.exit("error: python -m recmtl.launch TORCHRUN-OPTIONS -- COMMAND ...: the '--' is missing")
     dashes = arguments.index("--")
-    ranks = parse_args([*arguments[:dashes], "-m", "--", "recmtl"]).nproc_per_node
-    if ranks.isdigit():
+    options, command = arguments[:dashes], arguments[dashes + 1 :]
+    parsed = parse_args([*options, "-m", "--", "recmtl"])
+    if parsed.nproc_per_node.isdigit():
         # torchrun itself would give every rank one thread, whatever the number of cores.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(ranks))))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(parsed.nproc_per_node))))
+    if parsed.standalone or parsed.nnodes in ("1", "1:1"):
+        # Ranks of one machine need no name of it, which in a container or on a laptop may lead nowhere.
+        options = ["--local-addr", "localhost", *options]
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        torchrun([*arguments[:dashes], "-m", "--", "recmtl", *arguments[dashes + 1 :]])
+        torchrun([*options, "-m", "--", "recmtl", *command])
     except SignalException as ended:
         sys.exit(128 + ended.sigval)
     except ChildFailedError as failed:

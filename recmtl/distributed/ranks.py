@@ -151,6 +151,9 @@ def process_group(device: str) -> Iterator[Ranks]:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     backend = "nccl" if kind == "cuda" else "gloo"
+    if world_size == local_world_size:
+        # Else gloo looks up the machine's own name, which in a container or on a laptop may lead nowhere.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     else:
