@@ -25,7 +25,7 @@ def prepare(
         args: arguments of `recmtl prepare`.
         name: name of the job and prefix of its log lines.
         image: container image with recmtl in it, for the schedulers that run containers.
-        h: named resource of the node (cpu-2, ...); goes before cpu and memMB.
+        h: named resource of the node (cpu-2); goes before cpu and memMB.
         cpu: cores of the node.
         memMB: memory of the node in MB.
         env: environment variables (KEY=value,KEY=value).

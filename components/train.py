@@ -14,7 +14,7 @@ from torchx.specs import macros
 def ddp(
     *args: str,
     nodes: int = 1,
-    ranks: int = 1,
+    ranks: int = 0,
     name: str = "train",
     image: str = "recmtl:latest",
     h: Optional[str] = None,
@@ -36,10 +36,10 @@ def ddp(
     Args:
         args: arguments of `recmtl train`.
         nodes: number of machines (containers, on a cluster).
-        ranks: processes on each of them; one a GPU where there are GPUs.
+        ranks: processes on each of them; 0: one a GPU, or a single one where there is no GPU.
         name: name of the job and prefix of its log lines.
         image: container image with recmtl in it, for the schedulers that run containers.
-        h: named resource of one node (cpu-2, h100x1, h100x8, a100x8, ...); goes before cpu, gpu and memMB.
+        h: named resource of one node (cpu-2, h100x1, h100x8, a100x8); goes before cpu, gpu and memMB.
         cpu: cores of one node, shared out among its ranks.
         gpu: GPUs of one node.
         memMB: memory of one node in MB.
@@ -51,6 +51,7 @@ def ddp(
         rdzv_timeout: seconds that a node waits for the others; long enough for the slowest to pull its image.
     """
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    ranks = ranks or max(1, resource.gpu)
     launcher = [
         "python -m recmtl.launch",
         f"--nnodes {nodes} --nproc-per-node {ranks} --max-restarts {max_restarts}",
@@ -62,7 +63,8 @@ def ddp(
         name=name,
         roles=[
             specs.Role(
-                name=name,
+                # On Kubernetes the first node's address is in a variable named after the role, so no dashes.
+                name=name.replace("-", "_"),
                 image=image,
                 # A shell, because only the node itself knows the name of the first node.
                 entrypoint="bash",

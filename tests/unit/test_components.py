@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from torchx.runner import get_runner
 from torchx.runner.config import load
 from torchx.schedulers import get_scheduler_factories
-from torchx.specs import AppDef, named_resources
+from torchx.specs import AppDef, macros, named_resources
 from torchx.specs.finder import get_component
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TRAIN = f"{CHECKOUT}/components/train.py:ddp"
 PREPARE = f"{CHECKOUT}/components/prepare.py:prepare"
+BENCHMARK = f"{CHECKOUT}/components/benchmark.py:benchmark"
+PIPELINE = f"{CHECKOUT}/components/pipeline.py:pipeline"
+WHOLE = ("--recipe", "merrec", "--raw", "raw", "--out", "out", "--models", "mmoe,conf/my ple.toml")
 
 
 def dry_run(component: str, *args: str, scheduler: str = "local_cwd", **cfg: str):
@@ -33,11 +40,44 @@ def script(info, node: int = 0) -> list[str]:
     return shlex.split(replicas[node].args[2])
 
 
-@pytest.mark.parametrize("component", [TRAIN, PREPARE])
+@pytest.mark.parametrize("component", [TRAIN, PREPARE, BENCHMARK, PIPELINE])
 def test_component_is_valid_and_documented(component):
     found = get_component(component)
     assert found.validation_errors == []
     assert "Everything after `--` goes to" in found.description
+
+
+COMMANDS = {
+    "local_cwd": lambda request: [node.args for nodes in request.role_params.values() for node in nodes],
+    "local_docker": lambda request: [container.command for container in request.containers],
+    "slurm": lambda request: [[node.entrypoint, *node.args] for node in request.replicas.values()],
+    "kubernetes": lambda request: [
+        task["template"].spec.containers[0].command for task in request.resource["spec"]["tasks"]
+    ],
+}
+"""What each node would run, by scheduler."""
+
+
+@pytest.mark.parametrize("scheduler", COMMANDS)
+@pytest.mark.parametrize(
+    ("component", "args", "nodes"),
+    [
+        (TRAIN, ("--nodes", "3", "--ranks", "2", "--", "mmoe", "--data", "a b"), 3),
+        (PREPARE, ("--", "merrec", "raw", "out"), 1),
+        (BENCHMARK, ("--script", "reader", "--", "--out", "out"), 1),
+        (PIPELINE, (*WHOLE, "--", "--training.seed", "3"), 1),
+    ],
+)
+def test_every_scheduler_runs_the_same_command_for_the_same_arguments(component, args, nodes, scheduler):
+    info = dry_run(component, *args, scheduler=scheduler, **({"queue": "default"} if scheduler == "kubernetes" else {}))
+    [role] = info._app.roles
+    command = re.escape("\n".join([role.entrypoint, *role.args])).replace(r"\$\$", r"\$")
+    # What the scheduler puts in: the job's name, and the variable that names the first node.
+    command = command.replace(re.escape(macros.app_id), r"[^ ]+").replace(re.escape(macros.rank0_env), "[A-Z0-9_]+")
+    ran = COMMANDS[scheduler](info.request)
+    assert len(ran) == nodes
+    for words in ran:
+        assert re.fullmatch(command, "\n".join(words))
 
 
 def test_train_starts_the_ranks_of_one_node():
@@ -82,11 +122,58 @@ def test_prepare_runs_recmtl_prepare():
     assert role.resource.cpu == 4
 
 
+def test_benchmark_runs_a_script_beside_the_components():
+    [role] = app_of(BENCHMARK, "--script", "reader", "--", "--events", "5").roles
+    assert (role.entrypoint, role.args) == ("python", ["benchmarks/reader.py", "--events", "5"])
+    assert (CHECKOUT / role.args[0]).exists()
+
+
+def test_pipeline_prepares_trains_each_model_and_reports():
+    info = dry_run(PIPELINE, *WHOLE, "--h", "h100x8", "--", "--training.seed", "3")
+    [[replica]] = info.request.role_params.values()
+    assert replica.args[:2] == ["bash", "-c"]
+    *_, prepare, mmoe, ple, report = replica.args[2].splitlines()
+    train = "python -m recmtl.launch --standalone --nproc-per-node 8 -- train"
+    place = "--data out/data --run out/runs"
+    waited = "{{ {} & wait $!; }}".format
+    assert prepare == f"test -e out/data/dataset.json || {waited('python -m recmtl prepare merrec raw out/data')}"
+    assert mmoe == waited(f"{train} mmoe {place}/mmoe --training.seed 3")
+    assert ple == waited(
+        f"{train} 'conf/my ple.toml' {place.replace('out/runs', '')}'out/runs/my ple' --training.seed 3"
+    )
+    assert report == waited("python -m recmtl report out/runs/mmoe 'out/runs/my ple' --out out/report")
+
+
+def test_pipeline_passes_sigterm_on_and_waits_for_the_checkpoint(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\ntrap 'sleep 1; touch saved; exit 5' TERM\ntouch started\nwhile :; do sleep 0.1; done\n"
+    )
+    python.chmod(0o755)
+    [[replica]] = dry_run(PIPELINE, *WHOLE).request.role_params.values()
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    shell = subprocess.Popen(replica.args, env=env, cwd=tmp_path)
+    try:
+        while not (tmp_path / "started").exists() and shell.poll() is None:
+            time.sleep(0.05)
+        shell.terminate()
+        assert shell.wait(timeout=60) == 5
+        assert (tmp_path / "saved").exists()
+    finally:
+        shell.kill()
+
+
+def test_models_of_a_pipeline_must_not_share_a_run_folder():
+    with pytest.raises(ValueError, match="two of them have the same name"):
+        app_of(PIPELINE, *WHOLE[:-1], "mmoe,mine/mmoe.toml")
+
+
 @pytest.mark.parametrize(("name", "gpus"), [("cpu-2", 0), ("h100x1", 1), ("h100x8", 8), ("a100x8", 8)])
 def test_named_resources_are_registered(name, gpus):
     assert named_resources[name].gpu == gpus
-    [role] = app_of(TRAIN, "--h", name, "--ranks", str(max(1, gpus)), "--", "mmoe").roles
+    [role] = app_of(TRAIN, "--h", name, "--", "mmoe").roles
     assert role.resource == named_resources[name]
+    assert f"--nproc-per-node {max(1, gpus)} " in role.args[1]
 
 
 @pytest.mark.parametrize("path", sorted((CHECKOUT / "torchx_specs").glob("*.torchxconfig")), ids=lambda path: path.stem)
