@@ -13,7 +13,7 @@ SHELL := bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow test-docker test-slurm test-nodes wheels lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,18 @@ test: setup ## The fast tests
 
 test-slow: setup ## The tests that take minutes
 	pytest -m slow
+
+test-docker: setup ## As root: start a Docker daemon, build the image, run jobs in it (minutes, 5 GB)
+	pytest -m docker -rs
+
+test-slurm: setup ## As root: start a Slurm cluster of two nodes, run jobs on it
+	pytest -m slurm -rs
+
+test-nodes: setup ## As root: one job across two network namespaces
+	pytest -m netns -rs
+
+wheels: setup ## Download the image's packages to requirements/wheels, for a build that reaches no index
+	python -m pip download -q --no-deps -d requirements/wheels $(PIP_FLAGS) -r requirements/cpu.txt -r requirements/nodeps.txt
 
 lint: setup ## Check style and types
 	ruff check

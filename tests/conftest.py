@@ -12,6 +12,16 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+OPT_IN = {"docker": "test-docker", "slurm": "test-slurm", "netns": "test-nodes"}
+"""Tests that start daemons or make networks, as root, by marker: the target of `make` that runs them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the opt-in tests unless `-m` names their marker."""
+    for item in items:
+        for marker, target in OPT_IN.items():
+            if item.get_closest_marker(marker) and marker not in config.getoption("markexpr"):
+                item.add_marker(pytest.mark.skip(reason=f"only on demand: make {target}"))
 
 
 @pytest.fixture(scope="session")

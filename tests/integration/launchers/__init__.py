@@ -1,0 +1,1 @@
+"""Docker, Slurm and networks for the opt-in tests: started, used and ended by the tests themselves."""
