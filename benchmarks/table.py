@@ -28,8 +28,8 @@ from common import RESULTS, machine, markdown_table, write_results
 
 from recmtl.config import config_class, config_path, parse, preset_names, read_toml
 from recmtl.data.dataset import Dataset
+from recmtl.entropy import entropy
 from recmtl.errors import UserError
-from recmtl.metrics import entropy
 from recmtl.models import MODELS, model_class
 from recmtl.models.ranker import Ranker
 

@@ -73,7 +73,7 @@ class Evaluate:
 
 @dataclass
 class Report:
-    """Put runs into one table."""
+    """Put runs into a table and a page of plots."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders of `recmtl train`."""
@@ -140,7 +140,7 @@ def plan(arguments: list[str]) -> None:
 
 
 def report(arguments: list[str]) -> None:
-    """Put runs into one table."""
+    """Put runs into a table and a page of plots."""
     from recmtl.report import report as write_report
 
     args = _parse(Report, arguments, "report")
@@ -178,7 +178,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train, "train a model"),
     "evaluate": (evaluate, "measure a trained model on a split"),
     "plan": (plan, "show the sharding plan and memory a rank, on paper"),
-    "report": (report, "put runs into one table"),
+    "report": (report, "put runs into a table and a page of plots"),
     "models": (models, "list the models"),
     "recipes": (recipes, "list the recipes"),
     "presets": (presets, "list the presets"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recmtl.distributed.ranks import Ranks
+from recmtl.entropy import entropy
 
 BINS = 20
 """Bins of a calibration plot, as full as each other where predictions differ."""
@@ -93,11 +92,6 @@ def _ordered_bits(scores: np.ndarray) -> np.ndarray:
     flips |= np.uint32(2**31)
     bits ^= flips
     return bits
-
-
-def entropy(rate: float) -> float:
-    """Log loss, in nats, of predicting the base rate for every row: −p ln p − (1 − p) ln(1 − p)."""
-    return -sum(p * math.log(p) for p in (rate, 1 - rate) if p > 0)
 
 
 def measure(

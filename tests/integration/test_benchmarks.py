@@ -33,6 +33,13 @@ def test_reader(tmp_path: Path) -> None:
     assert all(rate > 0 for rate in results["rows_per_second"].values())
 
 
+def test_evaluation(tmp_path: Path) -> None:
+    results = run("evaluation.py", tmp_path / "out", "--rows", 10_000)
+    assert (results["ranks"], results["rows"], results["tasks"]) == (1, 10_000, 2)
+    assert results["bytes"]["peak"] >= results["bytes"]["collected"] >= 0
+    assert all(seconds > 0 for seconds in results["cpu_seconds"].values())
+
+
 def test_throughput(tmp_path: Path) -> None:
     sizes = ("--examples", 20_000, "--embedding-rows", 40_000, "--batch-size", 256, "--rounds", 1, "--steps", 2)
     trace = tmp_path / "trace.json"

@@ -1,7 +1,8 @@
-"""The table of runs: what is in each cell, how seeds are merged, and what damaged input does."""
+"""The table of runs: what is in each cell, which runs share a row, and what damaged input does."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -9,23 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_runs import results, task, write_results, write_run
 
+from recmtl.entropy import entropy
 from recmtl.errors import UserError
-from recmtl.report import entropy, report
+from recmtl.report import report
 
 Cells = dict[str, dict[str, str]]
-
-
-def task(auc: float | None, **changes: Any) -> dict[str, Any]:
-    metrics = {"auc": auc, "oracle_auc": None, "gauc": None, "logloss": 0.4, "ne": 0.9, "calibration": 1.0}
-    return {**metrics, "base_rate": 0.125, "rows": 1000, **changes}
-
-
-def results(model: str = "mmoe", **changes: Any) -> dict[str, Any]:
-    fields = {"model": model, "dataset": "merrec", "world_size": 2, "device": "cpu", "seed": 100, "epochs": 3}
-    fields |= {"best_epoch": 2, "test": {"view": task(0.77), "like": task(0.73)}, "val": {}, "logloss_sum": 0.8}
-    fields |= {"train_val_seconds": 90.0, "examples_per_second": 85_123.4, "versions": {}, "config_sha256": "0"}
-    return {**fields, "peak_memory_bytes": {"device": None, "host": 1.5e9}, **changes}
 
 
 Write = Callable[..., Path]
@@ -33,15 +24,8 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a run folder."""
-
-    def write(name: str, **changes: Any) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "results.json").write_text(json.dumps(results(**changes)))
-        return folder
-
-    return write
+    """Writes a run folder with results alone."""
+    return lambda name, **changes: write_results(tmp_path / name, **changes)
 
 
 def parse(markdown: str) -> Cells:
@@ -112,6 +96,17 @@ def test_other_number_of_ranks_is_another_row(write: Write, tmp_path: Path) -> N
     assert list(parse(report(runs, tmp_path)))[1:] == [f"mmoe ({run})" for run in runs]
 
 
+def test_other_settings_are_another_row(tmp_path: Path) -> None:
+    """Whatever the seeds: only runs of one configuration are repetitions."""
+    runs = [
+        write_run(tmp_path / "a", seed=1),
+        write_run(tmp_path / "b", seed=2),
+        write_run(tmp_path / "c", seed=3, experts=8),
+    ]
+    names = list(parse(report(runs, tmp_path / "out")))[1:]
+    assert names == [f"mmoe ({runs[0]}, {runs[1]})", f"mmoe ({runs[2]})"]
+
+
 def test_best_in_bold(write: Write, tmp_path: Path) -> None:
     better = {"test": {"view": task(0.78), "like": task(0.72)}, "logloss_sum": 0.7, "train_val_seconds": 7200.0}
     table = parse(report([write("a"), write("b", model="ple", **better)], tmp_path))
@@ -147,6 +142,26 @@ def test_a_table_for_each_dataset(write: Write, tmp_path: Path) -> None:
     assert "view AUC" not in text.split("## merrec")[0]
 
 
+def rows_of_csv(folder: Path) -> list[dict[str, str]]:
+    with (folder / "report.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_holds_the_table_in_full_precision(write: Write, tmp_path: Path) -> None:
+    aucs = (0.7612345678, 0.7712345678)
+    runs = [write(str(seed), seed=seed, test={"view": task(auc, oracle_auc=0.9)}) for seed, auc in enumerate(aucs)]
+    report([*runs, write("census", dataset="census", model="a,b", test={"income": task(0.95)})], tmp_path / "out")
+    census_base, census, oracle, base, merrec = rows_of_csv(tmp_path / "out")
+    assert (census["dataset"], census["model"], census["runs"]) == ("census", "a,b", "1")
+    assert (census["income AUC"], census["income AUC deviation"], census["view AUC"]) == ("0.95", "", "")
+    assert (merrec["model"], merrec["runs"], merrec["income AUC"]) == ("mmoe", "2", "")
+    assert float(merrec["view AUC"]) == pytest.approx(sum(aucs) / 2, abs=1e-15)
+    assert float(merrec["view AUC deviation"]) == pytest.approx(0.01 / math.sqrt(2), abs=1e-15)
+    assert (merrec["train+val seconds"], merrec["host bytes"]) == ("90.0", "1500000000.0")
+    assert (oracle["model"], oracle["runs"], oracle["view AUC"]) == ("oracle", "", "0.9")
+    assert (base["view AUC"], census_base["income AUC"]) == ("0.5", "0.5")
+
+
 def test_no_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no runs"):
         report([], tmp_path)
@@ -172,6 +187,8 @@ def damaged(change: dict[str, Any]) -> str:
         damaged({"test": {"view": {"auc": "high"}}}),
         damaged({"peak_memory_bytes": {"host": 1}}),
         damaged({"seed": None}),
+        damaged({"seconds": {"train": "long"}}),
+        damaged({"calibration_bins": {"test": {"view": {"rows": [1]}}}}),
     ],
 )
 def test_damaged_results(tmp_path: Path, text: str) -> None:
@@ -185,6 +202,23 @@ def test_binary_results(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="damaged"):
         report([tmp_path], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("plan.json", '{"shards": [', r"plan\.json: damaged"),
+        ("plan.json", '{"cluster": {}, "shards": []}', r"plan\.json: damaged"),
+        ("config.toml", "[model", r"config\.toml: not valid TOML"),
+    ],
+)
+def test_damaged_files_beside_the_results(tmp_path: Path, name: str, text: str, message: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / name).write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        report([run], tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_unwritable_report(write: Write, tmp_path: Path) -> None:

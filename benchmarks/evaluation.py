@@ -1,0 +1,93 @@
+"""What measuring a model's predictions costs beside making them: time and memory of the metrics.
+
+    python benchmarks/evaluation.py --rows 5000000 --tasks 2
+    python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/evaluation.py
+
+Feeds random logits in batches, as evaluation does, then computes every metric. Times are of CPU, the sum over ranks;
+memory is what the first rank's peak rises by.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from common import RESULTS, machine, markdown_table, write_results
+
+from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.metrics import Metrics
+
+
+@dataclass
+class Options:
+    """How much to measure."""
+
+    rows: int = 5_000_000
+    """Rows on all ranks."""
+    tasks: int = 2
+    """Tasks."""
+    rows_per_group: int = 30
+    """Rows of a user, for the AUC within users."""
+    batch_size: int = 4096
+    """Rows in a batch."""
+    seed: int = 0
+    """Seed of the predictions."""
+    out: Path = RESULTS
+    """Folder for the results."""
+
+
+def peak_bytes() -> int:
+    """Peak of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def collect(options: Options, ranks: Ranks) -> Metrics:
+    """Feed this rank's share of the rows."""
+    metrics = Metrics([f"task{i}" for i in range(options.tasks)], gauc=True, ranks=ranks)
+    generator = torch.Generator().manual_seed(options.seed + ranks.rank)
+    shape, groups = (options.batch_size, options.tasks), max(1, options.rows // options.rows_per_group)
+    left = options.rows // ranks.world_size
+    while left > 0:
+        logits = torch.randn(shape, generator=generator)
+        labels = (torch.rand(shape, generator=generator) < (logits - 2).sigmoid()).float()
+        oracle = torch.rand(shape, generator=generator)
+        group = torch.randint(0, groups, shape[:1], generator=generator)
+        metrics.update(logits, labels, min(left, options.batch_size), oracle, group)
+        left -= options.batch_size
+    return metrics
+
+
+def main() -> None:
+    """Entry point."""
+    options = tyro.cli(Options, description=__doc__)
+    place = machine()
+    with process_group("cpu") as ranks:
+        before, start = peak_bytes(), time.process_time()
+        metrics = collect(options, ranks)
+        collected, middle = peak_bytes(), time.process_time()
+        found, _ = metrics.compute()
+        end = time.process_time()
+        collecting, computing = ranks.sum(torch.tensor([middle - start, end - middle], dtype=torch.float64)).tolist()
+        if ranks.is_first:
+            results = {
+                "machine": place,
+                "ranks": ranks.world_size,
+                "rows": found["task0"]["rows"],
+                "tasks": options.tasks,
+                "bytes": {"collected": collected - before, "peak": peak_bytes() - before},
+                "cpu_seconds": {"collecting": collecting, "computing": computing},
+            }
+            lines = [
+                ("rows collected (making them included)", collecting, (collected - before) / 1e9),
+                ("metrics computed", computing, (peak_bytes() - before) / 1e9),
+            ]
+            body = markdown_table(["", "CPU s", "GB more than before"], lines)
+            write_results(options.out, "evaluation", f"{options.tasks}_tasks", results, body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Calibration plots: what came true of predictions."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from recmtl.report.figures import GRID, MUTED, color, dashes, marker, plain_ticks, svg
+from recmtl.report.rows import Row
+from recmtl.report.runs import Bins
+
+
+def calibration_plots(rows: list[Row], task: str) -> dict[str, str]:
+    """Observed fraction of positives against mean prediction in every bin, by title; of runs that have bins."""
+    by_row = [[run.bins[task] for run in row.runs if task in run.bins] for row in rows]
+    found = [(series, averaged(runs)) for series, runs in enumerate(by_row)]
+    curves = [(series, bins) for series, bins in found if bins is not None]
+    if not curves:
+        return {}
+    title = f"{task}: calibration"
+    return {title: svg(partial(_draw_calibration, curves=curves), title)}
+
+
+def averaged(runs: list[Bins]) -> Bins | None:
+    """The mean of the bins of several runs, bin by bin; of the first run alone where their numbers differ."""
+    if not runs:
+        return None
+    runs = [bins for bins in runs if len(bins.rows) == len(runs[0].rows)]
+    rows = np.mean([bins.rows for bins in runs], axis=0)
+    predicted = np.mean([np.multiply(bins.rows, bins.prediction) for bins in runs], axis=0)
+    positives = np.mean([bins.positives for bins in runs], axis=0)
+    return Bins(rows.tolist(), (predicted / rows).tolist(), positives.tolist())
+
+
+def _draw_calibration(axes: Axes, curves: list[tuple[int, Bins]]) -> None:
+    predictions = np.concatenate([bins.prediction for _, bins in curves])
+    observed = np.concatenate([np.divide(bins.positives, bins.rows) for _, bins in curves])
+    logarithmic = predictions.min() > 0 and predictions.max() > 30 * predictions.min()
+    shown = observed[observed > 0] if logarithmic else observed
+    low, high = min(predictions.min(), shown.min(initial=1)), max(predictions.max(), observed.max())
+    if logarithmic:
+        low, high = low / 1.3, min(high * 1.3, 1)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        line = np.geomspace(low, high, 100)
+    else:
+        margin = 0.05 * (high - low) or 0.05
+        low, high = max(low - margin, 0), min(high + margin, 1)
+        line = np.linspace(low, high, 100)
+    rows = min(float(np.median(bins.rows)) for _, bins in curves)
+    spread = 2 * np.sqrt(line * (1 - line) / rows)
+    below, above = np.clip(line - spread, low, high), np.clip(line + spread, low, high)
+    axes.fill_between(line, below, above, color=GRID, linewidth=0)
+    axes.plot([low, high], [low, high], color=MUTED, linewidth=1)
+    for series, bins in curves:
+        fraction = np.divide(bins.positives, bins.rows)
+        axes.plot(
+            bins.prediction,
+            np.where(fraction > 0, fraction, math.nan) if logarithmic else fraction,
+            color=color(series),
+            linestyle=dashes(series),
+            linewidth=1.1,
+            marker=marker(series),
+            markersize=4,
+        )
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_box_aspect(0.75)
+    axes.set_xlabel("mean prediction")
+    axes.set_ylabel("fraction of positives")
+    plain_ticks(axes)

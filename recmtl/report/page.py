@@ -1,0 +1,196 @@
+"""The page: table, plots, bars, configurations and versions in one HTML file that loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from importlib import resources
+
+from recmtl import __version__
+from recmtl.report import bars, figures
+from recmtl.report.calibration import calibration_plots
+from recmtl.report.cost import cost_plots
+from recmtl.report.curves import curve_plots
+from recmtl.report.rows import Row, tasks
+from recmtl.report.runs import Plan, Run, metric
+from recmtl.report.table import Cell, Column, Line, Table
+
+
+def page(datasets: dict[str, list[Row]], tables: dict[str, Table]) -> str:
+    """The whole page.
+
+    Args:
+        datasets: the rows of every dataset.
+        tables: their tables.
+    """
+    style = resources.files("recmtl.report").joinpath("page.css").read_text(encoding="utf-8")
+    names = ", ".join(datasets)
+    sections = "\n".join(_section(name, rows, tables[name]) for name, rows in datasets.items())
+    every = [run for rows in datasets.values() for row in rows for run in row.runs]
+    return f"""<!doctype html>
+<html lang=en>
+<head>
+<meta charset=utf-8>
+<meta name=viewport content="width=device-width, initial-scale=1">
+<meta name=color-scheme content="light dark">
+<title>recmtl: {escape(names)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{sections}
+{_versions(every)}
+<footer>recmtl {escape(__version__)}</footer>
+</main>
+</body>
+</html>"""
+
+
+def _section(dataset: str, rows: list[Row], table: Table) -> str:
+    runs = [run for row in rows for run in row.runs]
+    models = {run.model for run in runs}
+    settings = f" in {_count(len(rows), 'setting')}" if len(rows) > len(models) else ""
+    count = f"{_count(len(runs), 'run')} of {_count(len(models), 'model')}{settings}"
+    measured = [int(n) for run in runs for task in run.test if (n := metric(task, "rows")(run))]
+    tested = f", {max(measured):,} test rows" if measured else ""
+    return f"""<section>
+<header><h1>{escape(dataset)}</h1><p>{count}, {_devices(runs)}{tested}</p></header>
+{_tiles(table)}
+{_table(table, runs)}
+{_plots(rows)}
+<h2>Where the time went</h2>
+{bars.time_bars(rows)}{_missing(rows, lambda run: bool(run.seconds), "times by part in results.json")}
+{plans(rows)}
+{_configurations(rows)}
+</section>"""
+
+
+def _devices(runs: list[Run]) -> str:
+    kinds = sorted({(run.world_size, run.device) for run in runs})
+    return " and ".join(f"{_count(size, 'rank')} on {device.upper()}" for size, device in kinds)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _tiles(table: Table) -> str:
+    """The best of every column where there is a choice."""
+    tiles = []
+    for number, column in enumerate(table.columns):
+        best = next((line for line in table.lines if line.cells[number].best), None)
+        if best and column.headline:
+            number_text = _number(best.cells[number])
+            tiles.append(f"<li><h3>{_superlative(column)}</h3><strong>{number_text}</strong>{escape(best.label)}</li>")
+    return f"<ul class=tiles>{''.join(tiles)}</ul>" if tiles else ""
+
+
+def _superlative(column: Column) -> str:
+    return f"{'highest' if column.best is max else 'lowest'} {escape(column.title)}"
+
+
+def _table(table: Table, runs: list[Run]) -> str:
+    head = "".join(f"<th>{escape(column.title)}" for column in table.columns)
+    body = "".join(_line(line) for line in table.lines)
+    repeated = "; mean ± standard deviation over seeds" if any(line.runs > 1 for line in table.lines) else ""
+    known = any(line.label == "oracle" for line in table.lines)
+    oracle = " The oracle ranks by the true probabilities." if known else ""
+    return f"""<div class=scroll><table><thead><tr><th>model{head}</thead><tbody>{body}</tbody></table></div>
+<p class=note>Test split, best epoch{repeated}. Best in bold. The base rate predicts the same for every row.{oracle}
+Log loss in nats. Memory is the peak of the rank that needed most.</p>"""
+
+
+def _line(line: Line) -> str:
+    cells = "".join(_cell(cell) for cell in line.cells)
+    runs = f" <small>{line.runs} runs</small>" if line.runs > 1 else ""
+    return f"<tr{'' if line.runs else ' class=reference'}><th>{escape(line.label)}{runs}{cells}"
+
+
+def _cell(cell: Cell) -> str:
+    return f"<td>{f'<strong>{_number(cell)}</strong>' if cell.best else _number(cell)}"
+
+
+def _number(cell: Cell) -> str:
+    """The mean with its unit, the deviation small."""
+    mean, _, rest = cell.text.partition(" ± ")
+    deviation, _, unit = rest.partition(" ")
+    return f"{mean} {unit}".rstrip() + (f"<small>± {deviation}</small>" if deviation else "")
+
+
+def _plots(rows: list[Row]) -> str:
+    names = tasks(rows)
+    legend = figures.legend([row.label for row in rows])
+    parts = [
+        _figures(
+            "Accuracy against cost",
+            cost_plots(rows),
+            "Filled: on the Pareto front (the line), where no other is better in one and as good in the other. "
+            "Bars: standard deviation over seeds.",
+            legend,
+        )
+        if len(rows) > 1
+        else "",
+        _figures(
+            "Training",
+            {title: plot for task in names for title, plot in curve_plots(rows, task).items()},
+            "A line a run. The vertical axis leaves the first steps out.",
+            legend,
+        ),
+        _missing(rows, lambda run: bool(run.history), "metrics.jsonl"),
+        _figures(
+            "Calibration",
+            {title: plot for task in names for title, plot in calibration_plots(rows, task).items()},
+            "Test rows in bins of rising prediction, as full as each other. Grey: where 95 % of the bins of a model "
+            "lie whose predictions are true.",
+            legend,
+        ),
+        _missing(rows, lambda run: bool(run.bins), "calibration bins in results.json"),
+    ]
+    return "\n".join(parts)
+
+
+def _figures(title: str, plots: dict[str, str], note: str, legend: str) -> str:
+    if not plots:
+        return f"<h2>{title}</h2>"
+    found = "\n".join(f"<figure><figcaption>{escape(name)}</figcaption>{plot}</figure>" for name, plot in plots.items())
+    return f"<h2>{title}</h2>\n<p class=note>{note}</p>\n{legend}\n<div class=figures>\n{found}\n</div>"
+
+
+def _missing(rows: list[Row], there: Callable[[Run], bool], what: str) -> str:
+    """A word on the rows that have no run with something."""
+    without = [row.label for row in rows if not any(there(run) for run in row.runs)]
+    return f"<p class=note>No {what}: {escape(', '.join(without))}.</p>" if without else ""
+
+
+def plans(rows: list[Row]) -> str:
+    """The sharding plans; rows with the same one together."""
+    labels: dict[Plan, list[str]] = {}
+    for row in rows:
+        for plan in [run.plan for run in row.runs if run.plan is not None][:1]:
+            labels.setdefault(plan, []).append(row.label)
+    plans = [f"<h3>{escape(', '.join(names))}</h3>{bars.plan_bars(plan)}" for plan, names in labels.items()]
+    return f"""<h2>Sharding plan</h2>
+<p class=note>Tables on each rank by the planner's estimate of bytes: weights, optimiser state, inputs and outputs.</p>
+{"".join(plans)}{_missing(rows, lambda run: run.plan is not None, "plan.json")}"""
+
+
+def _configurations(rows: list[Row]) -> str:
+    details = []
+    for row in rows:
+        seeds = ", ".join(str(run.seed) for run in row.runs)
+        texts = [run.config_text for run in row.runs if run.config_text]
+        if texts:
+            summary = f"{escape(row.label)} <small>{'seed' if len(row.runs) == 1 else 'seeds'} {seeds}</small>"
+            details.append(f"<details><summary>{summary}</summary><pre>{escape(texts[0])}</pre></details>")
+    missing = _missing(rows, lambda run: bool(run.config_text), "config.toml")
+    return f"<h2>Configuration</h2>\n{''.join(details)}{missing}"
+
+
+def _versions(runs: list[Run]) -> str:
+    names = dict.fromkeys(name for run in runs for name in run.versions)
+    lines = [
+        f"<tr><th>{escape(name)}<td>{escape(', '.join(sorted({run.versions.get(name, '–') for run in runs})))}"
+        for name in names
+    ]
+    return f"<section><h2>Versions</h2><div class=scroll><table class=plain>{''.join(lines)}</table></div></section>"
