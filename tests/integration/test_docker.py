@@ -1,0 +1,110 @@
+"""The image, and jobs in it through TorchX. Needs root and Debian's docker.io and debootstrap: `make test-docker`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launchers.docker import IMAGE, Docker, build_image, docker_daemon
+from launchers.torchx import results_of, torchx_run
+from toy import write_toy
+
+pytestmark = pytest.mark.docker
+
+USER = 1000
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[Docker]:
+    """A daemon with the project's image."""
+    with tempfile.TemporaryDirectory(prefix="docker-") as folder, docker_daemon(Path(folder) / "d") as running:
+        build_image(running, Path(folder) / "build")
+        yield running
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder that the image's user may write, with prepared data in it."""
+    work = tmp_path / "work"
+    write_toy(work / "data")
+    os.chown(work, USER, USER)
+    return work
+
+
+def inspect(docker: Docker, image: str) -> dict:
+    """What Docker knows of an image."""
+    return json.loads(docker("image", "inspect", image).stdout)[0]
+
+
+def test_image_runs_recmtl_as_a_user_and_adds_three_layers(docker):
+    image, base = inspect(docker, IMAGE), inspect(docker, "recmtl-base")
+    # The user, the stack, recmtl; and a folder for WORKDIR.
+    assert len(image["RootFS"]["Layers"]) - len(base["RootFS"]["Layers"]) <= 4
+    assert docker("run", "--rm", "--network=none", "--entrypoint=id", IMAGE, "-u").stdout.strip() == str(USER)
+    assert "usage: recmtl COMMAND" in docker("run", "--rm", "--network=none", IMAGE).stdout
+    assert "mmoe" in docker("run", "--rm", "--network=none", IMAGE, "presets").stdout
+    assert "--events" in docker("run", "--rm", "--network=none", IMAGE, "python", "benchmarks/reader.py", "-h").stdout
+    wrong = docker("run", "--rm", "--network=none", IMAGE, "trian", check=False)
+    assert (wrong.returncode, wrong.stderr.strip()) == (2, "error: no command 'trian'; did you mean train?")
+
+
+def test_nothing_but_the_mounted_folder_is_written(docker, work):
+    def read_only(*args: object) -> subprocess.CompletedProcess[str]:
+        return docker("run", "--rm", "--read-only", "--network=none", "--volume", f"{work}:/work", IMAGE, *args)
+
+    read_only("synth", "merrec", "/work/raw", "--events", 3000)
+    read_only("prepare", "merrec", "/work/raw", "/work/merrec")
+    read_only("train", "mmoe", "--data", "/work/data", "--run", "/work/one", "--training.max_epochs", 1)
+    read_only("evaluate", "/work/one", "--data", "/work/data")
+    two = ("python", "-m", "recmtl.launch", "--standalone", "--nproc-per-node=2", "--")
+    read_only(*two, "train", "mmoe", "--data", "/work/data", "--run", "/work/two", "--training.max_epochs", 1)
+    read_only("report", "/work/one", "/work/two", "--out", "/work/report")
+    one, two = results_of(work / "one", 1), results_of(work / "two", 2)
+    assert one["logloss_sum"] == pytest.approx(two["logloss_sum"], rel=1e-3)
+    assert (work / "report" / "report.md").exists()
+
+
+def test_demo_job_on_local_docker(docker, work):
+    docker(
+        "run",
+        "--rm",
+        "--volume",
+        f"{work}:/work",
+        "--network=none",
+        IMAGE,
+        *["synth", "merrec", "/work/raw", "--events", "300000"],
+    )
+    places = ("--recipe", "merrec", "--raw", "/work/raw", "--out", "/work/out", "--models", "mmoe,shared_bottom")
+    mount = ("--mounts", f"type=bind,src={work},dst=/work")
+    ended = torchx_run(
+        "local_docker", "pipeline.py:pipeline", *places, "--ranks", 2, *mount, env=docker.env, folder=work
+    )
+    assert ended.returncode == 0, ended.stderr
+    for model in ("mmoe", "shared_bottom"):
+        results = results_of(work / "out" / "runs" / model, 2)
+        assert results["model"] == model
+    assert "| shared_bottom |" in (work / "out" / "report" / "report.md").read_text()
+
+
+def test_one_job_in_two_containers(docker, work):
+    mount = ("--mounts", f"type=bind,src={work},dst=/work")
+    train = ("--", "mmoe", "--data", "/work/data", "--run", "/work/run", "--training.max_epochs", 2)
+    nodes = ("--nodes", 2, "--ranks", 1, "--cpu", 1)
+    ended = torchx_run("local_docker", "train.py:ddp", *nodes, *mount, *train, env=docker.env, folder=work)
+    assert ended.returncode == 0, ended.stderr
+    results_of(work / "run", 2)
+
+
+def test_failure_is_told_and_retried(docker, work):
+    mount = ("--mounts", f"type=bind,src={work},dst=/work")
+    train = ("--", "mmoe", "--data", "/work/nowhere", "--run", "/work/run")
+    ended = torchx_run("local_docker", "train.py:ddp", "--max_retries", 1, *mount, *train, env=docker.env, folder=work)
+    assert ended.returncode == 1
+    container = docker("ps", "--all", "--quiet", "--latest").stdout.strip()
+    assert docker("logs", container).stderr.count("/work/nowhere: no dataset.json in it") == 2
+    assert docker("inspect", "--format={{.State.ExitCode}}", container).stdout.strip() == "2"
