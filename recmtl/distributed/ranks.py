@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,9 @@ PATIENCE = timedelta(hours=1)
 noticed at once all the same: its connections close."""
 
 T = TypeVar("T")
+
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where a container reads how much memory it may use: cgroups v2 and v1."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,11 @@ class Ranks:
 
 def host_memory() -> int:
     """Bytes of memory of this machine, or of the container when that has less."""
-    total = psutil.virtual_memory().total
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
-        return total
+    memory = psutil.virtual_memory().total
+    for limit in CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # not this version of cgroups, or no limit ("max")
+            memory = min(memory, int(limit.read_text()))
+    return memory
 
 
 def resolve_device(wanted: str) -> str:
