@@ -38,9 +38,10 @@ def averaged(runs: list[Bins]) -> Bins | None:
 def _draw_calibration(axes: Axes, curves: list[tuple[int, Bins]]) -> None:
     predictions = np.concatenate([bins.prediction for _, bins in curves])
     observed = np.concatenate([np.divide(bins.positives, bins.rows) for _, bins in curves])
-    logarithmic = predictions.min() > 0 and predictions.max() > 30 * predictions.min()
-    shown = observed[observed > 0] if logarithmic else observed
-    low, high = min(predictions.min(), shown.min(initial=1)), max(predictions.max(), observed.max())
+    logarithmic = observed.any() and predictions.max() > 30 * predictions.min() > 0
+    drawn = observed > 0 if logarithmic else np.full(len(observed), True)
+    low = min(predictions[drawn].min(), observed[drawn].min())
+    high = max(predictions[drawn].max(), observed[drawn].max())
     if logarithmic:
         low, high = low / 1.3, min(high * 1.3, 1)
         axes.set_xscale("log")
@@ -65,6 +66,7 @@ def _draw_calibration(axes: Axes, curves: list[tuple[int, Bins]]) -> None:
             linewidth=1.1,
             marker=marker(series),
             markersize=4,
+            clip_on=False,
         )
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from recmtl.report.figures import color, dashes, marker, svg
 from recmtl.report.rows import Row
@@ -64,4 +65,6 @@ def _draw_curves(axes: Axes, curves: list[tuple[int, np.ndarray, np.ndarray]]) -
     low, high = every.min(), every.max() if few else np.quantile(every, 0.95)
     margin = 0.06 * (high - low) or 0.01
     axes.set_ylim(low - margin, high + margin)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("steps")

@@ -82,7 +82,7 @@ def svg(draw: Callable[[Axes], None], description: str, size: tuple[float, float
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, dpi=72)
         FigureCanvasSVG(figure)
-        figure.subplots_adjust(left=0.17, right=0.97, bottom=0.15, top=0.97)  # alike, so that plots line up
+        figure.subplots_adjust(left=0.19, right=0.97, bottom=0.15, top=0.97)  # alike, so that plots line up
         draw(figure.add_subplot())
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

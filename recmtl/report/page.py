@@ -142,7 +142,7 @@ def _plots(rows: list[Row]) -> str:
             "Calibration",
             {title: plot for task in names for title, plot in calibration_plots(rows, task).items()},
             "Test rows in bins of rising prediction, as full as each other. Grey: where 95 % of the bins of a model "
-            "lie whose predictions are true.",
+            "lie whose predictions are true. Logarithmic axes leave out bins without positives.",
             legend,
         ),
         _missing(rows, lambda run: bool(run.bins), "calibration bins in results.json"),

@@ -261,7 +261,7 @@ def test_bins_of_several_seeds_are_averaged() -> None:
     "bins",
     [
         {"rows": [1000], "prediction": [0.125], "positives": [125]},  # one bin, right on the line
-        {"rows": [500, 500], "prediction": [1e-6, 1e-3], "positives": [0, 0]},  # logarithmic, nothing observed
+        {"rows": [500, 500], "prediction": [1e-6, 1e-3], "positives": [0, 0]},  # nothing observed
         {"rows": [500, 500], "prediction": [1e-4, 0.9], "positives": [0, 500]},
     ],
 )
