@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from launchers.processes import ADMIN_PATH, require, run, succeeds
 
 ADDRESSES = {"node0": "192.0.2.1", "node1": "192.0.2.2"}
@@ -24,8 +26,6 @@ def two_nodes(folder: Path) -> Iterator[None]:
     """
     require("ip", "unshare", packages="iproute2 util-linux")
     if not succeeds("ip", "link", "add", "name", "recmtl0", "type", "veth", "peer", "name", "recmtl1"):
-        import pytest
-
         pytest.skip("this kernel, or this container, makes no veth pair: ip link add type veth")
     hosts = [f"{address} {node}" for node, address in ADDRESSES.items()]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
