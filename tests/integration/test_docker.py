@@ -55,15 +55,15 @@ def test_image_runs_recmtl_as_a_user_and_adds_three_layers(docker):
 
 def test_nothing_but_the_mounted_folder_is_written(docker, work):
     def read_only(*args: object) -> subprocess.CompletedProcess[str]:
-        return docker("run", "--rm", "--read-only", "--network=none", "--volume", f"{work}:/work", IMAGE, *args)
+        return docker("run", "--rm", "--read-only", "--network=none", "--volume", f"{work}:/mnt", IMAGE, *args)
 
-    read_only("synth", "merrec", "/work/raw", "--events", 3000)
-    read_only("prepare", "merrec", "/work/raw", "/work/merrec")
-    read_only("train", "mmoe", "--data", "/work/data", "--run", "/work/one", "--training.max_epochs", 1)
-    read_only("evaluate", "/work/one", "--data", "/work/data")
+    read_only("synth", "merrec", "/mnt/raw", "--events", 3000)
+    read_only("prepare", "merrec", "/mnt/raw", "/mnt/merrec")
+    read_only("train", "mmoe", "--data", "/mnt/data", "--run", "/mnt/one", "--training.max_epochs", 1)
+    read_only("evaluate", "/mnt/one", "--data", "/mnt/data")
     two = ("python", "-m", "recmtl.launch", "--standalone", "--nproc-per-node=2", "--")
-    read_only(*two, "train", "mmoe", "--data", "/work/data", "--run", "/work/two", "--training.max_epochs", 1)
-    read_only("report", "/work/one", "/work/two", "--out", "/work/report")
+    read_only(*two, "train", "mmoe", "--data", "/mnt/data", "--run", "/mnt/two", "--training.max_epochs", 1)
+    read_only("report", "/mnt/one", "/mnt/two", "--out", "/mnt/report")
     one, two = results_of(work / "one", 1), results_of(work / "two", 2)
     assert one["logloss_sum"] == pytest.approx(two["logloss_sum"], rel=1e-3)
     assert (work / "report" / "report.md").exists()
@@ -74,13 +74,13 @@ def test_demo_job_on_local_docker(docker, work):
         "run",
         "--rm",
         "--volume",
-        f"{work}:/work",
+        f"{work}:/mnt",
         "--network=none",
         IMAGE,
-        *["synth", "merrec", "/work/raw", "--events", "300000"],
+        *["synth", "merrec", "/mnt/raw", "--events", "300000"],
     )
-    places = ("--recipe", "merrec", "--raw", "/work/raw", "--out", "/work/out", "--models", "mmoe,shared_bottom")
-    mount = ("--mounts", f"type=bind,src={work},dst=/work")
+    places = ("--recipe", "merrec", "--raw", "/mnt/raw", "--out", "/mnt/out", "--models", "mmoe,shared_bottom")
+    mount = ("--mounts", f"type=bind,src={work},dst=/mnt")
     ended = torchx_run(
         "local_docker", "pipeline.py:pipeline", *places, "--ranks", 2, *mount, env=docker.env, folder=work
     )
@@ -92,8 +92,8 @@ def test_demo_job_on_local_docker(docker, work):
 
 
 def test_one_job_in_two_containers(docker, work):
-    mount = ("--mounts", f"type=bind,src={work},dst=/work")
-    train = ("--", "mmoe", "--data", "/work/data", "--run", "/work/run", "--training.max_epochs", 2)
+    mount = ("--mounts", f"type=bind,src={work},dst=/mnt")
+    train = ("--", "mmoe", "--data", "/mnt/data", "--run", "/mnt/run", "--training.max_epochs", 2)
     nodes = ("--nodes", 2, "--ranks", 1, "--cpu", 1)
     ended = torchx_run("local_docker", "train.py:ddp", *nodes, *mount, *train, env=docker.env, folder=work)
     assert ended.returncode == 0, ended.stderr
@@ -101,10 +101,10 @@ def test_one_job_in_two_containers(docker, work):
 
 
 def test_failure_is_told_and_retried(docker, work):
-    mount = ("--mounts", f"type=bind,src={work},dst=/work")
-    train = ("--", "mmoe", "--data", "/work/nowhere", "--run", "/work/run")
+    mount = ("--mounts", f"type=bind,src={work},dst=/mnt")
+    train = ("--", "mmoe", "--data", "/mnt/nowhere", "--run", "/mnt/run")
     ended = torchx_run("local_docker", "train.py:ddp", "--max_retries", 1, *mount, *train, env=docker.env, folder=work)
     assert ended.returncode == 1
     container = docker("ps", "--all", "--quiet", "--latest").stdout.strip()
-    assert docker("logs", container).stderr.count("/work/nowhere: no dataset.json in it") == 2
+    assert docker("logs", container).stderr.count("/mnt/nowhere: no dataset.json in it") == 2
     assert docker("inspect", "--format={{.State.ExitCode}}", container).stdout.strip() == "2"
