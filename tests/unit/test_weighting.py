@@ -18,7 +18,7 @@ from recmtl.data.reader import Reader
 from recmtl.distributed.parallel import parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.distributed.ranks import process_group
-from recmtl.models import model_class
+from recmtl.models import MODELS, model_class
 from recmtl.models.ranker import Ranker
 from recmtl.weighting import METHODS, Weighting, make_weighting
 from recmtl.weighting.pcgrad import project
@@ -280,11 +280,16 @@ def losses_by_hand(ranker: Ranker, batch: Batch) -> tuple[Tensor, Tensor, Tensor
     return pooled, logits, (batch.weights[:, None] * entropies).sum(0)
 
 
+def disagreeing(batch: Batch) -> Batch:
+    """A row that has one label lacks the other, so that the tasks conflict."""
+    return replace(batch, labels=torch.stack([batch.labels[:, 0], 1 - batch.labels[:, 0]], dim=1))
+
+
 def test_pcgrad_through_mmoe_into_tables(toy):
     """Projection written plainly, on the pooled embeddings and the experts; gates and towers are the tasks' own."""
     dataset, batch = toy
     ranker = ranker_of(dataset, "pcgrad", experts=3, expert=(8,), tower=(4,))
-    batch.labels[:, 1] = 1 - batch.labels[:, 0]  # so that tasks conflict
+    batch = disagreeing(batch)
     pooled, _, losses = losses_by_hand(ranker, batch)
     losses = torch.tensor([2.0, 0.5]) * losses
     head = dict(ranker.head.model.named_parameters())
@@ -386,3 +391,29 @@ def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, s
             assert gradient is not None
             assert gradient.abs().max() > 1e-3
             torch.testing.assert_close(after, before[name] - 10 * gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "single_task"])
+@pytest.mark.parametrize("method", ["gradnorm", "pcgrad"])
+def test_every_models_parameters_get_a_gradient(toy, method, name):
+    dataset, batch = toy
+    ranker = ranker_of(dataset, method, name)
+    ranker(batch)[0].backward()
+    for parameter in ranker.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.any()
+
+
+def test_pcgrad_leaves_stems_tables_of_one_task(toy):
+    dataset, batch = toy
+    batch, found = disagreeing(batch), {}
+    for method in ("fixed", "pcgrad"):
+        ranker = ranker_of(dataset, method, "stem")
+        for parameter in ranker.head.model.towers.parameters():
+            parameter.data[1] = parameter.data[0]
+        found[method] = gradients_of(ranker(batch)[0], ranker)
+    changed = {name for name in found["fixed"] if not torch.allclose(found["fixed"][name], found["pcgrad"][name])}
+    tables = [name for name in found["fixed"] if "embedding_bags" in name]
+    assert {name for name in tables if "@shared" in name} <= changed
+    assert not changed & {name for name in tables if "@shared" not in name}
