@@ -20,10 +20,10 @@ import tyro
 from common import RESULTS, machine, markdown_table, write_results
 from workload import write_workload
 
-from recmtl.config import Config, config_class, config_path, parse, read_toml, tomllib
+from recmtl.config import Config, config_path, read_toml, tomllib
 from recmtl.data.dataset import Dataset
 from recmtl.distributed.ranks import Ranks, process_group
-from recmtl.models import model_class
+from recmtl.models import parse_config
 from recmtl.training.engine import Engine
 
 BATCHES = 32
@@ -69,7 +69,7 @@ def load_config(variant: str, options: Options) -> Config:
         (key, value), *_ = tomllib.loads(f"'{setting.partition('=')[0]}' = {setting.partition('=')[2]}").items()
         section, _, field = key.partition(".")
         values.setdefault(section, {})[field] = value
-    config = parse(config_class(model_class(values["model"]["name"]).Config), values, variant)
+    config = parse_config(values, variant)
     config.validate()
     return config
 

@@ -26,11 +26,11 @@ from typing import Any
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
-from recmtl.config import config_class, config_path, parse, preset_names, read_toml
+from recmtl.config import config_path, preset_names, read_toml
 from recmtl.data.dataset import Dataset
 from recmtl.entropy import entropy
 from recmtl.errors import UserError
-from recmtl.models import MODELS, model_class
+from recmtl.models import MODELS, parse_config
 from recmtl.models.ranker import Ranker
 
 WORK = Path(__file__).resolve().parent / "work"
@@ -103,8 +103,7 @@ def prepare(options: Options, work: Path) -> Path:
 
 def config_of(preset: str) -> Any:
     """The configuration that a preset or a TOML file describes."""
-    values = read_toml(config_path(preset))
-    return parse(config_class(model_class(values["model"]["name"]).Config), values, preset)
+    return parse_config(read_toml(config_path(preset)), preset)
 
 
 def choose_rows(options: Options, dataset: Dataset) -> tuple[list[Row], dict[str, str]]:

@@ -29,12 +29,12 @@ from plain import PlainTrainer
 from torch import Tensor
 from workload import write_workload
 
-from recmtl.config import Config, config_class, config_path, parse, read_toml
+from recmtl.config import Config, config_path, read_toml
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Prefetcher
 from recmtl.distributed.ranks import process_group
-from recmtl.models import model_class
+from recmtl.models import parse_config
 from recmtl.training.engine import Engine
 
 PIPELINE_OVER_FIXED = 0.85
@@ -77,8 +77,7 @@ class Options:
 
 def load_config(options: Options) -> Config:
     """The preset with the benchmark's batch size and device."""
-    values = read_toml(config_path(options.preset))
-    config = parse(config_class(model_class(values["model"]["name"]).Config), values, options.preset)
+    config = parse_config(read_toml(config_path(options.preset)), options.preset)
     device = options.device
     config.training = replace(config.training, batch_size=options.batch_size, device=device)  # type: ignore[arg-type]
     config.validate()

@@ -306,15 +306,11 @@ def _parse_run(arguments: list[str], command: str, *, run: bool) -> tuple[Any, d
 
 def _load_config(name_or_path: str) -> Any:
     """The configuration of a preset or a TOML file, with the model section of the model it names."""
-    from recmtl.config import config_class, config_path, parse, read_toml
-    from recmtl.models import model_class
+    from recmtl.config import config_path, read_toml
+    from recmtl.models import parse_config
 
     path = config_path(name_or_path)
-    values = read_toml(path)
-    model = values.get("model")
-    if not isinstance(model, dict) or "name" not in model:
-        raise UserError(f"{path}: key 'model.name' is missing; `recmtl models` lists the models")
-    config = parse(config_class(model_class(model["name"]).Config), values, str(path))
+    config = parse_config(read_toml(path), str(path))
     config.validate()
     return config
 

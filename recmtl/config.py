@@ -13,6 +13,7 @@ import hashlib
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -217,15 +218,25 @@ class Config:
             raise UserError("embedding.placement: tables side by side are sharded with the shared one; choose auto")
         if not 0 <= self.sharding.reserve < 1:
             raise UserError(f"sharding.reserve: a fraction from 0 to 1, not {self.sharding.reserve}")
-        dropout = getattr(self.model, "dropout", 0.0)
-        if not 0 <= dropout < 1:
-            raise UserError(f"model.dropout: a fraction from 0 to 1, not {dropout}")
+        for key, value in _values(self.model, "model."):
+            if key.endswith(".dropout") and not 0 <= value < 1:
+                raise UserError(f"{key}: a fraction from 0 to 1, not {value}")
 
     def _model_sizes(self) -> dict[str, int]:
         """Whole numbers and widths in the model section, by key: the smallest of each."""
-        values = {f"model.{f.name}": getattr(self.model, f.name) for f in dataclasses.fields(self.model)}
-        sizes = {key: min(v, default=1) if isinstance(v, tuple) else v for key, v in values.items()}
+        values = _values(self.model, "model.")
+        sizes = {key: min(v, default=1) if isinstance(v, tuple) else v for key, v in values}
         return {key: size for key, size in sizes.items() if type(size) is int}
+
+
+def _values(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a section and of the sections in it."""
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        if is_dataclass(value):
+            yield from _values(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value
 
 
 def read_toml(path: Path) -> dict[str, Any]:

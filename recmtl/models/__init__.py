@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from recmtl.config import Config, config_class, parse
 from recmtl.errors import UserError
 from recmtl.models.adatt import AdaTT
 from recmtl.models.aitm import AITM
@@ -13,6 +16,7 @@ from recmtl.models.me_mmoe import MEMMoE
 from recmtl.models.me_ple import MEPLE
 from recmtl.models.mmoe import MMoE
 from recmtl.models.omoe import OMoE
+from recmtl.models.pepnet import PEPNet
 from recmtl.models.ple import PLE
 from recmtl.models.shared_bottom import SharedBottom
 from recmtl.models.single_task import SingleTask
@@ -32,19 +36,36 @@ MODELS: dict[str, type[Model]] = {
     "me_ple": MEPLE,
     "esmm": ESMM,
     "aitm": AITM,
+    "pepnet": PEPNet,
 }
 """Add a model from outside the package with ``MODELS["name"] = Class`` before the command line runs."""
 
 
-def model_class(name: str) -> type[Model]:
+def model_class(name: str, key: str = "model.name") -> type[Model]:
     """The model called `name`.
 
     Raises:
-        UserError: there is none; lists those there are.
+        UserError: there is none; names the configuration's `key` and lists those there are.
     """
     if name not in MODELS:
-        raise UserError(f"model.name: no model '{name}'; choose one of {', '.join(MODELS)}")
+        raise UserError(f"{key}: no model '{name}'; choose one of {', '.join(MODELS)}")
     return MODELS[name]
 
 
-__all__ = ["MODELS", "Inputs", "Model", "model_class"]
+def parse_config(values: dict[str, Any], where: str) -> Config:
+    """A run's configuration from nested dictionaries, as TOML gives them; its model section is of the model it names.
+
+    Args:
+        values: the sections.
+        where: the file, for messages.
+
+    Raises:
+        UserError: no model is named, a key is unknown or a value of the wrong type; names file and key.
+    """
+    model = values.get("model")
+    if not isinstance(model, dict) or "name" not in model:
+        raise UserError(f"{where}: key 'model.name' is missing; `recmtl models` lists the models")
+    return parse(config_class(model_class(model["name"]).config_type(model)), values, where)
+
+
+__all__ = ["MODELS", "Inputs", "Model", "model_class", "parse_config"]

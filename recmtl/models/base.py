@@ -44,7 +44,12 @@ class Model(nn.Module):
         self.config, self.inputs = config, inputs
 
     @classmethod
-    def embedding_groups(cls, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    def config_type(cls, values: Mapping[str, Any]) -> type:
+        """`Config`, or what it becomes for these values of the `model` section."""
+        return cls.Config
+
+    @classmethod
+    def embedding_groups(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """Names of the copies of every embedding table that the model wants; one shared copy by default."""
         return (SHARED,)
 

@@ -45,6 +45,7 @@ class MLPs(nn.Module):
         widths = [in_features, *hidden, *(() if out_features is None else (out_features,))]
         self.count = count
         self.activations = len(hidden)
+        self.in_widths = tuple(widths[:-1])
         self.out_features = widths[-1]
         self.weights = nn.ParameterList(torch.empty(count, m, n) for m, n in pairwise(widths))
         self.biases = nn.ParameterList(torch.empty(count, 1, n) for n in widths[1:])
@@ -58,13 +59,17 @@ class MLPs(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
 
-    def forward(self, x: Tensor | Sequence[Tensor], sizes: Sequence[int] = ()) -> Tensor:
+    def forward(self, x: Tensor | Sequence[Tensor], sizes: Sequence[int] = (), scales: Sequence[Tensor] = ()) -> Tensor:
         """Apply every network; see the class for shapes.
 
         Args:
             x: what the networks read.
             sizes: number of networks in each group, where groups read different inputs.
+            scales: what each layer's input is multiplied by, [n, B, ·] a layer (`in_widths`); none: nothing.
         """
+        if scales:
+            assert isinstance(x, Tensor)
+            x = x * scales[0]
         if not self.weights:
             assert isinstance(x, Tensor)
             return x if x.dim() == 3 else x.expand(self.count, *x.shape)
@@ -72,13 +77,14 @@ class MLPs(nn.Module):
         if not isinstance(x, Tensor):
             groups = zip(x, weight.split(list(sizes)), bias.split(list(sizes)), strict=True)
             return self.finish(torch.cat([_side_by_side(one, w, b) for one, w, b in groups]))
-        return self.finish(_side_by_side(x, weight, bias) if x.dim() == 2 else torch.baddbmm(bias, x, weight))
+        h = _side_by_side(x, weight, bias) if x.dim() == 2 else torch.baddbmm(bias, x, weight)
+        return self.finish(h, scales)
 
-    def finish(self, h: Tensor) -> Tensor:
+    def finish(self, h: Tensor, scales: Sequence[Tensor] = ()) -> Tensor:
         """The outputs from x W_{i,0} + b_{i,0} [n, B, ·], the first layer before its activation."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer:
-                h = torch.baddbmm(bias, h, weight)
+                h = torch.baddbmm(bias, h * scales[layer] if scales else h, weight)
             if layer < self.activations:
                 h = self.dropout(torch.relu(h))
         return h
@@ -144,6 +150,6 @@ class Towers(nn.Module):
         super().__init__()
         self.mlps = MLPs(tasks, in_features, hidden, 1, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply every tower; see the class for shapes."""
-        return self.mlps(x).squeeze(-1).t()
+    def forward(self, x: Tensor, scales: Sequence[Tensor] = ()) -> Tensor:
+        """Apply every tower; see the class for shapes, and `MLPs` for scales."""
+        return self.mlps(x, scales=scales).squeeze(-1).t()

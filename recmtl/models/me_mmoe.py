@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class MEMMoE(Model):
     def __init__(self, config: MEMMoEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         tasks = len(inputs.tasks)
-        self.groups = self.embedding_groups(inputs.tasks)
+        self.groups = self.embedding_groups(config, inputs.tasks)
         if config.experts < len(self.groups):
             raise UserError(
                 f"model.experts: {len(self.groups)} or more, one for each of the tables that "
@@ -52,7 +53,7 @@ class MEMMoE(Model):
         self.towers = Towers(tasks, self.experts.out_features, config.tower, config.dropout)
 
     @classmethod
-    def embedding_groups(cls, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    def embedding_groups(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """One copy of every table a task, and one more."""
         return (*(task.name for task in tasks), SHARED)
 

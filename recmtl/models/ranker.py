@@ -81,7 +81,7 @@ class Ranker(nn.Module):
     ) -> None:
         super().__init__()
         cls = model_class(model_config.name)
-        self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(tasks), layout)
+        self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(model_config, tasks), layout)
         inputs = Inputs(tasks, self.embeddings.width, self.embeddings.columns)
         self.head = Head(cls(model_config, inputs), amp, weighting or WeightingConfig())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -76,7 +76,7 @@ class STEM(Model):
         self.towers = Towers(tasks, width, config.tower, config.dropout)
 
     @classmethod
-    def embedding_groups(cls, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    def embedding_groups(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """One copy of every table a task, and a shared one."""
         return (*(task.name for task in tasks), SHARED)
 

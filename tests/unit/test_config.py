@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from recmtl.cli import _load_config
-from recmtl.config import Config, config_class, config_path, parse, preset_names, read_toml, sha256, to_toml, tomllib
+from recmtl.config import Config, config_path, parse, preset_names, read_toml, sha256, to_toml, tomllib
 from recmtl.errors import UserError
-from recmtl.models import MODELS, model_class
+from recmtl.models import MODELS, model_class, parse_config
 
 
 def config_of(values: dict[str, Any]) -> Config:
     """A configuration from nested dictionaries, checked as `recmtl train` does."""
     values = {"model": {"name": "mmoe"}, **values}
-    config = parse(config_class(model_class(values["model"]["name"]).Config), values, "run.toml")
+    config = parse_config(values, "run.toml")
     config.validate()
     return config
 

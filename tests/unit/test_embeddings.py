@@ -143,7 +143,7 @@ def test_a_task_called_like_the_shared_tables_is_an_error(toy):
     _, dataset = toy
     tasks = (replace(dataset.tasks[0], name="shared"), dataset.tasks[1])
     with pytest.raises(UserError, match="a task is called 'shared'"):
-        Embeddings(dataset, DIM, model_class("stem").embedding_groups(tasks))
+        Embeddings(dataset, DIM, model_class("stem").embedding_groups(None, tasks))
 
 
 @given(st.data())

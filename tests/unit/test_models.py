@@ -212,7 +212,7 @@ class TwoGroups(Model):
         self.towers = Towers(len(inputs.tasks), 2 * inputs.width, ())
 
     @classmethod
-    def embedding_groups(cls, tasks):
+    def embedding_groups(cls, config, tasks):
         return ("shared", "own")
 
     def forward(self, x):
@@ -320,7 +320,7 @@ def test_a_rank_may_have_no_rows(name):
     tasks = (Task("a"), Task("b", parent="a"))[: 1 if name == "single_task" else 2]
     model = model_class(name)(model_class(name).Config(), Inputs(tasks, WIDTH, {}))
     model.eval()  # in training, batch normalisation gets its statistics from the other ranks' rows
-    logits = model({group: torch.empty(0, WIDTH) for group in model.embedding_groups(tasks)})
+    logits = model({group: torch.empty(0, WIDTH) for group in model.embedding_groups(model.config, tasks)})
     assert logits.shape == (0, len(tasks))
     logits.sum().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())

@@ -1,0 +1,164 @@
+"""PEPNet: another model, personalised by gates on its features and its towers (Chang et al., KDD 2023, section 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recmtl.data.dataset import Task
+from recmtl.errors import UserError
+from recmtl.models.base import SHARED, Inputs, Model
+from recmtl.models.layers import MLPs
+from recmtl.models.shared_bottom import SharedBottomConfig
+
+
+@dataclass
+class PEPNetConfig:
+    """Sizes of PEPNet. `backbone` holds those of the model it wraps, of whichever class that is."""
+
+    name: str = "pepnet"
+    """Model name."""
+    prior: tuple[str, ...] = ()
+    """Features to personalise by, by name: who and what it is about, such as user and item; none: all."""
+    domain: tuple[str, ...] = ()
+    """Features by which EPNet gates the embeddings: where a row comes from, such as page or country; none: `prior`."""
+    gate: tuple[int, ...] = (64,)
+    """Hidden widths of each gate."""
+    backbone: Any = field(default_factory=SharedBottomConfig)
+    """The model section of the model to wrap: its name and its sizes."""
+
+
+class GateNU(nn.Module):
+    r"""Gate neural units (section 3.2): δ_i = 2σ(MLP_i(x)), between 0 and 2, and 1 where the MLP gives 0.
+
+    Args:
+        count: number of gates n.
+        in_features: input width.
+        hidden: hidden widths of the MLP; the paper has one hidden layer.
+        out_features: how many values one gate scales.
+
+    Shape:
+        input: [B, in] or [n, B, in]; output: [n, B, out].
+    """
+
+    def __init__(self, count: int, in_features: int, hidden: Sequence[int], out_features: int) -> None:
+        super().__init__()
+        self.mlps = MLPs(count, in_features, hidden, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply every gate; see the class for shapes."""
+        return 2 * torch.sigmoid(self.mlps(x))
+
+
+class PEPNet(Model):
+    r"""Gates around a backbone: EPNet scales the embeddings it reads, PPNet what each layer of its towers reads.
+
+    EPNet, for every embedding group E [B, width] of the backbone (one, but for models with tables of tasks' own):
+        O = E ⊗ 2σ(MLP[domain features of E; sg(E)]), and the backbone reads O in place of E.
+    PPNet, for layer l of the tower of task t, which reads H_{t,l} (H_{t,1} is what the backbone hands to the tower):
+        H_{t,l+1} = relu((H_{t,l} ⊗ δ_{t,l}) W_{t,l} + b_{t,l}), the last layer without relu;
+        [δ_{1,l}; …; δ_{T,l}] = 2σ(MLP_l[prior features of E; sg(O)]), with the shared group's E and O.
+    sg is the stop-gradient: gates do not train what they merely look at. Features lie in E as embeddings, numeric ones
+    as their values. With gates whose weights are 0 it is the backbone.
+
+    Interpretations: the paper's domain and prior features are sides of Kuaishou's data; here you name them, and all
+    features stand in where you name none. Its backbone is T towers right on O (`shared_bottom` with `bottom` empty).
+    The paper speaks of gating the hidden units of the tower; here δ also scales what enters its first layer, so that a
+    tower that is one linear layer has a gate too.
+
+    Raises:
+        UserError: a feature isn't there, the backbone is no model that can be wrapped, or its sizes are another's.
+    """
+
+    Config = PEPNetConfig
+
+    def __init__(self, config: PEPNetConfig, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        name, tasks = config.backbone.name, inputs.tasks
+        cls = backbone_class(name)
+        if type(config.backbone) is not cls.Config:
+            raise UserError(f"model.backbone.name: {name} has other sizes; name it in a TOML file, [model.backbone]")
+        self.backbone = cls(config.backbone, inputs)
+        self.groups = cls.embedding_groups(config.backbone, tasks)
+        self.prior = self._places("prior")
+        self.domain = self._places("domain") if config.domain else self.prior
+        width = inputs.width
+        self.epnet = GateNU(len(self.groups), _width(self.domain) + width, config.gate, width)
+        self.ppnet = nn.ModuleList(
+            GateNU(1, _width(self.prior) + width, config.gate, len(tasks) * out)
+            for out in self.backbone.towers.mlps.in_widths
+        )
+
+    @classmethod
+    def config_type(cls, values: Mapping[str, Any]) -> type:
+        """`PEPNetConfig` whose backbone is the one that the section names."""
+        backbone = values.get("backbone")
+        name = backbone.get("name") if isinstance(backbone, dict) else None
+        return _config_type(backbone_class(name or SharedBottomConfig.name).Config)
+
+    @classmethod
+    def embedding_groups(cls, config: PEPNetConfig, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+        """The backbone's."""
+        return backbone_class(config.backbone.name).embedding_groups(config.backbone, tasks)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Logits [B, T] from x [B, width] of every embedding group."""
+        embeddings = torch.stack([x[group] for group in self.groups])
+        gated = embeddings * self.epnet(_beside(embeddings, self.domain, embeddings))
+        shared = self.groups.index(SHARED)
+        read = _beside(embeddings[shared], self.prior, gated[shared])
+        tasks = len(self.inputs.tasks)
+        scales = [gate(read).squeeze(0).unflatten(1, (tasks, -1)).transpose(0, 1) for gate in self.ppnet]
+        h = self.backbone.represent(dict(zip(self.groups, gated, strict=True)))
+        return self.backbone.relate(self.backbone.towers(h, scales))
+
+    def auxiliary_loss(self, logits: Tensor, weights: Tensor) -> Tensor | None:
+        """The backbone's."""
+        return self.backbone.auxiliary_loss(logits, weights)
+
+    def _places(self, key: str) -> list[slice]:
+        """Where the features that `key` names lie in x; all of x if it names none."""
+        columns, names = self.inputs.columns, getattr(self.config, key)
+        for name in names:
+            if name not in columns:
+                raise UserError(f"model.{key}: no feature '{name}'; the data has {', '.join(columns)}")
+        return [columns[name] for name in names] or [slice(0, self.inputs.width)]
+
+
+def _width(places: Sequence[slice]) -> int:
+    return sum(place.stop - place.start for place in places)
+
+
+def _beside(x: Tensor, places: Sequence[slice], looked_at: Tensor) -> Tensor:
+    """Pieces of x [..., width], beside all of `looked_at` behind a stop-gradient."""
+    return torch.cat([*(x[..., place] for place in places), looked_at.detach()], dim=-1)
+
+
+def backbone_class(name: str) -> type[Model]:
+    """The model to wrap.
+
+    Raises:
+        UserError: there is none of the name, or it does not say what its towers read.
+    """
+    from recmtl.models import model_class  # the registry, which imports this module
+
+    cls = model_class(name, "model.backbone.name")
+    if cls.represent is Model.represent:
+        raise UserError(f"model.backbone.name: {name} has no towers that could be gated; choose another model")
+    return cls
+
+
+@functools.cache
+def _config_type(backbone: type) -> type:
+    return dataclasses.make_dataclass(
+        "PEPNetConfig",
+        [("backbone", backbone, field(default_factory=backbone))],
+        bases=(PEPNetConfig,),
+        namespace={"__doc__": PEPNetConfig.__doc__},
+    )
