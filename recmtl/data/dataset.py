@@ -66,6 +66,9 @@ class Feature:
     """Subtracted after log1p; measured on the training split, 0 unless the transform standardizes."""
     std: float = 1.0
     """Divided by at the end; measured on the training split, 1 unless the transform standardizes."""
+    mean_length: float | None = None
+    """Ids in a row of a list feature, on average over the training split, rare values included; for planning only.
+    None: not a list, or the folder is older than this field."""
 
 
 @dataclass(frozen=True)

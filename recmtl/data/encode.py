@@ -111,9 +111,16 @@ def _transformed(feature: FeatureSpec) -> str:
 
 
 def describe_feature(db: DB, feature: FeatureSpec) -> Feature:
-    """What ``dataset.json`` says of a feature, with the training split's mean and deviation if they are needed."""
-    if feature.kind != "numeric":
-        return Feature(feature.name, feature.kind, feature.table, feature.pooling)
+    """What ``dataset.json`` says of a feature.
+
+    Of a list its mean length, of a number its mean and deviation if they are needed, all of the training split.
+    """
+    if feature.kind == "categorical":
+        return Feature(feature.name, table=feature.table, pooling=feature.pooling)
+    if feature.kind == "list":
+        row = first_row(db, f"select avg(coalesce(list_count({_list(feature)}), 0)) from {EXAMPLES} where {SPLIT} = 0")
+        assert row is not None
+        return Feature(feature.name, "list", feature.table, feature.pooling, mean_length=float(f"{row[0] or 0:.6g}"))
     mean, std = 0.0, 1.0
     if feature.transform.endswith("standardize"):
         query = (

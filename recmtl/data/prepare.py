@@ -96,5 +96,6 @@ def _fingerprint(
     tables: list[Table], features: tuple[Feature, ...], tasks: tuple[Task, ...], digests: list[str]
 ) -> str:
     """Hash of all that a model trained on these files relies on."""
-    parts = [*map(asdict, tables), *map(asdict, features), [task.name for task in tasks], digests]
+    described = [{key: value for key, value in asdict(f).items() if key != "mean_length"} for f in features]
+    parts = [*map(asdict, tables), *described, [task.name for task in tasks], digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from rich.console import Console
@@ -10,12 +11,11 @@ from rich.table import Table
 
 from recmtl.config import Config
 from recmtl.data.dataset import Dataset
-from recmtl.distributed.plan import GIB, Cluster, Plan, Shard, make_plan, replicas
+from recmtl.distributed.memory import Memory, predict
+from recmtl.distributed.plan import GIB, Cluster, Plan, Shard, make_plan
 from recmtl.errors import UserError
 from recmtl.models.ranker import Ranker
 
-DENSE_COPIES = 4
-"""Weights, gradients and Adam's two moments: what a replicated dense parameter takes."""
 RANKS_SHOWN = 16
 
 
@@ -34,7 +34,7 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
         Two tables: where each embedding table goes, and what each rank holds.
 
     Raises:
-        UserError: the tables do not fit, or an option is out of range.
+        UserError: the run does not fit, or an option is out of range.
     """
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device: cpu or cuda, not {device}")
@@ -42,20 +42,34 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
         raise UserError("--world_size, --hbm_gib and --ranks_per_node must be greater than 0")
     dataset = Dataset.load(data)
     tasks = dataset.select_tasks(tuple(config.training.tasks))
-    ranker = Ranker(dataset, tasks, config.model, dim=config.embedding.dim, layout=config.embedding.layout)
+    ranker = Ranker.of(config, dataset, tasks)
     cluster = Cluster(world_size, min(world_size, ranks_per_node), device, int(hbm_gib * GIB))
-    replicated = replicas(ranker.embeddings.task_tables, config.embedding, world_size)
-    plan = make_plan(ranker, config.sharding, cluster, -(-config.training.batch_size // world_size), replicated)
-    dense = sum(p.numel() * p.element_size() for p in ranker.head.parameters()) * DENSE_COPIES
-    return _render(plan, dense)
+    batch_size = -(-config.training.batch_size // world_size)
+    plan = make_plan(ranker, config, cluster, batch_size)
+    memory = predict(ranker, plan, config, dataset, batch_size)
+    _check_fits(memory, cluster)
+    unknown = [f.name for f in dataset.features if f.kind == "list" and f.mean_length is None]
+    return _render(plan, memory, unknown)
 
 
-def _render(plan: Plan, dense: int) -> str:
-    console = Console(width=110, no_color=True)
+def _check_fits(memory: list[Memory], cluster: Cluster) -> None:
+    rank = max(range(len(memory)), key=lambda rank: memory[rank].total)
+    worst = memory[rank]
+    if worst.total > cluster.memory:
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in sorted(asdict(worst).items(), key=lambda p: -p[1]))
+        raise UserError(
+            f"rank {rank} needs {_size(worst.total)} of {_size(cluster.memory)}: {parts}; use more ranks, a smaller "
+            "training.batch_size, embedding.dim or model"
+        )
+
+
+def _render(plan: Plan, memory: list[Memory], unknown: list[str]) -> str:
+    console = Console(width=140, no_color=True)
     with console.capture() as capture:
         console.print(_table_of_tables(plan))
-        console.print(_table_of_ranks(plan, dense))
-    return capture.get().rstrip()
+        console.print(_table_of_ranks(plan, memory))
+    note = f"\nNo mean lengths of lists in dataset.json: {', '.join(unknown)} taken as 1; prepare the data again."
+    return capture.get().rstrip() + (note if unknown else "")
 
 
 def _size(bytes_: float) -> str:
@@ -76,32 +90,27 @@ def _table_of_tables(plan: Plan) -> Table:
     return table
 
 
-def _table_of_ranks(plan: Plan, dense: int) -> Table:
-    weights: dict[int, int] = defaultdict(int)
-    total: dict[int, int] = defaultdict(int)
+def _table_of_ranks(plan: Plan, memory: list[Memory]) -> Table:
     time: dict[int, float] = defaultdict(float)
     for shard in plan.shards:
-        weights[shard.rank] += shard.weight_bytes
-        total[shard.rank] += shard.total_bytes
         time[shard.rank] += shard.step_ms
     cluster = plan.cluster
-    ranks = range(cluster.world_size)
-    mean = sum(total.values()) / cluster.world_size
+    tables = [part.weights + part.states + part.lookups for part in memory]
+    mean = sum(tables) / cluster.world_size
     title = (
         f"Ranks: {cluster.world_size} x {_size(cluster.memory)} ({cluster.device}); "
-        f"fullest over mean {max(total[r] for r in ranks) / mean:.2f}"
+        f"fullest over mean {max(tables) / mean:.2f}"
     )
-    table = Table(
-        "rank", "weights", "tables in all", "dense part", "of memory", "lookups a step", box=None, title=title
-    )
-    for rank in ranks[:RANKS_SHOWN]:
-        share = (total[rank] + dense) / cluster.memory
-        table.add_row(
-            str(rank), _size(weights[rank]), _size(total[rank]), _size(dense), f"{share:.1%}", f"{time[rank]:.3f} ms"
-        )
+    parts = [field.name for field in fields(Memory)]
+    table = Table("rank", *parts, "in all", "of memory", "lookups a step", box=None, title=title)
+    for rank, part in enumerate(memory[:RANKS_SHOWN]):
+        sizes = [_size(getattr(part, name)) for name in parts]
+        share = f"{part.total / cluster.memory:.1%}"
+        table.add_row(str(rank), *sizes, _size(part.total), share, f"{time[rank]:.3f} ms")
     if cluster.world_size > RANKS_SHOWN:
-        table.add_row("…", *[""] * 5)
+        table.add_row("…", *[""] * (len(parts) + 3))
     table.caption = (
-        "tables in all: weights, optimiser state, inputs and outputs. Sizes and times are the planner's estimates."
+        "states: of the tables' optimiser. lookups: ids and pooled embeddings. Peak of a training step, without "
+        "checkpoints, evaluation and what allocators lose. Times are the planner's estimates."
     )
     return table

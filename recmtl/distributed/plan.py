@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass
 
-import torch
-from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.constants import CROSS_NODE_BANDWIDTH, HBM_MEM_BW, INTRA_NODE_BANDWIDTH
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from recmtl.config import EmbeddingConfig, ShardingConfig
+from recmtl.config import Config, EmbeddingConfig, ShardingConfig
+from recmtl.distributed.storage import StorageEstimator, extra_bytes, state_bytes
 from recmtl.errors import UserError
+from recmtl.models.ranker import Ranker
 
 CPU_TYPES = ("table_wise", "column_wise")
 CUDA_TYPES = ("table_wise", "row_wise", "table_row_wise", "column_wise", "grid_shard")
@@ -37,6 +39,13 @@ class Cluster:
     """cpu or cuda."""
     memory: int
     """Bytes a rank may fill."""
+    memory_bandwidth: float = HBM_MEM_BW * 1000
+    """Of a GPU, bytes/s. The bandwidths' defaults are TorchRec's (a V100 of 2017); only times depend on them, and what
+    the planner prefers."""
+    node_bandwidth: float = INTRA_NODE_BANDWIDTH * 1000
+    """Of a GPU to the others of its machine, bytes/s."""
+    network_bandwidth: float = CROSS_NODE_BANDWIDTH * 1000
+    """Of a GPU to other machines, bytes/s."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,14 @@ class Shard:
     dim: int
     weight_bytes: int
     """Weights alone."""
+    state_bytes: int
+    """Optimiser state, and a replicated table's dense gradient."""
     total_bytes: int
-    """The planner's estimate with optimiser state, inputs and outputs."""
+    """With the planner's estimate of inputs and outputs of a step."""
     step_ms: float
-    """The planner's estimate of lookup, communication and update."""
+    """The planner's estimate of lookup, communication of outputs and gradients, and update."""
+    parts_ms: dict[str, float]
+    """Its parts, and under `ids` the exchange of ids, which the pipeline overlaps with the step before."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +109,8 @@ def replicas(tables: Iterable[EmbeddingBagConfig], config: EmbeddingConfig, worl
     chosen: set[str] = set()
     left = config.replica_mib * 2**20
     for table in sorted(tables, key=lambda t: t.num_embeddings * t.embedding_dim):
-        states = {"sgd": 0, "rowwise_adagrad": 1}.get(config.optimizer, table.embedding_dim)
-        left -= 4 * table.num_embeddings * (2 * table.embedding_dim + states)
+        rows, dim = table.num_embeddings, table.embedding_dim
+        left -= 2 * 4 * rows * dim + state_bytes(config.optimizer, rows, dim)
         if left < 0:
             break
         chosen.add(table.name)
@@ -127,76 +140,88 @@ def allowed_types(
     return [wanted]
 
 
-def make_plan(
-    module: nn.Module, config: ShardingConfig, cluster: Cluster, batch_size: int, replicated: Set[str] = frozenset()
-) -> Plan:
-    """Plan the tables of `module`.
+def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int) -> Plan:
+    """Plan the tables of a run.
 
     Args:
-        module: holds an EmbeddingBagCollection, on the meta device.
-        config: the `sharding` section.
+        ranker: its tables are on the meta device.
+        config: the run; `sharding.tables` comes before what `embedding.placement` replicates.
         cluster: the devices.
         batch_size: rows in one rank's batch.
-        replicated: tables that every rank gets whole (`replicas`), unless `sharding.tables` names them.
 
     Raises:
         UserError: a table is named that isn't there, or the tables don't fit; names the largest.
     """
-    tables = {
-        table.name: table
-        for child in module.modules()
-        if isinstance(child, EmbeddingBagCollection)
-        for table in child.embedding_bag_configs()
-    }
-    for name in config.tables:
+    tables = {table.name: table for table in ranker.embeddings.collection.embedding_bag_configs()}
+    replicated = replicas(ranker.embeddings.task_tables, config.embedding, cluster.world_size)
+    sharding, lengths = config.sharding, ranker.embeddings.lengths
+    for name in sharding.tables:
         if name not in tables:
             raise UserError(f"sharding.tables: no table '{name}'; the run has {', '.join(tables)}")
     constraints = {
         name: ParameterConstraints(
-            sharding_types=allowed_types(config, name, cluster, replicated),
+            sharding_types=allowed_types(sharding, name, cluster, replicated),
             # In the device's memory. By itself the planner moves what does not fit a GPU to the host, behind a cache.
             compute_kernels=[EmbeddingComputeKernel.FUSED.value, EmbeddingComputeKernel.DENSE.value],
             # The planner knows only widths of 128 and more by itself; FBGEMM wants multiples of 4.
             min_partition=max(4, table.embedding_dim // cluster.world_size // 4 * 4),
-            pooling_factors=[1.0] * len(table.feature_names),
+            pooling_factors=[lengths[feature] for feature in table.feature_names],
         )
         for name, table in tables.items()
     }
-    capacity = {"hbm_cap": cluster.memory} if cluster.device == "cuda" else {"ddr_cap": cluster.memory}
+    # Reserved here: TorchRec's reservation knows GPUs only.
+    capacity = int(cluster.memory * (1 - sharding.reserve))
+    topology = Topology(
+        world_size=cluster.world_size,
+        compute_device=cluster.device,
+        local_world_size=cluster.local_world_size,
+        hbm_mem_bw=cluster.memory_bandwidth / 1000,
+        intra_host_bw=cluster.node_bandwidth / 1000,
+        inter_host_bw=cluster.network_bandwidth / 1000,
+        **({"hbm_cap": capacity} if cluster.device == "cuda" else {"ddr_cap": capacity}),
+    )
     planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=cluster.world_size,
-            compute_device=cluster.device,
-            local_world_size=cluster.local_world_size,
-            **capacity,
-        ),
+        topology=topology,
         batch_size=batch_size,
+        enumerator=EmbeddingEnumerator(
+            topology,
+            batch_size,
+            constraints,
+            estimator=[
+                EmbeddingPerfEstimator(topology, constraints),
+                StorageEstimator(topology, constraints, config.embedding.optimizer),
+            ],
+        ),
         constraints=constraints,
-        storage_reservation=FixedPercentageStorageReservation(config.reserve),
+        storage_reservation=FixedPercentageStorageReservation(0.0),
         debug=False,
     )
     try:
-        plan = planner.plan(module, [sharder()])
+        plan = planner.plan(ranker, [sharder()])
     except PlannerError:
         largest = max(tables.values(), key=lambda t: t.num_embeddings * t.embedding_dim)
-        weights = sum(t.num_embeddings * t.embedding_dim * 4 for t in tables.values())
+        weights = sum(bag.weight.nbytes for bag in ranker.embeddings.collection.embedding_bags.values())
         raise UserError(
             f"the tables ({weights / GIB:.1f} GiB of weights, largest '{largest.name}' with "
             f"{largest.num_embeddings:,} rows of {largest.embedding_dim}) do not fit "
-            f"{cluster.world_size} x {cluster.memory / GIB:.1f} GiB; use more ranks, a smaller "
-            "embedding.dim, min_count or hash_rows in the recipe, or sharding.type auto"
+            f"{cluster.world_size} x {cluster.memory / GIB:.1f} GiB, of which sharding.reserve leaves "
+            f"{capacity / GIB:.1f}; use more ranks, a smaller embedding.dim, min_count or hash_rows in the recipe, or "
+            "sharding.type auto"
         ) from None
     options: list[ShardingOption] = planner._best_plan or []
-    return Plan(cluster, tuple(shard for option in options for shard in _shards(option)), plan)
+    optimizer = config.embedding.optimizer
+    return Plan(cluster, tuple(shard for option in options for shard in _shards(option, optimizer)), plan)
 
 
-def _shards(option: ShardingOption) -> list[Shard]:
-    itemsize = torch.tensor([], dtype=option.tensor.dtype).element_size()
+def _shards(option: ShardingOption, optimizer: str) -> list[Shard]:
+    itemsize = option.tensor.element_size()
     result = []
     for shard in option.shards:
         assert shard.storage is not None
         assert shard.rank is not None
+        assert shard.perf is not None
         rows, dim = shard.size
+        perf = shard.perf
         result.append(
             Shard(
                 option.name,
@@ -205,8 +230,16 @@ def _shards(option: ShardingOption) -> list[Shard]:
                 rows,
                 dim,
                 rows * dim * itemsize,
+                extra_bytes(option.sharding_type, optimizer, rows, dim, itemsize),
                 shard.storage.hbm + shard.storage.ddr,
-                shard.perf.total if shard.perf is not None else 0.0,
+                perf.total,
+                {
+                    "lookup": perf.fwd_compute,
+                    "outputs": perf.fwd_comms,
+                    "gradients": perf.bwd_comms,
+                    "update": perf.bwd_compute,
+                    "ids": perf.input_dist_comms,
+                },
             )
         )
     return result

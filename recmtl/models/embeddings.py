@@ -128,6 +128,8 @@ class Embeddings(nn.Module):
         self.columns = {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
         self.width = ends[-1]
         """Width of one group's output, with the numeric features that the ranker appends."""
+        self.lengths = {f.name: 1.0 if f.mean_length is None else f.mean_length for f in sparse}
+        """Ids in a row of every sparse feature, on average; 1 where it is not known."""
 
         # TorchRec names a feature's output after its table too when it has several. The order of the columns it
         # returns depends on the sharding plan: they are always picked by key.

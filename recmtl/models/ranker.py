@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recmtl.config import WeightingConfig
+from recmtl.config import Config, WeightingConfig
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset, Task
 from recmtl.losses import task_losses
@@ -84,6 +84,19 @@ class Ranker(nn.Module):
         self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(model_config, tasks), layout)
         inputs = Inputs(tasks, self.embeddings.width, self.embeddings.columns)
         self.head = Head(cls(model_config, inputs), amp, weighting or WeightingConfig())
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset, tasks: tuple[Task, ...]) -> Ranker:
+        """The one that a run's configuration describes."""
+        return cls(
+            dataset,
+            tasks,
+            config.model,
+            dim=config.embedding.dim,
+            layout=config.embedding.layout,
+            amp=config.training.amp == "bf16",
+            weighting=config.weighting,
+        )
 
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         """The loss to minimise (a scalar) and `Output`."""

@@ -15,7 +15,7 @@ from recmtl.data.batch import Batch
 from recmtl.data.dataset import SPLITS, Dataset, Task
 from recmtl.data.reader import Reader
 from recmtl.distributed.parallel import parallelize
-from recmtl.distributed.plan import Cluster, Plan, make_plan, replicas
+from recmtl.distributed.plan import Cluster, Plan, make_plan
 from recmtl.distributed.ranks import Ranks
 from recmtl.errors import UserError
 from recmtl.metrics import Bins, Values
@@ -45,22 +45,13 @@ class Engine:
         else:
             self.readers = {split: self._reader(split, split != "train") for split in SPLITS}
         torch.manual_seed(config.training.seed)
-        ranker = Ranker(
-            self.dataset,
-            self.tasks,
-            config.model,
-            dim=config.embedding.dim,
-            layout=config.embedding.layout,
-            amp=config.training.amp == "bf16",
-            weighting=config.weighting,
-        )
+        ranker = Ranker.of(config, self.dataset, self.tasks)
         self.weighting = ranker.head.weighting
         # Every rank makes the plan by itself, so all must start from the same memory.
         memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
-        replicated = replicas(ranker.embeddings.task_tables, config.embedding, ranks.world_size)
         batch_size = next(iter(self.readers.values())).local_batch_size
-        self.plan: Plan = make_plan(ranker, config.sharding, cluster, batch_size, replicated)
+        self.plan: Plan = make_plan(ranker, config, cluster, batch_size)
         self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
         # Until here all ranks drew the same weights; dropout must differ between them.
         torch.manual_seed(config.training.seed + ranks.rank)

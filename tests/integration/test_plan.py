@@ -56,6 +56,21 @@ def test_a_tables_weights_are_dealt_out(capsys, data):
     assert "fullest over mean" in text
 
 
+def test_a_dense_part_that_tips_it_over_is_an_error(data):
+    """1.41 GiB of tables and state fit what is left of 1.7 GiB; a million examples' activations beside them do not."""
+    flags = ["--device", "cuda", "--hbm-gib", 2.2]
+    cli.plan(["mmoe", "--data", str(data), *map(str, flags)])
+    with pytest.raises(
+        UserError, match=r"rank 0 needs \d\.\d+ GiB of 2.200 GiB: .*activations \d\.\d+ GiB.*use more ranks"
+    ) as caught:
+        cli.plan(["mmoe", "--data", str(data), *map(str, flags), "--training.batch_size", "400000"])
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_of_unknown_length_are_named(capsys, data):
+    assert "No mean lengths of lists in dataset.json: tags taken as 1" in plan(capsys, data)[2]
+
+
 def test_sharding_and_dimension_are_taken_from_the_configuration(capsys, data):
     flags = ["--world-size", 2, "--device", "cpu", "--hbm-gib", 16, "--embedding.dim", 32]
     tables, _, _ = plan(capsys, data, *flags, "--sharding.type", "column_wise")

@@ -213,6 +213,8 @@ class TestEncoding:
         table, text = only("list", pa.array(lists), 'table = "t"\nmax_length = 3\n[[table]]\nname = "t"\nmin_count = 2')
         run(tmp_path, table, text)
         assert vocabulary(tmp_path, "t") == {"a": 1, "b": 2}
+        [feature] = Dataset.load(tmp_path / "out").features
+        assert feature.mean_length == pytest.approx((3 + 1 + 0 + 0 + 3) / 5)
         assert sorted(read_all(tmp_path)["x"].to_pylist()) == [[], [], [1, 1, 1], [1, 2, 1], [2]]
 
     @pytest.mark.parametrize("table_keys", ["min_count = 1", "hash_rows = 1000"])

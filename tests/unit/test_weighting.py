@@ -366,7 +366,7 @@ def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, s
         )
         torch.manual_seed(0)
         ranker = Ranker(dataset, dataset.tasks, config.model, dim=DIM, weighting=config.weighting)
-        plan = make_plan(ranker, config.sharding, Cluster(1, 1, "cpu", 4 * GIB), ROWS)
+        plan = make_plan(ranker, config, Cluster(1, 1, "cpu", 4 * GIB), ROWS)
         model, optimizer = parallelize(ranker, plan, config, torch.device("cpu"))
 
         def tables() -> dict[str, Tensor]:

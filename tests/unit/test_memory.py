@@ -1,0 +1,100 @@
+"""The memory of a run on paper: each part against what is counted by hand."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+
+from recmtl.config import Config, EmbeddingConfig, ShardingConfig, TrainingConfig
+from recmtl.data.dataset import Dataset, Feature, Table, Task
+from recmtl.distributed.memory import LiveBytes, peak_activations, predict, reader_bytes
+from recmtl.distributed.plan import GIB, Cluster, make_plan
+from recmtl.models.mmoe import MMoEConfig
+from recmtl.models.ranker import Ranker
+from recmtl.models.shared_bottom import SharedBottomConfig
+
+BATCH, DIM = 128, 8
+TABLES = (Table("user", 1000), Table("item", 5000))
+FEATURES = (
+    Feature("user", table="user"),
+    Feature("item", table="item"),
+    Feature("seen", kind="list", table="item", mean_length=10.0),
+    Feature("age", kind="numeric"),
+)
+DATASET = Dataset("d", "d", {"train": 1000}, TABLES, FEATURES, (Task("click"), Task("like")))
+
+
+def ranker_of(config: Config) -> Ranker:
+    return Ranker.of(config, DATASET, DATASET.tasks)
+
+
+def test_live_bytes_counts_what_is_alive_at_once():
+    with LiveBytes() as live:
+        x = torch.zeros(100, device="meta")
+        y = x + 1
+        del y
+        z = x.view(10, 10)  # no memory of its own
+        (z * 2).sum()
+    # x and one other at a time, and a scalar
+    assert live.peak == 2 * 400 + 4
+    del x, z
+    gc.collect()
+    assert live.now == 0
+
+
+@pytest.mark.parametrize("layers", [1, 6])
+def test_activations_of_a_stack_of_layers(layers):
+    """A layer's outputs are kept for the way back: they grow with batch and depth."""
+    width = 512
+    config = Config(model=SharedBottomConfig(bottom=(width,) * layers, tower=(4,)), embedding=EmbeddingConfig(dim=DIM))
+    batch = 8192
+    found = peak_activations(ranker_of(config), batch)
+    kept = layers * batch * width * 4
+    assert kept < found < kept + 3 * batch * width * 4
+    assert peak_activations(ranker_of(config), 2 * batch) == pytest.approx(2 * found, rel=0.02)
+
+
+def test_mixed_precision_needs_less():
+    found = {}
+    for amp in ("none", "bf16"):
+        config = Config(model=SharedBottomConfig(bottom=(512,) * 4, tower=(4,)), training=TrainingConfig(amp=amp))
+        found[amp] = peak_activations(ranker_of(config), 8192)
+    assert 0.45 < found["bf16"] / found["none"] < 0.6
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_parts_of_a_rank(world_size):
+    config = Config(model=MMoEConfig(experts=2, expert=(16,), tower=(4,)), embedding=EmbeddingConfig(dim=DIM))
+    config.sharding = ShardingConfig(tables={"user": "data_parallel", "item": "table_wise"})
+    ranker = ranker_of(config)
+    plan = make_plan(ranker, config, Cluster(world_size, world_size, "cuda", GIB), BATCH)
+    memory = predict(ranker, plan, config, DATASET, BATCH, process=7)
+    assert len(memory) == world_size
+    parameters = sum(p.numel() for p in ranker.head.parameters())
+    for rank in memory:
+        assert rank.dense == 4 * 4 * parameters  # weights, gradients, Adam's moments
+        assert (rank.reader, rank.process) == (0, 7)
+        assert rank.total == sum([rank.weights, rank.states, rank.lookups, rank.dense, rank.activations, 7])
+    user, item = 1000 * DIM * 4, 5000 * DIM * 4
+    assert sum(rank.weights for rank in memory) == world_size * user + item
+    # A replicated table has a dense gradient; row-wise Adagrad has four bytes a row.
+    assert sum(rank.states for rank in memory) == world_size * (user + 4 * 1000) + 4 * 5000
+
+
+def test_the_readers_part_is_bounded_and_follows_the_data():
+    config = Config(model=MMoEConfig())
+    row = 4 * (4 + 10 + 2)  # columns, ids of the list, labels
+    assert reader_bytes(DATASET, config, BATCH, 1) == 2 * 1000 * row + 4 * BATCH * row
+    large = Dataset("d", "d", {"train": 10**9}, TABLES, FEATURES, DATASET.tasks)
+    assert reader_bytes(large, config, BATCH, 1) == 256 * 2**20 + 64 * 16384 * row + 4 * BATCH * row
+
+
+def test_a_folder_without_mean_lengths_is_readable(tmp_path: Path):
+    DATASET.save(tmp_path)
+    path = tmp_path / "dataset.json"
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if "mean_length" not in line))
+    path.write_text(path.read_text().replace('"std": 1.0,', '"std": 1.0'))
+    assert [f.mean_length for f in Dataset.load(tmp_path).features] == [None] * 4
