@@ -28,12 +28,19 @@ def leave(message: str, code: int, *, after: float = 0.0) -> NoReturn:
         after: seconds in which the launcher may end this process before it says anything.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+    if message and after and signal.SIGTERM in _received:  # the launcher has ended this process already
+        os._exit(code)
     time.sleep(after)
     if message:
         print(message, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def note_signal(number: int) -> None:
+    """Remember a signal that a handler took."""
+    _received.append(number)
 
 
 def is_first_on_machine() -> bool:
@@ -45,7 +52,7 @@ def interrupt_on_sigterm() -> None:
     """Let SIGTERM unwind the stack as Ctrl-C does, so that unfinished files are removed."""
 
     def handler(number: int, frame: FrameType | None) -> None:
-        _received.append(number)
+        note_signal(number)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, handler)

@@ -30,7 +30,11 @@ def main() -> None:
     if parsed.standalone or parsed.nnodes in ("1", "1:1"):
         # Ranks of one machine need no name of it, which in a container or on a laptop may lead nowhere.
         options = ["--local-addr", "localhost", *options]
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # The store that torchrun would share with the ranks keeps, over a restart, the addresses of ranks that are gone.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # How long ranks may take to save after SIGTERM; schedulers have limits of their own.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    logging.disable(logging.ERROR)
     try:
         torchrun([*options, "-m", "--", "recmtl", *command])
     except SignalException as ended:

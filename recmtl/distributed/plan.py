@@ -81,6 +81,13 @@ class Plan:
         """What ``plan.json`` holds."""
         return {"cluster": asdict(self.cluster), "shards": [asdict(shard) for shard in self.shards]}
 
+    def widths(self) -> dict[str, int]:
+        """Columns of the widest piece that a table is cut into, by table."""
+        widths: dict[str, int] = {}
+        for shard in self.shards:
+            widths[shard.table] = max(widths.get(shard.table, 0), shard.dim)
+        return widths
+
     def table_types(self) -> dict[str, str]:
         """Sharding type by table."""
         return {shard.table: shard.sharding for shard in self.shards}

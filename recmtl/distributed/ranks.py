@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from recmtl.errors import UserError
+from recmtl.files import os_errors
 
 TIMEOUT = timedelta(minutes=5)
 """How long a rank waits for the others in a step before it gives up."""
@@ -51,6 +53,11 @@ class Ranks:
             return torch.cuda.get_device_properties(self.device).total_memory
         return host_memory() // self.local_world_size
 
+    def say(self, text: str) -> None:
+        """A line for the user, from the first rank."""
+        if self.is_first:
+            print(text, file=sys.stderr, flush=True)
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all ranks, in place."""
         dist.all_reduce(values)
@@ -74,11 +81,12 @@ class Ranks:
         """What `make` gives on every rank, by rank.
 
         Raises:
-            UserError: on all ranks what the first one raised that raised one, so that all say the same.
+            UserError: on all ranks what the first one raised that raised one or an OSError: all say the same.
         """
         mine: tuple[T | None, str | None]
         try:
-            mine = make(), None
+            with os_errors(Path.cwd()):
+                mine = make(), None
         except UserError as problem:
             mine = None, str(problem)
         found: list[Any] = [None] * self.world_size
@@ -164,8 +172,12 @@ def process_group(device: str) -> Iterator[Ranks]:
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     assert patient is not None
     ranks = Ranks(rank, world_size, local_rank, local_world_size, place, patient)
-    yield ranks
-    # Not in a `finally`: after an error the other ranks may never come, and the process ends anyway.
+    try:
+        yield ranks
+    except BaseException:
+        if world_size == 1:  # after an error others may never come, and the process ends anyway
+            dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 

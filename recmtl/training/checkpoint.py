@@ -1,24 +1,29 @@
 """Checkpoints: ``checkpoints/step-<n>/``, complete or absent, readable by any number of ranks.
 
-A folder holds torch.distributed.checkpoint's files (tables, dense parameters, both optimisers, random state) and
-``progress.json`` (where the run stands). It is written beside, as ``.step-<n>.tmp``, and renamed when all is there.
+A folder holds torch.distributed.checkpoint's files (tables, dense parameters, both optimisers, random state),
+``progress.json`` (where the run stands) and ``manifest.json`` (by which damage is found). Names beside it that begin
+with a dot are on their way: ``.step-<n>.tmp`` is being written, ``.step-<n>.old`` replaced, ``.step-<n>.gone`` removed.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+import threading
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
-from torchrec.optim.keyed import CombinedOptimizer
+from torch.distributed.checkpoint import CheckpointException
 
-from recmtl.distributed.ranks import Ranks
 from recmtl.errors import UserError
+from recmtl.files import sync_folder, write_whole
+from recmtl.training.engine import Engine
+from recmtl.training.manifest import MANIFEST, Entries, entry, find_damage
+from recmtl.training.storage import SafePlanner, SafeReader, Writer
 
 PROGRESS = "progress.json"
 
@@ -62,59 +67,147 @@ class Checkpoints:
 
     Args:
         folder: the run's ``checkpoints`` folder.
-        model: the sharded model.
-        optimizer: its optimisers.
-        ranks: this process.
-        keep: how many of the newest to keep beside the best.
+        engine: whose model and optimisers they hold.
     """
 
-    def __init__(
-        self, folder: Path, model: nn.Module, optimizer: CombinedOptimizer, ranks: Ranks, keep: int = 2
-    ) -> None:
-        self.folder, self.model, self.optimizer, self.ranks, self.keep = folder, model, optimizer, ranks, keep
+    def __init__(self, folder: Path, engine: Engine) -> None:
+        self.folder, self.engine, self.ranks = folder, engine, engine.ranks
+        self.saved_step: int | None = None
+        """Step of the newest one."""
+        self._pruning: threading.Thread | None = None
 
     def save(self, progress: Progress) -> None:
-        """Write the state after `progress.step` steps and prune older checkpoints."""
-        final = self.folder / f"step-{progress.step:09d}"
-        partial = self.folder / f".{final.name}.tmp"
+        """Write the state after `progress.step` steps and prune older checkpoints.
+
+        Raises:
+            UserError: it cannot be written; those before are still there.
+        """
+        final = self.path(progress.step)
+        unfinished = self.folder / f".{final.name}.tmp"
+        try:
+            self.ranks.first(lambda: _make_afresh(unfinished))
+            try:
+                dcp.save(self._state(), storage_writer=Writer(unfinished), process_group=self.ranks.patient)
+            except CheckpointException as problem:
+                raise UserError(_reason(problem)) from None
+            # Read back where it was written: it is still in this machine's memory.
+            entries = self.ranks.gather(lambda: _entries(unfinished, f"__{self.ranks.rank}_*"))
+            self.ranks.first(lambda: self._complete(progress, unfinished, final, entries))
+        except UserError as problem:
+            if self.ranks.is_first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise UserError(f"{final}: cannot be written ({problem}); checkpoints before it are untouched") from None
+        self.saved_step = progress.step
         if self.ranks.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.ranks.barrier()
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= self._random_state()
-        dcp.save(state, checkpoint_id=partial)
-        if self.ranks.is_first:
-            described = {**asdict(progress), **self._kind_of_ranks()}
-            (partial / PROGRESS).write_text(json.dumps(described, indent=2) + "\n")
-            replaced = self.folder / f".{final.name}.old"
-            if final.exists():  # the same step again: the old one goes only when the new one is there
-                final.rename(replaced)
-            partial.rename(final)
-            shutil.rmtree(replaced, ignore_errors=True)
             self._prune(progress.best_step)
-        self.ranks.barrier()
+
+    def _complete(self, progress: Progress, unfinished: Path, final: Path, entries: list[Entries]) -> None:
+        """Describe what all ranks wrote and give it its name."""
+        described = {**asdict(progress), **self._kind_of_ranks(), "widths": self.engine.plan.widths()}
+        write_whole(unfinished / PROGRESS, json.dumps(described, indent=2) + "\n")
+        manifest = {name: value for part in entries for name, value in part.items()}
+        manifest |= _entries(unfinished, ".metadata") | _entries(unfinished, PROGRESS)
+        write_whole(unfinished / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        sync_folder(unfinished)
+        replaced = self.folder / f".{final.name}.old"
+        if final.exists():  # the same step again: the old one goes only when the new one is there
+            final.rename(replaced)
+        unfinished.rename(final)
+        sync_folder(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Bring back or remove what a killed process left on its way; only the holder of the run's lock may."""
+        for old in self.folder.glob(".step-*.old"):
+            final = self.folder / old.name[1 : -len(".old")]
+            if not final.exists():
+                old.rename(final)
+        for left in self.folder.glob(".step-*"):
+            shutil.rmtree(left)
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is whole, and a line on each that is not and was put aside.
+
+        Raises:
+            UserError: there are some and none is whole.
+        """
+        said: list[str] = []
+        paths = self.ranks.first(self.paths)
+        for path in reversed(paths):
+            damage = self.damage(path)
+            if damage is None:
+                self.saved_step = _step(path)
+                return path, said
+            aside = path.with_name(f"damaged-{path.name}")
+            self.ranks.first(partial(_put_aside, path, aside))
+            said.append(f"{path} is damaged ({damage}); it is now {aside.name}, and the one before it is taken")
+        if paths:
+            raise UserError(f"{self.folder}: no checkpoint is whole ({said[0]}); name another --run folder")
+        return None, []
+
+    def damage(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint; None: nothing. Every rank looks at its share of the files."""
+        ranks = self.ranks
+        found = ranks.gather(lambda: find_damage(path, ranks.rank, ranks.world_size))
+        return next((problem for problem in found if problem), None)
 
     def load(self, path: Path, *, with_optimizer: bool = True) -> Progress:
-        """Restore a checkpoint into the model, whatever number of ranks wrote it."""
+        """Restore a checkpoint that is whole, whatever number of ranks wrote it.
+
+        Raises:
+            UserError: row-wise optimiser state of tables that were cut otherwise, or files of another origin.
+        """
         described = json.loads((path / PROGRESS).read_text())
+        self._check_widths(path, described.pop("widths"), with_optimizer)
         kind = self._kind_of_ranks()
-        same_ranks = {key: described.pop(key, None) for key in kind} == kind
-        model_state = self.model.state_dict()
+        same_ranks = {key: described.pop(key) for key in kind} == kind
+        model, optimizer = self.engine.model, self.engine.optimizer
+        model_state = model.state_dict()
         state: dict[str, Any] = {"model": model_state}
         if with_optimizer:
-            for _, optimizer in self.optimizer.optimizers[1:]:
-                optimizer.init_state()  # dense state is made at the first step; loading needs it there
-            state["optimizer"] = self.optimizer.state_dict()
+            for _, part in optimizer.optimizers[1:]:
+                part.init_state()  # dense state is made at the first step; loading needs it there
+            state["optimizer"] = optimizer.state_dict()
             if same_ranks:
                 state |= self._random_state()
-        dcp.load(state, checkpoint_id=path)
-        self.model.load_state_dict(model_state)
+        try:
+            dcp.load(state, storage_reader=SafeReader(path), planner=SafePlanner(), process_group=self.ranks.patient)
+        except CheckpointException as problem:
+            raise UserError(f"{path}: cannot be loaded ({_reason(problem)})") from None
+        model.load_state_dict(model_state)
         if with_optimizer:
-            self.optimizer.load_state_dict(state["optimizer"])
+            optimizer.load_state_dict(state["optimizer"])
             if same_ranks:
                 self._set_random_state(state)
         return Progress(**described)
+
+    def load_whole(self, path: Path) -> None:
+        """Restore the model of one checkpoint, which no other can stand in for.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        damage = self.damage(path)
+        if damage:
+            raise UserError(f"{path}: damaged ({damage}); it is the checkpoint of the best epoch, train the run again")
+        self.load(path, with_optimizer=False)
+
+    def _check_widths(self, path: Path, before: dict[str, int], with_optimizer: bool) -> None:
+        """Row-wise optimisers keep one number a piece of a row: other pieces cannot take it over."""
+        optimizer = self.engine.config.embedding.optimizer
+        if not (with_optimizer and optimizer.startswith("rowwise")):
+            return
+        for table, width in self.engine.plan.widths().items():
+            if before[table] != width:
+                raise UserError(
+                    f"{path}: the columns of table '{table}' were cut into pieces of {before[table]}, now of {width}, "
+                    f"and {optimizer} keeps a state a piece; go on with the sharding and number of ranks it had"
+                )
+
+    def _state(self) -> dict[str, Any]:
+        engine = self.engine
+        state = {"model": engine.model.state_dict(), "optimizer": engine.optimizer.state_dict()}
+        return state | self._random_state()
 
     def _kind_of_ranks(self) -> dict[str, Any]:
         """Their number and device: saved random states fit no others."""
@@ -133,7 +226,7 @@ class Checkpoints:
             torch.cuda.set_rng_state(state[f"random/{self.ranks.rank}/cuda"])
 
     def paths(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """Checkpoints, oldest first."""
         return checkpoint_paths(self.folder)
 
     def path(self, step: int) -> Path:
@@ -141,25 +234,79 @@ class Checkpoints:
         return self.folder / f"step-{step:09d}"
 
     def _prune(self, best_step: int) -> None:
-        paths = self.paths()
-        for path in paths[: -self.keep]:
+        """Remove old checkpoints, beside the training that goes on: a large one takes its time on some systems."""
+        self.finish()
+        gone = []
+        for path in self.paths()[: -self.engine.config.checkpoint.keep]:
             if path != self.path(best_step):
-                shutil.rmtree(path)
+                gone.append(path.rename(self.folder / f".{path.name}.gone"))
+        self._pruning = threading.Thread(target=_remove, args=(gone,))
+        self._pruning.start()
+
+    def finish(self) -> None:
+        """Wait for the pruning to end."""
+        if self._pruning:
+            self._pruning.join()
+
+
+def _make_afresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_aside(path: Path, aside: Path) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def _entries(folder: Path, pattern: str) -> Entries:
+    return {path.name: entry(path) for path in folder.glob(pattern)}
+
+
+def _reason(problem: CheckpointException) -> str:
+    """What went wrong on the first rank that failed, in one line."""
+    _, (error, _) = min(problem.failures.items())
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """Complete checkpoints in a folder, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{PROGRESS}"))
+    """Checkpoints in a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def read_progress(path: Path) -> Progress | None:
+    """Where the run stood at a checkpoint; None: the file is damaged."""
+    try:
+        described = json.loads((path / PROGRESS).read_text())
+        return Progress(**{field.name: described[field.name] for field in fields(Progress)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def best_checkpoint(run: Path) -> Path:
     """The checkpoint of a run's best epoch; the newest one when no epoch is complete.
 
     Raises:
-        UserError: the run has none.
+        UserError: the run has none, or not that one.
     """
     paths = checkpoint_paths(run / "checkpoints")
     if not paths:
         raise UserError(f"{run}: no checkpoint in it; train the run first")
-    best = json.loads((paths[-1] / PROGRESS).read_text())["best_step"]
-    return next((path for path in paths if path.name == f"step-{best:09d}"), paths[-1])
+    newest = next((found for path in reversed(paths) if (found := read_progress(path))), None)
+    if newest is None:
+        raise UserError(f"{paths[-1]}: {PROGRESS} is missing or damaged")
+    best = run / "checkpoints" / f"step-{newest.best_step:09d}" if newest.best_step else paths[-1]
+    if best not in paths:
+        raise UserError(f"{best}: missing; it is the checkpoint of the best epoch")
+    return best

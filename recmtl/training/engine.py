@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,10 +88,13 @@ class Engine:
             self._checked = True
         return output
 
-    def evaluate(self, split: str, title: str) -> tuple[dict[str, Values], dict[str, Bins]]:
+    def evaluate(
+        self, split: str, title: str, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, Values], dict[str, Bins]]:
         """Metrics and calibration bins of every task on a split.
 
         Raises:
+            Stopped: `stop`, asked after every batch, said so.
             UserError: the model's outputs are no numbers.
         """
         metrics, bins = evaluate(
@@ -102,6 +105,7 @@ class Engine:
             title=title,
             gauc=self.config.metrics.gauc,
             prefetch=self.config.reader.prefetch,
+            stop=stop,
         )
         loss = logloss_sum(metrics)
         if not math.isfinite(loss):

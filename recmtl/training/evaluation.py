@@ -10,6 +10,7 @@ from torch import nn
 from recmtl.data.batch import Batch
 from recmtl.data.reader import Prefetcher, Reader
 from recmtl.distributed.ranks import Ranks
+from recmtl.errors import Stopped
 from recmtl.metrics import Bins, Metrics, Values
 from recmtl.models.ranker import Output
 from recmtl.training.tracking import ProgressLine
@@ -25,6 +26,7 @@ def evaluate(
     title: str,
     gauc: bool,
     prefetch: int,
+    stop: Callable[[], bool],
 ) -> tuple[dict[str, Values], dict[str, Bins]]:
     """Metrics and calibration bins of every task over every row of the reader's split once, on all ranks.
 
@@ -36,6 +38,10 @@ def evaluate(
         title: what to say beside the progress.
         gauc: measure the AUC within groups.
         prefetch: batches to decode ahead.
+        stop: asked after every batch, on all ranks alike: whether to leave off.
+
+    Raises:
+        Stopped: `stop` said so.
     """
     metrics = Metrics([task.name for task in reader.data.tasks], gauc=gauc, ranks=ranks)
     model.eval()
@@ -47,6 +53,8 @@ def evaluate(
             _, logits, batch = step(batches)
             metrics.update(logits, batch.labels, batch.rows, batch.oracle, batch.group)
             line.step()
+            if stop():
+                raise Stopped(f"{title}: left off because of SIGTERM; the same command goes on")
     model.train()
     return metrics.compute()
 

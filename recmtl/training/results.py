@@ -10,6 +10,7 @@ import torch
 from recmtl.distributed.ranks import Ranks
 from recmtl.training.engine import Engine
 
+RESULTS = "results.json"
 Results = dict[str, Any]
 
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
 
 import torch
 
-from recmtl.config import sha256, to_toml
+from recmtl.config import TrainingConfig, sha256, to_toml
 from recmtl.data.reader import Prefetcher
-from recmtl.errors import UserError
-from recmtl.files import write_json
+from recmtl.errors import Stopped, UserError
+from recmtl.files import write_json, write_whole
 from recmtl.training.checkpoint import Checkpoints, Progress
 from recmtl.training.engine import DIVERGED, Engine
 from recmtl.training.evaluation import logloss_sum
-from recmtl.training.results import Results, describe, peak_memory
+from recmtl.training.results import RESULTS, Results, describe, peak_memory
 from recmtl.training.schedule import Warmup
+from recmtl.training.stopping import StopRequest
 from recmtl.training.tracking import ProgressLine, Tracker
 from recmtl.versions import versions
+
+
+def is_done(progress: Progress, training: TrainingConfig) -> bool:
+    """Whether a run that stands there is at its end."""
+    return (
+        progress.epoch >= training.max_epochs
+        or bool(training.max_steps and progress.step >= training.max_steps)
+        or bool(training.patience and progress.bad_epochs >= training.patience)
+    )
 
 
 class Trainer:
@@ -27,15 +36,14 @@ class Trainer:
 
     Args:
         engine: the sharded model and its data.
-        run: the run folder, made here.
+        run: the run folder, which this process holds.
     """
 
     def __init__(self, engine: Engine, run: Path) -> None:
         self.engine, self.run, self.config, self.ranks = engine, run, engine.config, engine.ranks
-        self.checkpoints = Checkpoints(
-            run / "checkpoints", engine.model, engine.optimizer, engine.ranks, engine.config.checkpoint.keep
-        )
+        self.checkpoints = Checkpoints(run / "checkpoints", engine)
         self.warmup = Warmup(engine.optimizer, engine.config.training.warmup_steps)
+        self.stopping = StopRequest(engine.ranks)
         self.progress = Progress()
 
     def fit(self) -> Results:
@@ -43,57 +51,63 @@ class Trainer:
 
         Raises:
             UserError: the data cannot be read; the message names file and column.
+            Stopped: SIGTERM came; a checkpoint is written.
         """
         self._resume()
         if self.ranks.is_first:
             self._describe_run()
-        with Tracker(
-            self.run,
-            enabled=self.ranks.is_first,
-            tensorboard=self.config.metrics.tensorboard,
-            step=self.progress.step,
-        ) as self.tracker:
-            while not self._done():
-                self._epoch()
+        with (
+            self.stopping,
+            Tracker(
+                self.run,
+                enabled=self.ranks.is_first,
+                tensorboard=self.config.metrics.tensorboard,
+                step=self.progress.step,
+            ) as self.tracker,
+        ):
+            try:
+                while not is_done(self.progress, self.config.training):
+                    self._epoch()
+            except Stopped:
+                step = self.progress.step
+                if self.checkpoints.saved_step != step:
+                    self.checkpoints.save(self.progress)
+                raise Stopped(f"{self.run}: stopped and saved after step {step}; the same command goes on") from None
             return self._finish()
 
     def _resume(self) -> None:
-        paths = self.checkpoints.paths()
-        if not paths:
+        """Go on from the newest checkpoint that is whole."""
+        checkpoints = self.checkpoints
+        self.ranks.first(checkpoints.tidy)
+        newest, damaged = checkpoints.newest()
+        for line in damaged:
+            self.ranks.say(line)
+        if not newest:
             return
-        if not self.config.checkpoint.resume:
-            raise UserError(f"{self.run}: holds a run already; choose another --run folder or checkpoint.resume True")
-        self.progress = self.checkpoints.load(paths[-1])
+        self.progress = progress = checkpoints.load(newest)
+        best = checkpoints.path(progress.best_step)
+        if progress.best_step and best != newest and (damage := checkpoints.damage(best)):
+            self.ranks.say(f"{best} is damaged ({damage}); the best epoch is sought among those to come")
+            progress.best_loss, progress.best_epoch, progress.best_step = None, 0, 0
+            progress.val, progress.val_bins = {}, {}
 
     def _describe_run(self) -> None:
-        try:
-            self.run.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise UserError(f"--run: {self.run} cannot be written ({problem.strerror})") from None
-        (self.run / "config.toml").write_text(to_toml(self.config))
-        (self.run / "plan.json").write_text(json.dumps(self.engine.plan.to_json(), indent=2) + "\n")
+        write_whole(self.run / "config.toml", to_toml(self.config))
+        write_json(self.run / "plan.json", self.engine.plan.to_json())
         self.engine.dataset.save(self.run)
-
-    def _done(self) -> bool:
-        progress, training = self.progress, self.config.training
-        return (
-            progress.epoch >= training.max_epochs
-            or bool(training.max_steps and progress.step >= training.max_steps)
-            or bool(training.patience and progress.bad_epochs >= training.patience)
-        )
 
     def _epoch(self) -> None:
         """Train to the end of an epoch, then validate and checkpoint; or only up to the last step allowed."""
         complete = self._train()
         progress = self.progress
         epoch = progress.epoch + 1
-        if complete:
-            progress.epoch, progress.step_in_epoch = epoch, 0
-            self.engine.weighting.end_epoch()
         if self.engine.readers["val"].steps:
             self._validate(epoch, complete)
         else:
             progress.best_epoch, progress.best_step = epoch, progress.step
+        if complete:
+            progress.epoch, progress.step_in_epoch = epoch, 0
+            self.engine.weighting.end_epoch()
         self._save()
 
     def _train(self) -> bool:
@@ -103,6 +117,7 @@ class Trainer:
         limit = config.training.max_steps
         stop = min(reader.steps, progress.step_in_epoch + limit - progress.step) if limit else reader.steps
         losses = torch.zeros(len(engine.tasks), device=self.ranks.device)
+        self.stopping.restart()
         logged_step, logged_examples, logged = progress.step, progress.examples, time.monotonic()
         began = logged
         with (
@@ -120,9 +135,10 @@ class Trainer:
                 progress.examples += reader.rows_in_step(step_in_epoch)
                 every, last = config.checkpoint.every_steps, step_in_epoch + 1 == stop
                 save = bool(every) and progress.step % every == 0 and not last
+                stopped = self.stopping.agreed()
                 note = None
                 # Also before a checkpoint: no window of losses is cut in two, and a broken state is not saved.
-                if progress.step % config.metrics.every_steps == 0 or save or last:
+                if progress.step % config.metrics.every_steps == 0 or save or last or stopped:
                     # The only place in the loop where the host waits for the device.
                     total = self.ranks.sum(losses) / self.ranks.world_size
                     engine.weighting.observe(total)
@@ -132,6 +148,9 @@ class Trainer:
                     logged_step, logged_examples, logged = progress.step, progress.examples, now
                     losses.zero_()
                 line.step(note)
+                if stopped:
+                    self._spent(began, batches)
+                    raise Stopped
                 if save:
                     self._spent(began, batches)
                     self._save()
@@ -174,7 +193,8 @@ class Trainer:
         """
         progress = self.progress
         began = time.monotonic()
-        metrics, bins = self.engine.evaluate("val", f"epoch {epoch} validation")
+        self.stopping.restart()
+        metrics, bins = self.engine.evaluate("val", f"epoch {epoch} validation", self.stopping.agreed)
         loss = logloss_sum(metrics)
         better = progress.best_loss is None or loss < progress.best_loss
         if better:
@@ -192,11 +212,13 @@ class Trainer:
 
     def _finish(self) -> Results:
         progress = self.progress
-        self.ranks.barrier()
+        self.checkpoints.finish()
         if progress.best_step and progress.best_step != progress.step:
-            self.checkpoints.load(self.checkpoints.path(progress.best_step), with_optimizer=False)
+            self.checkpoints.load_whole(self.checkpoints.path(progress.best_step))
+        self.stopping.restart()
         began = time.monotonic()
-        test, test_bins = self.engine.evaluate("test", "test") if self.engine.readers["test"].steps else ({}, {})
+        rows = self.engine.readers["test"].steps
+        test, test_bins = self.engine.evaluate("test", "test", self.stopping.agreed) if rows else ({}, {})
         seconds = {
             "train": progress.train_seconds,
             "data_wait": self.ranks.max(progress.wait_seconds),
@@ -221,7 +243,7 @@ class Trainer:
             "config_sha256": sha256(self.config),
         }
         if self.ranks.is_first:
-            write_json(self.run / "results.json", results)
+            write_json(self.run / RESULTS, results)
         return results
 
 

@@ -141,13 +141,29 @@ LATE = {
 
 
 @pytest.mark.parametrize(("damage", "words"), LATE.values(), ids=LATE)
-def test_what_only_decoding_tells_leaves_no_results(data, tmp_path, damage, words):
+def test_what_only_decoding_tells_leaves_no_run(data, tmp_path, damage, words):
     damage(data)
     with pytest.raises(UserError) as caught:
         cli.train(["mmoe", "--data", str(data), "--run", str(tmp_path / "run"), *FLAGS])
     assert_one_line(str(caught.value), words)
-    assert not (tmp_path / "run" / "results.json").exists()
-    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_only_decoding_tells_leaves_what_was_there(data, tmp_path):
+    """Parents that were made for the run go with it, a folder that was there stays, and so do checkpoints."""
+    change("price", pa.float32(), float("inf"), "val/part-00000.parquet")(data)
+    for run in ("new/run", "there"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="must be a finite number"):
+            cli.train(["mmoe", "--data", str(data), "--run", str(tmp_path / run), *FLAGS])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "there"]
+    assert list((tmp_path / "there").iterdir()) == []
+    with pytest.raises(UserError, match="must be a finite number"):
+        cli.train(
+            ["mmoe", "--data", str(data), "--run", str(tmp_path / "run"), *FLAGS, "--checkpoint.every_steps", "2"]
+        )
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-000000002", "step-000000004"]
 
 
 BAD_FLAGS = {

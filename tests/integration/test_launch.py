@@ -10,11 +10,23 @@ import time
 from toy import write_toy
 
 
-def test_mistake_on_several_ranks_is_told_without_a_traceback(run_recmtl, tmp_path):
+def test_a_mistake_on_several_ranks_is_told_once(run_recmtl, tmp_path):
     ended = run_recmtl("train", "mmoe", "--data", tmp_path / "nowhere", "--run", tmp_path / "run", ranks=2)
     assert ended.returncode == 2
-    assert "nowhere: no dataset.json in it" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'nowhere'}: no dataset.json in it")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_that_one_rank_finds_is_told_once(run_recmtl, tmp_path):
+    """The second rank looks at the second file."""
+    write_toy(tmp_path / "data", {"train": 300, "val": 50, "test": 50})
+    bad = tmp_path / "data" / "val" / "part-00001.parquet"
+    bad.write_bytes(bad.read_bytes()[:-100])
+    ended = run_recmtl("train", "mmoe", "--data", tmp_path / "data", "--run", tmp_path / "run", ranks=2)
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"error: {bad}: not readable as Parquet")
     assert not (tmp_path / "run").exists()
 
 

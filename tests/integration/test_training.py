@@ -295,7 +295,16 @@ def test_seconds_say_where_the_time_went(data, one, tmp_path):
 def test_a_run_leaves_the_contracts_files(one):
     left = {path.name for path in one.iterdir()} - {"stdout", "stderr"}
     assert left == {
-        *("checkpoints", "config.toml", "dataset.json", "metrics.jsonl", "plan.json", "results.json", "tensorboard")
+        *(
+            ".lock",
+            "checkpoints",
+            "config.toml",
+            "dataset.json",
+            "metrics.jsonl",
+            "plan.json",
+            "results.json",
+            "tensorboard",
+        )
     }
     assert steps(one) == [20, 40, 47, 60, 80, 94]
 

@@ -1,0 +1,59 @@
+"""``manifest.json``: size and checksum of every file of a checkpoint, by which damage is found before it is loaded."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+CHUNK_BYTES = 2**24
+
+Entries = dict[str, dict[str, int]]
+"""{file name: {"bytes": its size, "crc32": its checksum}}."""
+
+
+def entry(path: Path) -> dict[str, int]:
+    """Size and CRC-32 of a file."""
+    size = checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
+    return {"bytes": size, "crc32": checksum}
+
+
+def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
+    """What is wrong with a checkpoint, as far as one rank's share of its files tells.
+
+    Args:
+        folder: the checkpoint.
+        rank: which share to look at.
+        world_size: number of shares.
+
+    Returns:
+        One phrase that names the file; None: nothing.
+    """
+    try:
+        entries: Entries = json.loads((folder / MANIFEST).read_text())
+        expected = {name: (value["bytes"], value["crc32"]) for name, value in sorted(entries.items())}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    for name in list(expected)[rank::world_size]:
+        problem = _file_damage(folder / name, *expected[name])
+        if problem:
+            return problem
+    return None
+
+
+def _file_damage(path: Path, size: Any, checksum: Any) -> str | None:
+    try:
+        if path.stat().st_size != size:
+            return f"{path.name} has {path.stat().st_size:,} bytes, not {size:,}"
+        return None if entry(path)["crc32"] == checksum else f"{path.name} is not what was written"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as problem:
+        return f"{path.name} cannot be read ({problem.strerror})"

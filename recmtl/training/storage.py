@@ -1,0 +1,97 @@
+"""torch.distributed.checkpoint's files: written with errors that say why, read without running what is in them.
+
+PyTorch loads tensors with weights-only semantics, but a checkpoint's index (``.metadata``) and its values that are no
+tensors with plain pickle, which runs any code that a file names. Here both load tensors and plain values only.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+INDEX_CLASSES = {
+    "pathlib": ("PosixPath",),
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+}
+"""All that an index is made of, by module; beside these, PyTorch's types of numbers."""
+
+
+class Writer(FileSystemWriter):
+    """Writes a checkpoint's files; where the system refuses, its error is what is raised."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's part.
+
+        Raises:
+            OSError: the disk is full, say. By itself PyTorch complains of an unexpected position then.
+        """
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as problem:
+            behind: BaseException | None = problem
+            while behind and not isinstance(behind, OSError):
+                behind = behind.__context__
+            raise behind or problem from None
+
+
+class IndexUnpickler(pickle.Unpickler):
+    """Builds an index and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class of that name, if an index may hold it.
+
+        Raises:
+            UnpicklingError: it may not.
+        """
+        known = name in INDEX_CLASSES.get(module, ())
+        if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
+
+
+class SafeReader(FileSystemReader):
+    """Reads the index of a checkpoint with `IndexUnpickler`."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index."""
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = IndexUnpickler(file).load()
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class SafePlanner(DefaultLoadPlanner):
+    """Loads values that are no tensors only where weights-only semantics allow them."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Take over one value.
+
+        Raises:
+            UnpicklingError: it is made of more than plain values.
+        """
+        torch.load(value, weights_only=True)  # refuses what runs code; what it passes is safe to load plainly
+        value.seek(0)
+        super().load_bytes(read_item, value)

@@ -1,0 +1,207 @@
+"""What befalls a job from outside: signals, a full or read-only disk, data that changes under it, a second job.
+
+Real processes through the real command line. What takes longer is in test_survive_kills.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import Job, last_step, running, standalone, weights, words
+from toy import write_toy
+
+from recmtl import cli
+from recmtl.errors import UserError
+from recmtl.files import locked
+
+STEPS = 200  # more than four epochs of 47
+FLAGS = {
+    "training.batch_size": 64,
+    "training.max_epochs": 1000,
+    "training.max_steps": STEPS,
+    "training.patience": 0,
+    "training.device": "cpu",
+    "model.dropout": 0.1,
+    "metrics.every_steps": 1,
+    "metrics.tensorboard": False,
+}
+ENDLESS = {"training.max_epochs": 1_000_000, "training.max_steps": 0, "checkpoint.every_steps": 10}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "data"
+    write_toy(folder, {"train": 3000, "val": 400, "test": 501})
+    return folder
+
+
+def command(data: Path, run: Path, **flags: Any) -> list[object]:
+    flags = FLAGS | {key.replace("__", "."): value for key, value in flags.items()}
+    return ["train", "mmoe", "--data", data, "--run", run, *words(flags)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    with running(*command(data, run), launcher=standalone(2)) as job:
+        assert job.end() == 0, job.stderr
+    return run
+
+
+def checkpoint(run: Path, step: int = STEPS) -> Path:
+    return run / "checkpoints" / f"step-{step:09d}"
+
+
+def errors(job: Job) -> list[str]:
+    """What a job said beside its progress."""
+    return [line for line in job.stderr.splitlines() if not line.startswith(("epoch ", "test "))]
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """No bit of the model differs, nor of what was measured."""
+    assert weights(checkpoint(run)) == weights(checkpoint(other))
+    results, expected = (json.loads((path / "results.json").read_text()) for path in (run, other))
+    for key in ("epochs", "best_epoch", "steps", "test", "val", "logloss_sum"):
+        assert results[key] == expected[key]
+
+
+@pytest.mark.parametrize("who", ["launcher", pytest.param("one rank", marks=pytest.mark.slow)])
+def test_sigterm_saves_and_ends_and_the_same_command_goes_on(data, undisturbed, tmp_path, who):
+    """Of a scheduler to the launcher, or to one rank alone: all agree on the step, and no bit is lost."""
+    run = tmp_path / "run"
+    with running(*command(data, run), launcher=standalone(2)) as job:
+        ranks = job.wait_for(lambda: last_step(run) >= 5 and job.ranks())
+        (job.process if who == "launcher" else ranks[1]).send_signal(signal.SIGTERM)
+        assert job.end() == 128 + signal.SIGTERM
+    stopped = last_step(run)
+    assert 5 <= stopped < STEPS
+    assert errors(job) == [f"{run}: stopped and saved after step {stopped}; the same command goes on"]
+    assert checkpoint(run, stopped).is_dir()
+    with running(*command(data, run), launcher=standalone(2)) as job:
+        assert job.end() == 0
+    assert errors(job) == []
+    assert_same_end(run, undisturbed)
+
+
+def test_a_rank_that_is_killed_is_started_again(data, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    with running(*command(data, run, checkpoint__every_steps=5), launcher=standalone(2, restarts=1)) as job:
+        job.wait_for(lambda: last_step(run) >= 53)  # in the second epoch
+        job.ranks()[1].kill()
+        assert job.end() == 0
+    assert errors(job) == []
+    assert_same_end(run, undisturbed)
+
+
+def test_without_a_restart_the_launcher_says_who_was_killed(data, tmp_path):
+    run = tmp_path / "run"
+    with running(*command(data, run, **ENDLESS), launcher=standalone(2)) as job:
+        job.wait_for(lambda: last_step(run) >= 5)
+        job.ranks()[0].kill()
+        assert job.end() == 128 + signal.SIGKILL
+    assert errors(job) == ["error: local rank 0 was ended by signal 9"]
+
+
+def test_a_file_cut_short_ends_all_ranks_with_one_line(tmp_path):
+    """On the rank that reads it, in mid epoch."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    write_toy(data, {"train": 100_000, "val": 400, "test": 501})
+    part = data / "train" / "part-00001.parquet"
+    flags = {"reader__streams": 2, "checkpoint__every_steps": 10, "training__max_steps": 0}
+    with running(*command(data, run, **flags), launcher=standalone(2)) as job:
+        job.wait_for(lambda: list(run.glob("checkpoints/step-*")))
+        os.truncate(part, part.stat().st_size // 2)
+        assert job.end() == 2
+    [line] = errors(job)
+    assert line.startswith(f"error: {part}: not readable as Parquet (")
+    assert list(run.glob("checkpoints/step-*"))
+
+
+@pytest.mark.parametrize("when", ["in training", pytest.param("in validation", marks=pytest.mark.slow), "at the start"])
+def test_sigterm_to_a_single_process(data, tmp_path, when):
+    run = tmp_path / "run"
+    if when == "in validation":
+        data = tmp_path / "data"
+        write_toy(data, {"train": 64, "val": 300_000, "test": 64})
+    with running(*command(data, run, **ENDLESS)) as job:
+        if when == "in training":
+            job.wait_for(lambda: last_step(run) >= 5)
+        elif when == "in validation":
+            job.wait_for(lambda: last_step(run) == 1)
+        else:
+            job.wait_for(lambda: (run / ".lock").exists())
+        job.process.send_signal(signal.SIGTERM)
+        assert job.end() == 128 + signal.SIGTERM
+    saved = [path.name for path in run.glob("checkpoints/*")]
+    if when == "at the start" and not saved:  # nothing to save yet
+        assert errors(job) == []
+    else:
+        [line] = errors(job)
+        assert "stopped and saved after step" in line
+        assert saved
+    if when == "in validation":  # goes on with the validation of the epoch that is trained
+        assert saved == ["step-000000001"]
+        write_toy(tmp_path / "small", {"train": 64, "val": 100, "test": 64})
+        shutil.rmtree(data)
+        (tmp_path / "small").rename(data)
+        cli.train(list(map(str, command(data, run, training__max_epochs=1)))[1:])
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 1]
+        assert json.loads((run / "results.json").read_text())["epochs"] == 1
+
+
+def limit_files() -> None:
+    """In the process to start: no file may be larger than 100 kB, as on a disk that is full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_no_checkpoint(data, tmp_path):
+    run = tmp_path / "run"
+    with running(*command(data, run, **ENDLESS), before=limit_files) as job:
+        assert job.end() == 2
+    [line] = errors(job)
+    assert line.startswith(f"error: {checkpoint(run, 10)}: cannot be written (File too large)")
+    assert not list(run.glob("checkpoints/*"))
+
+
+def test_a_full_disk_loses_nothing(data, tmp_path, small_disk):
+    """On two ranks; the checkpoints that fit are there, and the run goes on when there is room again."""
+    run = small_disk / "run"
+    flags = {"checkpoint__every_steps": 5, "checkpoint__keep": 100}
+    with running(*command(data, run, **flags), launcher=standalone(2)) as job:
+        assert job.end() == 2
+    [line] = errors(job)
+    assert "No space left on device" in line
+    left = sorted(path.name for path in run.glob("checkpoints/*"))
+    assert left
+    assert all(name.startswith("step-") for name in left)
+    for name in left[:-1]:
+        shutil.rmtree(run / "checkpoints" / name)
+    with running(*command(data, run, checkpoint__keep=1), launcher=standalone(2)) as job:
+        assert job.end() == 0, job.stderr
+
+
+def test_a_folder_that_cannot_be_written(data, tmp_path):
+    """Sysfs takes no files, from nobody."""
+    with pytest.raises(UserError, match=r"^--run: /sys/kernel cannot be written \("):
+        cli.train([str(word) for word in command(data, Path("/sys/kernel"))[1:]])
+
+
+def test_a_run_in_use_is_left_alone(data, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with (
+        locked(run / ".lock", run),
+        pytest.raises(UserError, match=rf"run: in use by process {os.getpid()} on \S+; wait for it to end"),
+    ):
+        cli.train([str(word) for word in command(data, run)[1:]])
+    assert [path.name for path in run.iterdir()] == [".lock"]
