@@ -21,7 +21,7 @@ from recmtl import cli
 from recmtl.errors import UserError
 from recmtl.files import locked
 
-STEPS = 200  # more than four epochs of 47
+STEPS = 120  # more than two epochs of 47
 FLAGS = {
     "training.batch_size": 64,
     "training.max_epochs": 1000,
@@ -73,7 +73,8 @@ def assert_same_end(run: Path, other: Path) -> None:
         assert results[key] == expected[key]
 
 
-@pytest.mark.parametrize("who", ["launcher", pytest.param("one rank", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["launcher", "one rank"])
 def test_sigterm_saves_and_ends_and_the_same_command_goes_on(data, undisturbed, tmp_path, who):
     """Of a scheduler to the launcher, or to one rank alone: all agree on the step, and no bit is lost."""
     run = tmp_path / "run"
@@ -91,6 +92,7 @@ def test_sigterm_saves_and_ends_and_the_same_command_goes_on(data, undisturbed, 
     assert_same_end(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_started_again(data, undisturbed, tmp_path):
     run = tmp_path / "run"
     with running(*command(data, run, checkpoint__every_steps=5), launcher=standalone(2, restarts=1)) as job:
@@ -174,6 +176,7 @@ def test_a_checkpoint_that_cannot_be_written_is_no_checkpoint(data, tmp_path):
     assert not list(run.glob("checkpoints/*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(data, tmp_path, small_disk):
     """On two ranks; the checkpoints that fit are there, and the run goes on when there is room again."""
     run = small_disk / "run"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,45 @@ def test_twenty_kills_in_a_row_change_no_bit(data, tmp_path):
     assert results(run) == results(tmp_path / "undisturbed")
     last = f"checkpoints/step-{STEPS:09d}"
     assert weights(run / last) == weights(tmp_path / "undisturbed" / last)
+
+
+def test_two_ranks_then_one_then_four_train_alike(data, tmp_path):
+    """Stopped by max_steps in the middle of an epoch each time."""
+    flags = {"model__dropout": 0.0}
+    finish(*command(data, tmp_path / "undisturbed", training__max_steps=140, **flags), launcher=standalone(2))
+    run = tmp_path / "run"
+    for ranks, steps in ((2, 40), (1, 85), (4, 140)):
+        finish(*command(data, run, training__max_steps=steps, **flags), launcher=standalone(ranks))
+    ours, expected = ([line for line in curve(path) if "loss" in line] for path in (run, tmp_path / "undisturbed"))
+    assert [line["step"] for line in ours] == list(range(1, 141))
+    for one, other in zip(ours, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert results(run)["logloss_sum"] == pytest.approx(results(tmp_path / "undisturbed")["logloss_sum"], rel=1e-4)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def test_an_error_on_one_node_ends_the_other(tmp_path):
+    """Two launchers of one rank each; only the second rank reads the file that is cut short."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    write_toy(data, {"train": 100_000, "val": 400, "test": 501})
+    part = data / "train" / "part-00001.parquet"
+    meet = [f"--rdzv-endpoint=localhost:{free_port()}", "--rdzv-backend=c10d", "--rdzv-id=job"]
+    nodes = [["--nnodes=2", "--nproc-per-node=1", *meet, "--local-addr=localhost"] for _ in range(2)]
+    train = command(data, run, reader__streams=2, training__max_steps=0)
+    env = {"GLOO_SOCKET_IFNAME": "lo"}
+    with running(*train, launcher=nodes[0], env=env) as one, running(*train, launcher=nodes[1], env=env) as other:
+        one.wait_for(lambda: list(run.glob("checkpoints/step-*")))
+        os.truncate(part, part.stat().st_size // 2)
+        began = time.monotonic()
+        codes = {job.end(): job for job in (one, other)}
+        print(f"both ended after {time.monotonic() - began:.1f} s")
+    assert sorted(codes) == [1, 2]
+    assert f"error: {part}: not readable as Parquet (" in codes[2].stderr
+    [line] = [line for line in codes[1].stderr.splitlines() if line.startswith("error")]
+    assert "lost another rank" in line
+    assert "Traceback" not in codes[1].stderr + codes[2].stderr
