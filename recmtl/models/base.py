@@ -15,6 +15,11 @@ SHARED = "shared"
 """The embedding group that all tasks read."""
 
 
+def own_and_shared(tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    """Embedding groups: one of every task's own, called as the task, and the shared one."""
+    return (*(task.name for task in tasks), SHARED)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a model is built for."""

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class SumOverRanks(torch.autograd.Function):
-    """Sum of a tensor over all ranks; its gradient is the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        """Σ_r value_r."""
-        total = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """∂(Σ_r loss_r)/∂value: every rank's loss depends on it."""
-        return SumOverRanks.apply(gradient)
-
-
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """Σ_r value_r, differentiable; the value itself where there is one rank."""
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return SumOverRanks.apply(value) if several else value
+from recmtl.collectives import sum_over_ranks
 
 
 class BatchNorm(nn.Module):

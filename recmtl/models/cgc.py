@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -31,6 +32,39 @@ class CGCConfig:
     """Probability of dropping a hidden unit in experts and towers."""
 
 
+def stack(
+    config: CGCConfig,
+    levels: int,
+    width: int,
+    sees: Sequence[Sequence[int]],
+    reads: Sequence[Sequence[int]],
+    trains: Sequence[Sequence[int]] | None = None,
+) -> nn.ModuleList:
+    """Levels of gated experts on top of each other, all of the same sizes and wiring.
+
+    Groups of experts are one a task, then the shared one; so are gates. The last level has no shared gate, as nothing
+    reads what it would mix.
+
+    Args:
+        config: sizes.
+        levels: number of levels.
+        width: what the first level reads.
+        sees: for every gate, the groups whose experts it mixes.
+        reads: for every gate, the groups whose inputs it reads the sum of.
+        trains: for every gate, the groups it trains; none: all it sees.
+    """
+    tasks = len(sees) - 1
+    experts = [config.task_experts] * tasks + [config.shared_experts]
+    stacked = nn.ModuleList()
+    for level in range(levels):
+        gates = tasks if level == levels - 1 else tasks + 1
+        wiring = (experts, sees[:gates], reads[:gates])
+        trained = trains and trains[:gates]
+        stacked.append(GatedExperts(*wiring, width, config.expert, config.gate, config.dropout, trained))
+        width = config.expert[-1]
+    return stacked
+
+
 class CGC(Model):
     r"""Customized gate control: PLE with one level (section 4.1).
 
@@ -42,20 +76,11 @@ class CGC(Model):
     def __init__(self, config: CGCConfig, inputs: Inputs, levels: int = 1) -> None:
         super().__init__(config, inputs)
         tasks = len(inputs.tasks)
-        # Groups: one a task, then the shared one. A gate a task, then the shared one, which sees every group; the
-        # last level has none, as nothing reads what it would mix. A gate reads what its own group reads.
-        experts = [config.task_experts] * tasks + [config.shared_experts]
+        # The shared gate sees every group. A gate reads what its own group reads.
         sees = [*([task, tasks] for task in range(tasks)), list(range(tasks + 1))]
         reads = [[group] for group in range(tasks + 1)]
-        self.levels = nn.ModuleList()
-        width = inputs.width
-        for level in range(levels):
-            gates = tasks if level == levels - 1 else tasks + 1
-            self.levels.append(
-                GatedExperts(experts, sees[:gates], reads[:gates], width, config.expert, config.gate, config.dropout)
-            )
-            width = config.expert[-1]
-        self.towers = Towers(tasks, width, config.tower, config.dropout)
+        self.levels = stack(config, levels, inputs.width, sees, reads)
+        self.towers = Towers(tasks, config.expert[-1], config.tower, config.dropout)
 
     def represent(self, x: dict[str, Tensor]) -> Tensor:
         """The last level's z [T, B, H]."""

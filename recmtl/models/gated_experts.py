@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import accumulate, groupby
 from typing import cast
 
@@ -151,7 +152,7 @@ class GatedExperts(nn.Module):
         """Products of inputs and first layers: of all experts [E, B, ·], and of each gate [B, ·]."""
         expert_weights = self.experts.weights[0]
         gate_weights = [weight for logits in self._gate_logits() for weight in logits.weights[0]]
-        gates: list[Tensor] = [torch.empty(0)] * len(gate_weights)
+        gates: list[list[Tensor]] = [[] for _ in gate_weights]
         if isinstance(x, Tensor) and x.dim() == 2:
             parts = [(x, range(self.experts.count), list(range(len(gate_weights))))]
         else:
@@ -162,5 +163,5 @@ class GatedExperts(nn.Module):
             products = (one @ torch.cat(columns, dim=1)).split([column.shape[1] for column in columns], dim=1)
             experts += products[: len(members)]
             for i, product in zip(readers, products[len(members) :], strict=True):
-                gates[i] = gates[i] + product if len(gates[i]) else product
-        return torch.stack(experts), gates
+                gates[i].append(product)
+        return torch.stack(experts), [reduce(torch.add, products) for products in gates]

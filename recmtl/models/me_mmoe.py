@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recmtl.data.dataset import Task
 from recmtl.errors import UserError
-from recmtl.models.base import SHARED, Inputs, Model
+from recmtl.models.base import Inputs, Model, own_and_shared
 from recmtl.models.layers import Gates, MLPs, Towers, mix
 from recmtl.models.mmoe import MMoEConfig
 
@@ -55,7 +55,7 @@ class MEMMoE(Model):
     @classmethod
     def embedding_groups(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """One copy of every table a task, and one more."""
-        return (*(task.name for task in tasks), SHARED)
+        return own_and_shared(tasks)
 
     def represent(self, x: dict[str, Tensor]) -> Tensor:
         """All z_t [T, B, H]."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from recmtl.data.dataset import Task
-from recmtl.models.base import SHARED, Inputs, Model
-from recmtl.models.cgc import CGCConfig
-from recmtl.models.gated_experts import GatedExperts
+from recmtl.models.base import SHARED, Inputs, Model, own_and_shared
+from recmtl.models.cgc import CGCConfig, stack
 from recmtl.models.layers import Towers
 
 
@@ -49,36 +48,18 @@ class STEM(Model):
     def __init__(self, config: STEMConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         tasks = len(inputs.tasks)
-        experts = [config.task_experts] * tasks + [config.shared_experts]
-        # Groups and gates: one a task, then the shared one, which the last level does not need.
         everything = list(range(tasks + 1))
         own = [[task, tasks] for task in range(tasks)]
         reads = [*own, [tasks]]
         sees = [everything if config.cross_task else groups for groups in own] + [everything]
         trains = [*own, [tasks]] if config.stop_gradient else sees
-        self.levels = nn.ModuleList()
-        width = inputs.width
-        for level in range(config.levels):
-            gates = tasks if level == config.levels - 1 else tasks + 1
-            self.levels.append(
-                GatedExperts(
-                    experts,
-                    sees[:gates],
-                    reads[:gates],
-                    width,
-                    config.expert,
-                    config.gate,
-                    config.dropout,
-                    trains=trains[:gates],
-                )
-            )
-            width = config.expert[-1]
-        self.towers = Towers(tasks, width, config.tower, config.dropout)
+        self.levels = stack(config, config.levels, inputs.width, sees, reads, trains)
+        self.towers = Towers(tasks, config.expert[-1], config.tower, config.dropout)
 
     @classmethod
     def embedding_groups(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """One copy of every table a task, and a shared one."""
-        return (*(task.name for task in tasks), SHARED)
+        return own_and_shared(tasks)
 
     def represent(self, x: dict[str, Tensor]) -> Tensor:
         """All h_t [T, B, H]."""

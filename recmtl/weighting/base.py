@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from recmtl.config import WeightingConfig
@@ -65,15 +64,3 @@ def with_gradients(loss: Tensor, tensors: Sequence[Tensor], gradients: Sequence[
     """`loss`, whose backward pass also gives every one of `tensors` the gradient named for it."""
     surrogate = torch.stack([(t * g).sum() for t, g in zip(tensors, gradients, strict=True)]).sum()
     return loss + (surrogate - surrogate.detach())
-
-
-def world_size() -> int:
-    """Number of ranks; 1 without a process group."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum of a tensor over all ranks, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values

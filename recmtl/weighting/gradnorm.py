@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from recmtl.collectives import sum_over_ranks, world_size
 from recmtl.config import WeightingConfig
-from recmtl.weighting.base import Weighting, sum_over_ranks, with_gradients, world_size
+from recmtl.weighting.base import Weighting, with_gradients
 
 FLOOR = 1e-6
 """Weights that a step made negative get this one."""

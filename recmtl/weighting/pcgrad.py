@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recmtl.weighting.base import Weighting, sum_over_ranks, with_gradients, world_size
+from recmtl.collectives import sum_over_ranks, world_size
+from recmtl.weighting.base import Weighting, with_gradients
 
 
 class PCGrad(Weighting):
