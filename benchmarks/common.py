@@ -6,7 +6,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,26 @@ def machine() -> dict[str, Any]:
         "command": " ".join(["python", *sys.argv]),
         "versions": versions(),
     }
+
+
+Timing = tuple[float, float]
+"""Seconds by the clock, and of CPU time over all threads, which other processes disturb less."""
+
+
+def timing(run: Callable[[], object], times: int, device: torch.device) -> Timing:
+    """What one of `times` calls takes, the device's work included."""
+    synchronize(device)
+    began, cpu = time.perf_counter(), time.process_time()
+    for _ in range(times):
+        run()
+    synchronize(device)
+    return (time.perf_counter() - began) / times, (time.process_time() - cpu) / times
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 import tyro
-from common import RESULTS, machine, markdown_table, write_results
+from common import RESULTS, Timing, machine, markdown_table, timing, write_results
 from workload import write_workload
 
 from recmtl.config import Config, config_path, read_toml, tomllib
 from recmtl.data.dataset import Dataset
-from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.distributed.ranks import process_group
 from recmtl.models import parse_config
 from recmtl.training.engine import Engine
 
@@ -56,7 +55,7 @@ class Options:
     """Folder for the results."""
 
 
-def load_config(variant: str, options: Options) -> Config:
+def configure(variant: str, options: Options) -> Config:
     """The configuration of `NAME:key=value…`."""
     name, *settings = variant.split(":")
     values = read_toml(config_path(name))
@@ -74,27 +73,17 @@ def load_config(variant: str, options: Options) -> Config:
     return config
 
 
-def seconds(engine: Engine, batches: itertools.cycle, steps: int) -> tuple[float, float]:
-    """Time of one step by the clock and of CPU, which others disturb less, after two steps that fill the pipeline."""
+def seconds(engine: Engine, batches: itertools.cycle, steps: int) -> Timing:
+    """Time of one step, after two that fill the pipeline."""
     for _ in range(2):
-        engine.pipeline.progress(batches)
-    _synchronize(engine.ranks)
-    began, cpu = time.perf_counter(), time.process_time()
-    for _ in range(steps):
-        engine.pipeline.progress(batches)
-    _synchronize(engine.ranks)
-    return (time.perf_counter() - began) / steps, (time.process_time() - cpu) / steps
-
-
-def _synchronize(ranks: Ranks) -> None:
-    if ranks.device.type == "cuda":
-        torch.cuda.synchronize()
+        engine.step(batches)
+    return timing(lambda: engine.step(batches), steps, engine.ranks.device)
 
 
 def main(options: Options) -> None:
     """Measure, print and write."""
     place = machine()
-    configs = {variant: load_config(variant, options) for variant in options.variants}
+    configs = {variant: configure(variant, options) for variant in options.variants}
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or Path(folder) / "data"
         if options.data is None:
@@ -104,7 +93,7 @@ def main(options: Options) -> None:
             engines = {v: Engine(c, data, dataset, dataset.tasks, ranks) for v, c in configs.items()}
             memory = list(next(iter(engines.values())).readers["train"].batches(stop=BATCHES))
             feeds = {variant: itertools.cycle(memory) for variant in engines}
-            times: dict[str, list[tuple[float, float]]] = {variant: [] for variant in engines}
+            times: dict[str, list[Timing]] = {variant: [] for variant in engines}
             for turn in range(options.rounds + 1):
                 for variant in list(engines)[:: 1 if turn % 2 else -1]:
                     took = seconds(engines[variant], feeds[variant], options.steps)

@@ -26,11 +26,11 @@ from typing import Any
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
-from recmtl.config import config_path, preset_names, read_toml
+from recmtl.config import config_path, preset_names
 from recmtl.data.dataset import Dataset
 from recmtl.entropy import entropy
 from recmtl.errors import UserError
-from recmtl.models import MODELS, parse_config
+from recmtl.models import MODELS, load_config
 from recmtl.models.ranker import Ranker
 
 WORK = Path(__file__).resolve().parent / "work"
@@ -101,11 +101,6 @@ def prepare(options: Options, work: Path) -> Path:
     return data
 
 
-def config_of(preset: str) -> Any:
-    """The configuration that a preset or a TOML file describes."""
-    return parse_config(read_toml(config_path(preset)), preset)
-
-
 def choose_rows(options: Options, dataset: Dataset) -> tuple[list[Row], dict[str, str]]:
     """The rows, and for each model's own preset that doesn't apply to the dataset, why.
 
@@ -115,7 +110,7 @@ def choose_rows(options: Options, dataset: Dataset) -> tuple[list[Row], dict[str
     named = [preset for pattern in options.presets for preset in matching(pattern)]
     rows, left_out = [], {}
     for preset in named or [name for name in MODELS if name in preset_names()]:
-        config = config_of(preset)
+        config = load_config(preset)
         if config.training.tasks:
             rows.append(Row(preset))
             continue

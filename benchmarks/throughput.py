@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,25 +23,23 @@ from statistics import median
 
 import torch
 import tyro
-from common import RESULTS, machine, markdown_table, write_results
+from common import RESULTS, Timing, machine, markdown_table, timing, write_results
 from plain import PlainTrainer
 from torch import Tensor
 from workload import write_workload
 
-from recmtl.config import Config, config_path, read_toml
+from recmtl.config import Config
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Prefetcher
 from recmtl.distributed.ranks import process_group
-from recmtl.models import parse_config
+from recmtl.models import load_config
 from recmtl.training.engine import Engine
 
 PIPELINE_OVER_FIXED = 0.85
 RECMTL_OVER_PLAIN = 20
 CYCLED = 64
 """Batches held in memory."""
-Timing = tuple[float, float]
-"""Seconds a batch: by the clock, and of CPU time over all threads, which other processes disturb less."""
 
 
 @dataclass
@@ -75,9 +72,9 @@ class Options:
     """Folder for the results."""
 
 
-def load_config(options: Options) -> Config:
+def configure(options: Options) -> Config:
     """The preset with the benchmark's batch size and device."""
-    config = parse_config(read_toml(config_path(options.preset)), options.preset)
+    config = load_config(options.preset)
     device = options.device
     config.training = replace(config.training, batch_size=options.batch_size, device=device)  # type: ignore[arg-type]
     config.validate()
@@ -92,27 +89,17 @@ class Bench:
         self.memory = list(self.reader.batches(stop=CYCLED))
         self.batch = self.memory[0].to(engine.ranks.device)
 
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.engine.ranks.device.type == "cuda":
-            torch.cuda.synchronize()
-
     def timing(self, run: Callable[[], object], steps: int) -> Timing:
         """Time a batch takes in `steps` calls."""
-        self.synchronize()
-        began, cpu = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            run()
-        self.synchronize()
-        return (time.perf_counter() - began) / steps, (time.process_time() - cpu) / steps
+        return timing(run, steps, self.engine.ranks.device)
 
     def train(self, batches: Iterator[Batch], steps: int) -> Timing:
         """Time of a training step on batches of one of the sources."""
-        pipeline = self.engine.pipeline
+        step = self.engine.step
         # The pipeline holds two batches of the last source, and the prefetcher has had time to run ahead.
         for _ in range(self.engine.config.reader.prefetch + 2):
-            pipeline.progress(batches)
-        return self.timing(lambda: pipeline.progress(batches), steps)
+            step(batches)
+        return self.timing(lambda: step(batches), steps)
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """The parts of a step, each by itself. To be timed before the pipeline takes the model over."""
@@ -141,7 +128,7 @@ class Bench:
 def main(options: Options) -> None:
     """Measure, print and write."""
     place = machine()
-    config = load_config(options)
+    config = configure(options)
     with tempfile.TemporaryDirectory() as folder:
         data = options.data
         if data is None:
@@ -194,7 +181,6 @@ def measure_training(options: Options, bench: Bench, data: Path) -> dict[str, li
             if plain is not None:
                 timings.setdefault("plain", []).append(bench.timing(plain.step, options.plain_steps))
                 timings.setdefault("loader", []).append(bench.timing(plain.load, options.plain_steps))
-        engine.check_pipelined()
         if options.profile:
             trace(bench, feed, options.profile)
     return {name: values[1:] for name, values in timings.items()}

@@ -117,6 +117,7 @@ def train(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """Measure a run's best model."""
     from recmtl.files import write_json
+    from recmtl.models import load_config
     from recmtl.training.runs import evaluate_run
 
     args = _parse(Evaluate, arguments, "evaluate")
@@ -125,7 +126,7 @@ def evaluate(arguments: list[str]) -> None:
         raise UserError(f"{args.run}: no config.toml in it; name a run folder that `recmtl train` wrote")
     if args.split not in ("train", "val", "test"):
         raise UserError(f"--split: no split '{args.split}'; choose train, val or test")
-    results = evaluate_run(_load_config(str(path)), args.data, args.run, args.split)
+    results = evaluate_run(load_config(str(path)), args.data, args.run, args.split)
     if _is_first_rank():
         write_json(args.run / f"evaluation_{args.split}.json", results)
         print(_summary(results, args.split))
@@ -261,11 +262,13 @@ def _parse_run(arguments: list[str], command: str, *, run: bool) -> tuple[Any, d
     """CONFIG, then where the data is, then overrides of the configuration's keys."""
     import dataclasses
 
+    from recmtl.models import load_config
+
     if not arguments or arguments[0].startswith("-"):
         if not {"-h", "--help"} & set(arguments):
             raise UserError(f"recmtl {command}: name a preset or a TOML file first; `recmtl presets` lists the presets")
         arguments = ["mmoe", *arguments]
-    default = _load_config(arguments[0])
+    default = load_config(arguments[0])
     places = [("data", Annotated[Path, tyro.conf.arg(help="Prepared folder of `recmtl prepare`.")])]
     if run:
         places.append(("run", Annotated[Path, tyro.conf.arg(help="Run folder to write, or to go on with.")]))
@@ -302,17 +305,6 @@ def _parse_run(arguments: list[str], command: str, *, run: bool) -> tuple[Any, d
         raise UserError(f"--model.name: {arguments[0]} is a {default.model.name}; name a preset of {config.model.name}")
     config.validate()
     return config, {place[0]: getattr(args, place[0]) for place in places}
-
-
-def _load_config(name_or_path: str) -> Any:
-    """The configuration of a preset or a TOML file, with the model section of the model it names."""
-    from recmtl.config import config_path, read_toml
-    from recmtl.models import parse_config
-
-    path = config_path(name_or_path)
-    config = parse_config(read_toml(path), str(path))
-    config.validate()
-    return config
 
 
 def _is_first_rank() -> bool:

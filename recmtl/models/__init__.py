@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recmtl.config import Config, config_class, parse
+from recmtl.config import Config, config_class, config_path, parse, read_toml
 from recmtl.errors import UserError
 from recmtl.models.adatt import AdaTT
 from recmtl.models.aitm import AITM
@@ -68,4 +68,16 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
     return parse(config_class(model_class(model["name"]).config_type(model)), values, where)
 
 
-__all__ = ["MODELS", "Inputs", "Model", "model_class", "parse_config"]
+def load_config(name_or_path: str) -> Config:
+    """The configuration of a preset or a TOML file, checked.
+
+    Raises:
+        UserError: there is no such preset or file, or it has a mistake; names file and key.
+    """
+    path = config_path(name_or_path)
+    config = parse_config(read_toml(path), str(path))
+    config.validate()
+    return config
+
+
+__all__ = ["MODELS", "Inputs", "Model", "load_config", "model_class", "parse_config"]

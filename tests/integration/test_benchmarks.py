@@ -40,6 +40,15 @@ def test_evaluation(tmp_path: Path) -> None:
     assert all(seconds > 0 for seconds in results["cpu_seconds"].values())
 
 
+def test_steps(tmp_path: Path) -> None:
+    sizes = ("--examples", 20_000, "--embedding-rows", 40_000, "--batch-size", 256, "--rounds", 1, "--steps", 2)
+    variants = ("aitm", "stem:embedding.layout='side_by_side'")
+    results = run("steps.py", tmp_path / "out", *variants, *sizes, "--device", "cpu")
+    assert results["times_the_first"]["aitm"] == {"clock": 1.0, "cpu": 1.0}
+    assert set(results["times_the_first"]) == set(variants)
+    assert all(clock > 0 for taken in results["seconds_and_cpu_seconds"].values() for clock, _ in taken)
+
+
 def test_throughput(tmp_path: Path) -> None:
     sizes = ("--examples", 20_000, "--embedding-rows", 40_000, "--batch-size", 256, "--rounds", 1, "--steps", 2)
     trace = tmp_path / "trace.json"

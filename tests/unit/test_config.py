@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from recmtl.cli import _load_config
 from recmtl.config import Config, config_path, parse, preset_names, read_toml, sha256, to_toml, tomllib
 from recmtl.errors import UserError
-from recmtl.models import MODELS, model_class, parse_config
+from recmtl.models import MODELS, load_config, model_class, parse_config
 
 
 def config_of(values: dict[str, Any]) -> Config:
@@ -23,17 +22,17 @@ def config_of(values: dict[str, Any]) -> Config:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_load_and_round_trip(name, tmp_path):
-    config = _load_config(name)
+    config = load_config(name)
     assert isinstance(config.model, model_class(config.model.name).Config)
     path = tmp_path / "copy.toml"
     path.write_text(to_toml(config))
-    assert _load_config(str(path)) == config
+    assert load_config(str(path)) == config
 
 
 def test_there_is_a_preset_for_every_model():
     assert set(MODELS) <= set(preset_names())
     for name in MODELS:
-        assert _load_config(name).model.name == name
+        assert load_config(name).model.name == name
 
 
 def test_every_key_survives_the_round_trip():
@@ -202,7 +201,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_a_file_without_a_models_name(tmp_path, text):
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(UserError, match=r"run.toml: key 'model.name' is missing"):
-        _load_config(str(tmp_path / "run.toml"))
+        load_config(str(tmp_path / "run.toml"))
 
 
 def test_unknown_preset_lists_those_there_are():

@@ -27,7 +27,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
         assert command == "train"
         options = dict(zip(arguments[::2], arguments[1::2], strict=True))
         seed, task = options["--training.seed"], options.get("--training.tasks", "")
-        task = task or "".join(table.config_of(preset).training.tasks)
+        task = task or "".join(table.load_config(preset).training.tasks)
         done.append((preset, task, seed))
         auc = AUC.get(preset, 0.5) + (seed - 100) / 100
         metrics = {"auc": auc, "oracle_auc": 0.9, "base_rate": 0.5, "logloss": 0.6}
