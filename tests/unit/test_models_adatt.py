@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from reference import assert_all_have_gradients, mixed, mlp, weights_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,18 +34,9 @@ def inputs() -> Tensor:
     return torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def mlp(weights: dict[str, np.ndarray], name: str, i: int, x: np.ndarray, last_is_linear: bool) -> np.ndarray:
-    layers = sum(key.startswith(name + ".weights.") for key in weights)
-    for layer in range(layers):
-        x = x @ weights[f"{name}.weights.{layer}"][i] + weights[f"{name}.biases.{layer}"][i]
-        if layer < layers - 1 or not last_is_linear:
-            x = x * (x > 0)
-    return x
-
-
 def equations(model: Model, x: np.ndarray, tasks: int, sizes: dict) -> np.ndarray:
     """Level by level, task by task, expert by expert."""
-    weights = {key: value.double().numpy() for key, value in model.state_dict().items()}
+    weights = weights_of(model)
     own = sizes["task_experts"]
     h = [x] * tasks
     for level in range(sizes.get("levels", 2)):
@@ -52,8 +44,7 @@ def equations(model: Model, x: np.ndarray, tasks: int, sizes: dict) -> np.ndarra
         outs = [mlp(weights, f"{at}.experts", e, h[e // own], False) for e in range(tasks * own)]
         following = []
         for t in range(tasks):
-            scores = np.exp(mlp(weights, f"{at}.gates.0.logits", t, h[t], True))
-            f = sum(scores[:, [e]] / scores.sum(1, keepdims=True) * out for e, out in enumerate(outs))
+            f = mixed(mlp(weights, f"{at}.gates.0.logits", t, h[t], True), outs)
             for e in range(own):
                 v = weights[f"{at}.v"][t, e] if own > 1 else 1.0
                 f = f + v * outs[t * own + e]
@@ -79,12 +70,8 @@ def test_every_parameter_gets_a_gradient(sizes, tasks):
     model = build(tasks, **sizes)
     labels = torch.randint(0, 2, (BATCH, tasks)).double()
     F.binary_cross_entropy_with_logits(model({"shared": inputs()}), labels).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        if tasks * sizes["task_experts"] == 1 and ".gates." in key:
-            continue  # the softmax over one expert is 1
-        for i, gradient in enumerate(parameter.grad):
-            assert gradient.any(), f"{key}[{i}]"
+    # The softmax over one expert is 1.
+    assert_all_have_gradients(model, but=".gates." if tasks * sizes["task_experts"] == 1 else None)
 
 
 @pytest.mark.parametrize("experts", [1, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from reference import mlp, weights_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,17 +49,8 @@ def inputs() -> Tensor:
     return torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def mlp(weights: dict[str, np.ndarray], name: str, i: int, x: np.ndarray, last_is_linear: bool = False) -> np.ndarray:
-    layers = sum(key.startswith(name + ".weights.") for key in weights)
-    for layer in range(layers):
-        x = x @ weights[f"{name}.weights.{layer}"][i] + weights[f"{name}.biases.{layer}"][i]
-        if layer < layers - 1 or not last_is_linear:
-            x = x * (x > 0)
-    return x
-
-
 def equations(model: Model, x: np.ndarray, tasks: tuple[Task, ...], links: list[tuple[str, str]]) -> np.ndarray:
-    weights = {key: value.double().numpy() for key, value in model.state_dict().items()}
+    weights = weights_of(model)
     q = {task.name: mlp(weights, "bottoms", i, x) for i, task in enumerate(tasks)}
     z = dict(q)
     for i, (task, before) in enumerate(links):

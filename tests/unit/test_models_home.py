@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from reference import assert_all_have_gradients
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -167,10 +168,7 @@ def test_every_parameter_gets_a_gradient(sizes, tasks):
     model = build(tasks, **sizes)
     labels = torch.randint(0, 2, (BATCH, tasks)).double()
     F.binary_cross_entropy_with_logits(model({"shared": inputs()}), labels).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        for i, gradient in enumerate(parameter.grad):
-            assert gradient.any(), f"{key}[{i}]"
+    assert_all_have_gradients(model)
 
 
 def reached(model: Model, task: int, level: str) -> list[bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from reference import assert_all_have_gradients, mixed, mlp, weights_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,18 +34,9 @@ def inputs() -> Tensor:
     return torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def mlp(weights: dict[str, np.ndarray], name: str, i: int, x: np.ndarray, last_is_linear: bool) -> np.ndarray:
-    layers = sum(key.startswith(name + ".weights.") for key in weights)
-    for layer in range(layers):
-        x = x @ weights[f"{name}.weights.{layer}"][i] + weights[f"{name}.biases.{layer}"][i]
-        if layer < layers - 1 or not last_is_linear:
-            x = x * (x > 0)
-    return x
-
-
 def equations(model: Model, x: np.ndarray, tasks: int, sizes: dict) -> np.ndarray:
     """Level by level, expert by expert, gate by gate."""
-    weights = {key: value.double().numpy() for key, value in model.state_dict().items()}
+    weights = weights_of(model)
     levels, own, shared = sizes.get("levels", 1), sizes["task_experts"], sizes["shared_experts"]
     h: list[np.ndarray] = [x] * (tasks + 1)
     for level in range(levels):
@@ -57,18 +49,15 @@ def equations(model: Model, x: np.ndarray, tasks: int, sizes: dict) -> np.ndarra
                 outs[-1].append(mlp(weights, f"{at}.experts", number, h[group], False))
                 number += 1
 
-        def mixed(gate: str, i: int, read: np.ndarray, choices: list[np.ndarray]) -> np.ndarray:
-            scores = np.exp(mlp(weights, f"{gate}.logits", i, read, True))
-            assert scores.shape[1] == len(choices)
-            return sum(scores[:, [k]] / scores.sum(1, keepdims=True) * choice for k, choice in enumerate(choices))
-
         # A lone task's gate sees as many experts as the shared gate: they lie together.
         together = tasks == 1 and level < levels - 1
-        following = [mixed(f"{at}.gates.0", t, h[t], outs[t] + outs[tasks]) for t in range(tasks)]
+        following = [
+            mixed(mlp(weights, f"{at}.gates.0.logits", t, h[t], True), outs[t] + outs[tasks]) for t in range(tasks)
+        ]
         if level < levels - 1:
             everything = [out for group in outs for out in group]
-            place = (f"{at}.gates.0", 1) if together else (f"{at}.gates.1", 0)
-            following.append(mixed(*place, h[tasks], everything))
+            place = (f"{at}.gates.0.logits", 1) if together else (f"{at}.gates.1.logits", 0)
+            following.append(mixed(mlp(weights, *place, h[tasks], True), everything))
         else:
             assert f"{at}.gates.1.logits.weights.0" not in weights  # no shared gate that nothing reads
             assert len(weights[f"{at}.gates.0.logits.weights.0"]) == tasks
@@ -94,10 +83,7 @@ def test_every_parameter_gets_a_gradient(name, sizes, tasks):
     model = build(name, tasks, **sizes)
     labels = torch.randint(0, 2, (BATCH, tasks)).double()
     F.binary_cross_entropy_with_logits(model({"shared": inputs()}), labels).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        for i, gradient in enumerate(parameter.grad):
-            assert gradient.any(), f"{key}[{i}]"
+    assert_all_have_gradients(model)
 
 
 def seen(level: GatedExperts, x: Tensor) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from reference import Weights, assert_all_have_gradients, mixed, mlp, weights_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,22 +46,7 @@ def inputs(tasks: int) -> dict[str, Tensor]:
     return {group: torch.randn(BATCH, WIDTH, generator=generator, dtype=torch.float64) for group in groups}
 
 
-def mlp(weights: dict[str, np.ndarray], name: str, i: int, x: np.ndarray, last_is_linear: bool) -> np.ndarray:
-    layers = sum(key.startswith(name + ".weights.") for key in weights)
-    for layer in range(layers):
-        x = x @ weights[f"{name}.weights.{layer}"][i] + weights[f"{name}.biases.{layer}"][i]
-        if layer < layers - 1 or not last_is_linear:
-            x = x * (x > 0)
-    return x
-
-
-def mixed(scores: np.ndarray, choices: list[np.ndarray]) -> np.ndarray:
-    assert scores.shape[1] == len(choices)
-    shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    return sum(shares[:, [k]] * choice for k, choice in enumerate(choices))
-
-
-def stem(weights: dict[str, np.ndarray], x: dict[str, np.ndarray], tasks: int, sizes: dict) -> np.ndarray:
+def stem(weights: Weights, x: dict[str, np.ndarray], tasks: int, sizes: dict) -> np.ndarray:
     """Level by level, expert by expert, gate by gate."""
     levels, own, shared = sizes.get("levels", 1), sizes["task_experts"], sizes["shared_experts"]
     h = [x[f"task_{t}"] for t in range(tasks)] + [x["shared"]]
@@ -94,7 +80,7 @@ def me_ple(weights, x, tasks, sizes):
     return stem(weights, x, tasks, {**sizes, "cross_task": False})
 
 
-def me_mmoe(weights: dict[str, np.ndarray], x: dict[str, np.ndarray], tasks: int, sizes: dict) -> np.ndarray:
+def me_mmoe(weights: Weights, x: dict[str, np.ndarray], tasks: int, sizes: dict) -> np.ndarray:
     tables = [x[f"task_{t}"] for t in range(tasks)] + [x["shared"]]
     reads = sorted(expert % (tasks + 1) for expert in range(sizes["experts"]))
     experts = [mlp(weights, "experts", i, tables[table], False) for i, table in enumerate(reads)]
@@ -113,7 +99,7 @@ EQUATIONS = {"stem": stem, "me_ple": me_ple, "me_mmoe": me_mmoe}
 @each_case
 def test_forward_is_the_equation(name, sizes, tasks):
     model, x = build(name, tasks, **sizes), inputs(tasks)
-    weights = {key: value.numpy() for key, value in model.state_dict().items()}
+    weights = weights_of(model)
     wanted = EQUATIONS[name](weights, {group: value.numpy() for group, value in x.items()}, tasks, sizes)
     np.testing.assert_allclose(model(x).detach().numpy(), wanted, rtol=0, atol=1e-10)
     # And in the precision it trains in.
@@ -130,10 +116,7 @@ def test_every_parameter_and_table_gets_a_gradient(name, sizes, tasks):
         value.requires_grad_()
     labels = torch.randint(0, 2, (BATCH, tasks)).double()
     F.binary_cross_entropy_with_logits(model(x), labels).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        for i, gradient in enumerate(parameter.grad):
-            assert gradient.any(), f"{key}[{i}]"
+    assert_all_have_gradients(model)
     assert all(value.grad.any() for value in x.values())
 
 
