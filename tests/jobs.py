@@ -23,6 +23,24 @@ def words(flags: dict[str, Any]) -> list[str]:
     return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
 
 
+SURVIVORS = {
+    "training.batch_size": 64,
+    "training.max_epochs": 1000,
+    "training.patience": 0,
+    "training.device": "cpu",
+    "model.dropout": 0.1,
+    "metrics.every_steps": 1,
+    "metrics.tensorboard": False,
+}
+"""Settings of the jobs that tests disturb: dropout, so that random states count, and every step logged."""
+
+
+def training(data: Path, run: Path, **flags: Any) -> list[object]:
+    """The command line that trains such a job; `section__key` sets a key."""
+    settings = SURVIVORS | {key.replace("__", "."): value for key, value in flags.items()}
+    return ["train", "mmoe", "--data", data, "--run", run, *words(settings)]
+
+
 class Job:
     """A running `recmtl`, under the launcher where it has one.
 

@@ -7,27 +7,18 @@ import os
 import random
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import Job, last_step, running, standalone, weights, words
+from jobs import Job, last_step, running, standalone, training, weights
 from toy import write_toy
 
 pytestmark = pytest.mark.slow
 
 KILLS, STEPS = 20, 1000
-FLAGS = {
-    "training.batch_size": 64,
-    "training.max_epochs": 1000,
-    "training.max_steps": STEPS,
-    "training.patience": 0,
-    "training.device": "cpu",
-    "model.dropout": 0.1,
-    "metrics.every_steps": 1,
-    "metrics.tensorboard": False,
-    "checkpoint.every_steps": 10,
-}
+command = partial(training, training__max_steps=STEPS, checkpoint__every_steps=10)
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +26,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy") / "data"
     write_toy(folder, {"train": 3000, "val": 400, "test": 501})
     return folder
-
-
-def command(data: Path, run: Path, **flags: Any) -> list[object]:
-    flags = FLAGS | {key.replace("__", "."): value for key, value in flags.items()}
-    return ["train", "mmoe", "--data", data, "--run", run, *words(flags)]
 
 
 def finish(*args: object, **options: Any) -> Job:

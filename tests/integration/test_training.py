@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jobs import words
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import write_toy
 
@@ -38,10 +39,6 @@ FLAGS = {
     "checkpoint.keep": 100,
 }
 TASK_METRICS = {"auc", "gauc", "oracle_auc", "logloss", "ne", "calibration", "base_rate", "rows"}
-
-
-def words(flags: dict[str, Any]) -> list[str]:
-    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
 
 
 def read(run: Path, name: str = "results.json") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import words
 from toy import write_toy
 
 from recmtl import cli
@@ -34,10 +35,6 @@ FLAGS = {
     "weighting.temperature": 0.1,
 }
 LEARNED = [method for method in METHODS if method != "fixed"]
-
-
-def words(flags: dict[str, Any]) -> list[str]:
-    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
 
 
 def logged(run: Path, kind: str) -> list[list[float]]:
