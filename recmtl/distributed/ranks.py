@@ -15,6 +15,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from recmtl.distributed.allocator import keep_freed_memory
 from recmtl.errors import UserError
 from recmtl.files import os_errors
 
@@ -158,8 +159,10 @@ def process_group(device: str) -> Iterator[Ranks]:
         if local_rank >= (gpus := torch.cuda.device_count()):
             raise UserError(f"{local_world_size} ranks on a machine with {gpus} GPUs; start one rank a GPU at most")
         torch.cuda.set_device(local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
+    else:
+        keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     backend = "nccl" if kind == "cuda" else "gloo"
     if world_size == local_world_size:

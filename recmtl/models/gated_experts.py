@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from itertools import accumulate, groupby
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from recmtl.errors import UserError
-from recmtl.models.layers import Gates, MLPs, mix
+from recmtl.models.layers import Gates, MLPs, mix, side_by_side
 
 
 class WiredGates(nn.ModuleList):
@@ -132,9 +132,7 @@ class GatedExperts(nn.Module):
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Mix the experts for every gate; see the class for shapes."""
         weights, experts = self.choose(x)
-        if self.trained is None:
-            return mix(weights, experts)
-        return mix(weights * self.trained, experts) + mix(weights * (1 - self.trained), experts.detach())
+        return mix(weights, experts) if self.trained is None else TrainedMix.apply(weights, experts, self.trained)
 
     def choose(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """What every gate gives every expert [gates, B, E], 0 where it sees none, and the experts [E, B, H]."""
@@ -142,16 +140,16 @@ class GatedExperts(nn.Module):
         shares = []
         for logits in self._gate_logits():
             mine, gates = gates[: logits.count], gates[logits.count :]
-            shares.append(torch.softmax(logits.finish(torch.stack(mine) + logits.biases[0]), dim=-1))
-        return self.gates.spread(shares), self.experts.finish(experts + self.experts.biases[0])
+            shares.append(torch.softmax(logits.finish(torch.cat(mine) + logits.biases[0]), dim=-1))
+        return self.gates.spread(shares), self.experts.finish(experts)
 
     def _gate_logits(self) -> list[MLPs]:
         return [cast(Gates, gates).logits for gates in self.gates]
 
     def _first_layers(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Products of inputs and first layers: of all experts [E, B, ·], and of each gate [B, ·]."""
-        expert_weights = self.experts.weights[0]
-        gate_weights = [weight for logits in self._gate_logits() for weight in logits.weights[0]]
+        """First layers of all experts [E, B, ·], and of each gate [1, B, ·] without its bias."""
+        weights, biases = self.experts.weights[0], self.experts.biases[0]
+        gate_weights = [weight for logits in self._gate_logits() for weight in logits.weights[0].split(1)]
         gates: list[list[Tensor]] = [[] for _ in gate_weights]
         if isinstance(x, Tensor) and x.dim() == 2:
             parts = [(x, range(self.experts.count), list(range(len(gate_weights))))]
@@ -159,9 +157,41 @@ class GatedExperts(nn.Module):
             parts = list(zip(x, self.members, self.readers, strict=True))
         experts = []
         for one, members, readers in parts:
-            columns = [*expert_weights[members.start : members.stop].unbind(0), *(gate_weights[i] for i in readers)]
-            products = (one @ torch.cat(columns, dim=1)).split([column.shape[1] for column in columns], dim=1)
-            experts += products[: len(members)]
-            for i, product in zip(readers, products[len(members) :], strict=True):
+            mine = slice(members.start, members.stop)
+            # A gate reads the sum of several groups' inputs: its bias comes once, after the sum.
+            columns = [weights[mine], *(gate_weights[i] for i in readers)]
+            offsets = [biases[mine], *(torch.zeros_like(gate_weights[i][:, :1]) for i in readers)]
+            expert, *products = side_by_side(one, columns, offsets)
+            experts.append(expert)
+            for i, product in zip(readers, products, strict=True):
                 gates[i].append(product)
-        return torch.stack(experts), [reduce(torch.add, products) for products in gates]
+        return torch.cat(experts), [reduce(torch.add, products) for products in gates]
+
+
+class TrainedMix(torch.autograd.Function):
+    """`mix` with a stop-gradient for each pair of gate and expert: experts learn from the gates that train them.
+
+    Equal to mix(g · trained, e) + mix(g · (1 − trained), sg(e)) with half the products.
+
+    Args:
+        gates: g [n, B, K].
+        experts: e [K, B, H].
+        trained: 1 where gate i trains expert k, else 0, [n, 1, K].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, experts: Tensor, trained: Tensor) -> Tensor:
+        """Gated sums [n, B, H]."""
+        ctx.save_for_backward(gates, experts, trained)
+        return mix(gates, experts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of gates and experts."""
+        gates, experts, trained = ctx.saved_tensors
+        rows = gradient.transpose(0, 1)  # [B, n, H]
+        # Under autocast the gates are float32 beside experts of bfloat16.
+        shares = (gates * trained).to(rows.dtype)
+        of_gates = torch.matmul(rows, experts.to(rows.dtype).permute(1, 2, 0)).transpose(0, 1)
+        of_experts = torch.matmul(shares.permute(1, 2, 0), rows).transpose(0, 1)
+        return of_gates, of_experts, None

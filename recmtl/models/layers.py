@@ -76,8 +76,8 @@ class MLPs(nn.Module):
         weight, bias = self.weights[0], self.biases[0]
         if not isinstance(x, Tensor):
             groups = zip(x, weight.split(list(sizes)), bias.split(list(sizes)), strict=True)
-            return self.finish(torch.cat([_side_by_side(one, w, b) for one, w, b in groups]))
-        h = _side_by_side(x, weight, bias) if x.dim() == 2 else torch.baddbmm(bias, x, weight)
+            return self.finish(torch.cat([side_by_side(one, [w], [b])[0] for one, w, b in groups]))
+        h = side_by_side(x, [weight], [bias])[0] if x.dim() == 2 else torch.baddbmm(bias, x, weight)
         return self.finish(h, scales)
 
     def finish(self, h: Tensor, scales: Sequence[Tensor] = ()) -> Tensor:
@@ -90,11 +90,36 @@ class MLPs(nn.Module):
         return h
 
 
-def _side_by_side(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The n products x W_i + b_i [n, B, out] of one x [B, in], as one wide product that reads x once."""
-    count = len(weight)
-    wide = weight.flatten(0, 1) if count == 1 else weight.transpose(0, 1).flatten(1)
-    return torch.addmm(bias.reshape(-1), x, wide).unflatten(1, (count, -1)).transpose(0, 1)
+ALIGNMENT = 16
+"""Columns of a product are a multiple of this: on a CPU 131 columns take half as long again as 128 or 144, and tensor
+cores of GPUs want multiples of 8."""
+
+
+def side_by_side(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """The products x W_i + b_i of all networks that read one x, as one wide product that reads x once.
+
+    Args:
+        x: [B, in].
+        weights: for every group of n networks of one shape, [n, in, out]; n and out differ between groups.
+        biases: for every group [n, 1, out]; None: none.
+
+    Returns:
+        [n, B, out] for every group.
+    """
+    # One network's weights are columns as they are; transposed, their gradient would have other strides than they have.
+    columns = [w.flatten(0, 1) if len(w) == 1 else w.transpose(0, 1).flatten(1) for w in weights]
+    widths = [column.shape[1] for column in columns]
+    if padding := -sum(widths) % ALIGNMENT:
+        widths.append(padding)
+        columns.append(x.new_zeros(x.shape[1], padding))
+    wide = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+    if biases is None:
+        products = x @ wide
+    else:
+        row = torch.cat([*(bias.flatten() for bias in biases), x.new_zeros(padding)])
+        products = torch.addmm(row, x, wide)
+    parts = products.split(widths, dim=1) if len(widths) > 1 else [products]
+    return [part.unflatten(1, (len(w), -1)).transpose(0, 1) for part, w in zip(parts, weights, strict=False)]
 
 
 class Gates(nn.Module):

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from recmtl.data.dataset import Task
 from recmtl.errors import UserError
 from recmtl.models import Inputs, Model, model_class
+from recmtl.models.gated_experts import TrainedMix
+from recmtl.models.layers import mix
 
 WIDTH, BATCH = 11, 7
 CASES = [
@@ -186,3 +188,20 @@ def test_autocast_changes_logits_a_little(name, sizes):
         rounded = model(x)
     rounded.float().sum().backward()
     torch.testing.assert_close(rounded.float(), model(x), rtol=0.05, atol=0.02)
+
+
+def test_a_stop_gradient_a_pair_is_two_mixes():
+    torch.manual_seed(0)
+    trained = torch.tensor([[1, 0, 1], [0, 1, 1]]).unsqueeze(1)
+    gates = torch.rand(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    experts = torch.rand(3, 5, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(2, 5, 4, dtype=torch.float64)
+    z = TrainedMix.apply(gates, experts, trained)
+    expected = mix(gates * trained, experts) + mix(gates * (1 - trained), experts.detach())
+    torch.testing.assert_close(z, expected)
+    for one, other in zip(
+        torch.autograd.grad((z * weights).sum(), (gates, experts)),
+        torch.autograd.grad((expected * weights).sum(), (gates, experts)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
