@@ -191,7 +191,6 @@ class TrainedMix(torch.autograd.Function):
         gates, experts, trained = ctx.saved_tensors
         rows = gradient.transpose(0, 1)  # [B, n, H]
         # Under autocast the gates are float32 beside experts of bfloat16.
-        shares = (gates * trained).to(rows.dtype)
-        of_gates = torch.matmul(rows, experts.to(rows.dtype).permute(1, 2, 0)).transpose(0, 1)
-        of_experts = torch.matmul(shares.permute(1, 2, 0), rows).transpose(0, 1)
-        return of_gates, of_experts, None
+        shares = (gates * trained).to(gradient.dtype)
+        of_gates = torch.matmul(rows, experts.to(gradient.dtype).permute(1, 2, 0)).transpose(0, 1)
+        return of_gates, mix(shares.transpose(0, 2), gradient), None

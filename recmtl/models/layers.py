@@ -90,18 +90,18 @@ class MLPs(nn.Module):
         return h
 
 
-ALIGNMENT = 16
-"""Columns of a product are a multiple of this: on a CPU 131 columns take half as long again as 128 or 144, and tensor
-cores of GPUs want multiples of 8."""
+ALIGNMENT, LEAST = 8, 16
+"""The columns of a product are a multiple of the first, and no fewer than the second: on a CPU 131 take half as long
+again as 128 or 136 and 3 longer than 16, and tensor cores of GPUs want multiples of 8."""
 
 
-def side_by_side(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None) -> list[Tensor]:
+def side_by_side(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
     """The products x W_i + b_i of all networks that read one x, as one wide product that reads x once.
 
     Args:
         x: [B, in].
         weights: for every group of n networks of one shape, [n, in, out]; n and out differ between groups.
-        biases: for every group [n, 1, out]; None: none.
+        biases: for every group, [n, 1, out].
 
     Returns:
         [n, B, out] for every group.
@@ -109,15 +109,14 @@ def side_by_side(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] 
     # One network's weights are columns as they are; transposed, their gradient would have other strides than they have.
     columns = [w.flatten(0, 1) if len(w) == 1 else w.transpose(0, 1).flatten(1) for w in weights]
     widths = [column.shape[1] for column in columns]
-    if padding := -sum(widths) % ALIGNMENT:
+    total = sum(widths)
+    padding = max(LEAST, -(-total // ALIGNMENT) * ALIGNMENT) - total
+    if padding:
         widths.append(padding)
         columns.append(x.new_zeros(x.shape[1], padding))
     wide = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
-    if biases is None:
-        products = x @ wide
-    else:
-        row = torch.cat([*(bias.flatten() for bias in biases), x.new_zeros(padding)])
-        products = torch.addmm(row, x, wide)
+    bias = torch.cat([*(bias.flatten() for bias in biases), x.new_zeros(padding)])
+    products = torch.addmm(bias, x, wide)
     parts = products.split(widths, dim=1) if len(widths) > 1 else [products]
     return [part.unflatten(1, (len(w), -1)).transpose(0, 1) for part, w in zip(parts, weights, strict=False)]
 
@@ -144,6 +143,10 @@ class Gates(nn.Module):
         return torch.softmax(self.logits(x), dim=-1)
 
 
+SMALL_PRODUCT = 400
+"""On a CPU, PyTorch multiplies batched matrices with fewer multiplications each in a scalar loop, five times slower."""
+
+
 def mix(gates: Tensor, experts: Tensor) -> Tensor:
     """Gated sums of experts: z_i = Σ_k g_{i,k} e_k.
 
@@ -154,6 +157,11 @@ def mix(gates: Tensor, experts: Tensor) -> Tensor:
     Returns:
         [n, B, H].
     """
+    if gates.shape[0] * experts.shape[0] * experts.shape[2] < SMALL_PRODUCT:
+        z = gates[..., :1] * experts[0]
+        for k in range(1, len(experts)):
+            z = torch.addcmul(z, gates[..., k : k + 1], experts[k])
+        return z
     # [B, n, K] @ [B, K, H]
     return torch.matmul(gates.transpose(0, 1), experts.transpose(0, 1)).transpose(0, 1)
 
