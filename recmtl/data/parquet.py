@@ -21,13 +21,51 @@ CACHE_BYTES = 256 * 2**20
 
 
 @dataclass
+class Lists:
+    """The ids of L list features in n rows; those of one feature lie row after row."""
+
+    lengths: np.ndarray
+    """int32 [L, n]: how many ids a row has."""
+    starts: np.ndarray
+    """int64 [L, n]: where in `values` they begin."""
+    values: np.ndarray
+    """int32: of all features; slices share it."""
+
+    @classmethod
+    def packed(cls, lengths: np.ndarray, values: np.ndarray) -> Lists:
+        """From ids that lie without a gap, feature after feature."""
+        ends = np.cumsum(lengths, dtype=np.int64).reshape(lengths.shape)
+        return cls(lengths, ends - lengths, values)
+
+    @property
+    def nbytes(self) -> int:
+        return self.lengths.nbytes + self.starts.nbytes + self.values.nbytes
+
+    def of(self, feature: int) -> np.ndarray:
+        """The ids of a feature in all rows, of which there is at least one; without copying."""
+        return self.values[self.starts[feature, 0] : self.starts[feature, -1] + self.lengths[feature, -1]]
+
+    def take(self, index: np.ndarray) -> Lists:
+        """Rows in the order of `index`."""
+        taken = Lists.packed(self.lengths[:, index], self.values)
+        # Position of each id: its row's start, plus its place within the row.
+        shift = np.repeat((self.starts[:, index] - taken.starts).ravel(), taken.lengths.ravel())
+        taken.values = self.values[shift + np.arange(len(shift))]
+        return taken
+
+    def slice(self, start: int, stop: int) -> Lists:
+        """Rows start … stop − 1, without copying."""
+        return Lists(self.lengths[:, start:stop], self.starts[:, start:stop], self.values)
+
+
+@dataclass
 class Rows:
-    """Decoded rows, column by column (n rows, C categorical, L list, N numeric features, T tasks)."""
+    """Decoded rows, column by column (n rows, C categorical, N numeric features, T tasks)."""
 
     ids: np.ndarray
     """int32 [C, n]."""
-    lists: list[tuple[np.ndarray, np.ndarray]]
-    """Per list feature: lengths int32 [n] and the values int32 of all rows in order."""
+    lists: Lists
+    """Those of the list features."""
     numeric: np.ndarray
     """float32 [n, N]."""
     labels: np.ndarray
@@ -42,13 +80,13 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        arrays = [
+        arrays: list[np.ndarray | Lists | None] = [
             self.ids,
+            self.lists,
             self.numeric,
             self.labels,
             self.oracle,
             self.group,
-            *(a for pair in self.lists for a in pair),
         ]
         return sum(array.nbytes for array in arrays if array is not None)
 
@@ -56,7 +94,7 @@ class Rows:
         """Rows in the order of `index`."""
         return Rows(
             self.ids.take(index, axis=1),
-            [_take_list(lengths, values, index) for lengths, values in self.lists],
+            self.lists.take(index),
             self.numeric.take(index, axis=0),
             self.labels.take(index, axis=0),
             None if self.oracle is None else self.oracle.take(index, axis=0),
@@ -67,26 +105,12 @@ class Rows:
         """Rows start … stop − 1, without copying."""
         return Rows(
             self.ids[:, start:stop],
-            [_slice_list(lengths, values, start, stop) for lengths, values in self.lists],
+            self.lists.slice(start, stop),
             self.numeric[start:stop],
             self.labels[start:stop],
             None if self.oracle is None else self.oracle[start:stop],
             None if self.group is None else self.group[start:stop],
         )
-
-
-def _take_list(lengths: np.ndarray, values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    starts = np.concatenate(([0], np.cumsum(lengths)))[:-1]
-    taken = lengths[index]
-    ends = np.cumsum(taken)
-    # Position of each value: its row's start, plus its place within the row.
-    shift = np.repeat(starts[index] - (ends - taken), taken)
-    return taken, values[shift + np.arange(len(shift))]
-
-
-def _slice_list(lengths: np.ndarray, values: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    begin = int(lengths[:start].sum())
-    return lengths[start:stop], values[begin : begin + int(lengths[start:stop].sum())]
 
 
 class ParquetSplit:
@@ -244,7 +268,14 @@ class Decoder:
             values = self._column(label_column(task.name))
             labels[:, i] = values
             self._check((values == 0) | (values == 1), label_column(task.name), values, "must be 0 or 1")
-        return Rows(ids, [self._list(f.name, f.table) for f in split.list_features], numeric, labels, *self._extras(n))
+        return Rows(ids, self._lists(), numeric, labels, *self._extras(n))
+
+    def _lists(self) -> Lists:
+        found = [self._list(feature.name, feature.table) for feature in self.split.list_features]
+        lengths = np.empty((len(found), self.table.num_rows), np.int32)
+        for row, (mine, _) in zip(lengths, found, strict=True):
+            row[:] = mine
+        return Lists.packed(lengths, np.concatenate([np.empty(0, np.int32), *(ids for _, ids in found)]))
 
     def _extras(self, n: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         oracle = group = None
@@ -272,7 +303,7 @@ class Decoder:
         values = array.flatten()
         if values.null_count:
             raise UserError(f"{self.path}: column '{name}': a list holds a null; prepare the data again")
-        lengths = np.diff(array.offsets.to_numpy()).astype(np.int32)
+        lengths = np.diff(array.offsets.to_numpy())
         ids = values.to_numpy()
         self._check_ids(ids, name, table)
         return lengths, ids

@@ -20,7 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset, Task
-from recmtl.data.parquet import Gather, ParquetSplit, Rows
+from recmtl.data.parquet import Gather, Lists, ParquetSplit, Rows
 from recmtl.errors import UserError
 
 READ_SECONDS = 240.0
@@ -141,16 +141,18 @@ class Reader:
         )
         return batch.pin_memory() if self.pin_memory else batch
 
-    def _keyed_jagged_tensor(self, ids: np.ndarray, lists: list, rows: int) -> KeyedJaggedTensor:
+    def _keyed_jagged_tensor(self, ids: np.ndarray, lists: list[Lists], rows: int) -> KeyedJaggedTensor:
         if not self.data.list_features:
             return KeyedJaggedTensor(self.keys, torch.from_numpy(ids.reshape(-1)), lengths=self._full_lengths)
-        values, lengths = [ids.reshape(-1)], [self._full_lengths.numpy()]
-        padding = np.zeros(self.local_batch_size - rows, np.int32)
-        for feature in range(len(self.data.list_features)):
-            lengths += [*(piece[feature][0] for piece in lists), padding]
-            values += [piece[feature][1] for piece in lists]
+        features = len(self.data.list_features)
+        lengths = np.zeros((features, self.local_batch_size), np.int32)
+        if lists:
+            np.concatenate([piece.lengths for piece in lists], axis=1, out=lengths[:, :rows])
+        values = [piece.of(feature) for feature in range(features) for piece in lists]
         return KeyedJaggedTensor(
-            self.keys, torch.from_numpy(np.concatenate(values)), lengths=torch.from_numpy(np.concatenate(lengths))
+            self.keys,
+            torch.from_numpy(np.concatenate([ids.reshape(-1), *values])),
+            lengths=torch.cat([self._full_lengths, torch.from_numpy(lengths.reshape(-1))]),
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import (
@@ -63,7 +64,8 @@ def dense_optimizer(config: Config) -> Callable[[list[Tensor]], torch.optim.Opti
         "sgd": torch.optim.SGD,
     }
     cls = classes[config.dense.optimizer]
-    return lambda params: cls(params, lr=config.dense.lr, weight_decay=config.dense.weight_decay)
+    # Fused: one pass over a parameter in place of the eight operations of Adam, each dispatched by itself.
+    return lambda params: cls(params, lr=config.dense.lr, weight_decay=config.dense.weight_decay, fused=True)
 
 
 def parallelize(
@@ -101,6 +103,8 @@ def parallelize(
         device=device,
         plan=plan.sharding_plan,
         sharders=[sharder()],
+        # A single rank has nobody to average gradients with: it is spared the copies into buckets and the call.
+        init_data_parallel=dist.get_world_size() > 1,
     )
     initialize_tables(model, config.training.seed, config.embedding.init_scale)
 
