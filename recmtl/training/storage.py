@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
@@ -85,6 +86,15 @@ class SafeReader(FileSystemReader):
 
 class SafePlanner(DefaultLoadPlanner):
     """Loads values that are no tensors only where weights-only semantics allow them."""
+
+    def create_local_plan(self) -> LoadPlan:
+        """What this rank reads.
+
+        By itself PyTorch may take a checkpoint with parts of other ranks in it for one of its versions before 2.4, which
+        wrote a value for every optimiser state, also for SGD's, which is empty.
+        """
+        assert self.metadata is not None
+        return create_default_local_load_plan(self.state_dict, self.metadata)
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Take over one value.
