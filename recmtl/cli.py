@@ -26,7 +26,7 @@ from recmtl.ending import (
     leave,
     leave_interrupted,
 )
-from recmtl.errors import Stopped, UserError
+from recmtl.errors import Stopped, UserError, is_out_of_memory
 
 
 @dataclass
@@ -216,6 +216,8 @@ def main() -> None:
         if _is_lost_rank(problem):
             reason = str(problem).splitlines()[0]
             leave(f"error: rank {os.environ['RANK']} lost another rank ({reason})", BUG, after=GRACE_SECONDS)
+        if is_out_of_memory(problem):
+            leave("error: out of memory", MISTAKE)
         traceback.print_exc()
         leave("error: recmtl failed unexpectedly; the lines above say where", BUG)
 

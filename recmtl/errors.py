@@ -1,4 +1,4 @@
-"""The exceptions that the command line turns into one line."""
+"""The exceptions that the command line turns into one line, and what other errors mean."""
 
 
 class UserError(Exception):
@@ -14,3 +14,13 @@ class Stopped(Exception):
 
     The command line prints the message and exits with code 143, which schedulers read as worth another try.
     """
+
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""Words of the errors of PyTorch's and CUDA's allocators, which have no common class."""
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that memory, of the host or of a GPU, ran out."""
+    said = isinstance(problem, RuntimeError) and any(words in str(problem) for words in OUT_OF_MEMORY)
+    return said or isinstance(problem, MemoryError)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
@@ -11,10 +11,10 @@ from rich.table import Table
 
 from recmtl.config import Config
 from recmtl.data.dataset import Dataset
-from recmtl.distributed.memory import Memory, predict
-from recmtl.distributed.plan import GIB, Cluster, Plan, Shard, make_plan
+from recmtl.distributed.memory import Memory
+from recmtl.distributed.plan import GIB, Cluster, Plan, Shard
+from recmtl.distributed.shortage import Forecast, size
 from recmtl.errors import UserError
-from recmtl.models.ranker import Ranker
 
 RANKS_SHOWN = 16
 
@@ -40,27 +40,11 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
         raise UserError(f"--device: cpu or cuda, not {device}")
     if world_size < 1 or hbm_gib <= 0 or ranks_per_node < 1:
         raise UserError("--world_size, --hbm_gib and --ranks_per_node must be greater than 0")
-    dataset = Dataset.load(data)
-    tasks = dataset.select_tasks(tuple(config.training.tasks))
-    ranker = Ranker.of(config, dataset, tasks)
     cluster = Cluster(world_size, min(world_size, ranks_per_node), device, int(hbm_gib * GIB))
-    batch_size = -(-config.training.batch_size // world_size)
-    plan = make_plan(ranker, config, cluster, batch_size)
-    memory = predict(ranker, plan, config, dataset, batch_size)
-    _check_fits(memory, cluster)
-    unknown = [f.name for f in dataset.features if f.kind == "list" and f.mean_length is None]
-    return _render(plan, memory, unknown)
-
-
-def _check_fits(memory: list[Memory], cluster: Cluster) -> None:
-    rank = max(range(len(memory)), key=lambda rank: memory[rank].total)
-    worst = memory[rank]
-    if worst.total > cluster.memory:
-        parts = ", ".join(f"{name} {_size(size)}" for name, size in sorted(asdict(worst).items(), key=lambda p: -p[1]))
-        raise UserError(
-            f"rank {rank} needs {_size(worst.total)} of {_size(cluster.memory)}: {parts}; use more ranks, a smaller "
-            "training.batch_size, embedding.dim or model"
-        )
+    forecast = Forecast.of(config, Dataset.load(data), cluster)
+    forecast.check()
+    unknown = [f.name for f in forecast.dataset.features if f.kind == "list" and f.mean_length is None]
+    return _render(forecast.plan, forecast.memory, unknown)
 
 
 def _render(plan: Plan, memory: list[Memory], unknown: list[str]) -> str:
@@ -72,10 +56,6 @@ def _render(plan: Plan, memory: list[Memory], unknown: list[str]) -> str:
     return capture.get().rstrip() + (note if unknown else "")
 
 
-def _size(bytes_: float) -> str:
-    return f"{bytes_ / GIB:.3f} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.2f} MiB"
-
-
 def _table_of_tables(plan: Plan) -> Table:
     shards: dict[str, list[Shard]] = defaultdict(list)
     for shard in plan.shards:
@@ -84,7 +64,7 @@ def _table_of_tables(plan: Plan) -> Table:
     for name, pieces in sorted(shards.items(), key=lambda item: -sum(s.weight_bytes for s in item[1])):
         ranks = sorted({s.rank for s in pieces})
         where = str(ranks[0]) if len(ranks) == 1 else f"{len(ranks)} ranks ({ranks[0]} to {ranks[-1]})"
-        weights = _size(sum(s.weight_bytes for s in pieces))
+        weights = size(sum(s.weight_bytes for s in pieces))
         rows = max(s.rows for s in pieces)
         table.add_row(name, pieces[0].sharding, where, f"{rows:,}", str(max(s.dim for s in pieces)), weights)
     return table
@@ -98,15 +78,15 @@ def _table_of_ranks(plan: Plan, memory: list[Memory]) -> Table:
     tables = [part.weights + part.states + part.lookups for part in memory]
     mean = sum(tables) / cluster.world_size
     title = (
-        f"Ranks: {cluster.world_size} x {_size(cluster.memory)} ({cluster.device}); "
+        f"Ranks: {cluster.world_size} x {size(cluster.memory)} ({cluster.device}); "
         f"fullest over mean {max(tables) / mean:.2f}"
     )
     parts = [field.name for field in fields(Memory)]
     table = Table("rank", *parts, "in all", "of memory", "lookups a step", box=None, title=title)
     for rank, part in enumerate(memory[:RANKS_SHOWN]):
-        sizes = [_size(getattr(part, name)) for name in parts]
+        sizes = [size(getattr(part, name)) for name in parts]
         share = f"{part.total / cluster.memory:.1%}"
-        table.add_row(str(rank), *sizes, _size(part.total), share, f"{time[rank]:.3f} ms")
+        table.add_row(str(rank), *sizes, size(part.total), share, f"{time[rank]:.3f} ms")
     if cluster.world_size > RANKS_SHOWN:
         table.add_row("…", *[""] * (len(parts) + 3))
     table.caption = (

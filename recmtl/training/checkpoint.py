@@ -19,7 +19,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException
 
-from recmtl.errors import UserError
+from recmtl.errors import UserError, is_out_of_memory
 from recmtl.files import sync_folder, write_whole
 from recmtl.training.engine import Engine
 from recmtl.training.manifest import MANIFEST, Entries, entry, find_damage
@@ -93,9 +93,11 @@ class Checkpoints:
             # Read back where it was written: it is still in this machine's memory.
             entries = self.ranks.gather(lambda: _entries(unfinished, f"__{self.ranks.rank}_*"))
             self.ranks.first(lambda: self._complete(progress, unfinished, final, entries))
-        except UserError as problem:
+        except (UserError, MemoryError) as problem:
             if self.ranks.is_first:
                 shutil.rmtree(unfinished, ignore_errors=True)
+            if isinstance(problem, MemoryError):
+                raise
             raise UserError(f"{final}: cannot be written ({problem}); checkpoints before it are untouched") from None
         self.saved_step = progress.step
         if self.ranks.is_first:
@@ -269,8 +271,14 @@ def _entries(folder: Path, pattern: str) -> Entries:
 
 
 def _reason(problem: CheckpointException) -> str:
-    """What went wrong on the first rank that failed, in one line."""
+    """What went wrong on the first rank that failed, in one line.
+
+    Raises:
+        MemoryError: memory ran out, which is no matter of the checkpoint.
+    """
     _, (error, _) = min(problem.failures.items())
+    if is_out_of_memory(error):
+        raise MemoryError(str(error))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from recmtl.config import Config
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import SPLITS, Dataset, Task
 from recmtl.data.reader import Reader
+from recmtl.distributed.memory import predict
 from recmtl.distributed.parallel import parallelize
 from recmtl.distributed.plan import Cluster, Plan, make_plan
 from recmtl.distributed.ranks import Ranks
+from recmtl.distributed.shortage import Forecast
 from recmtl.errors import UserError
 from recmtl.metrics import Bins, Values
 from recmtl.models.ranker import Output, Ranker
@@ -52,11 +55,25 @@ class Engine:
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
         batch_size = next(iter(self.readers.values())).local_batch_size
         self.plan: Plan = make_plan(ranker, config, cluster, batch_size)
-        self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
+        self.forecast = Forecast(
+            config, self.dataset, self.plan, predict(ranker, self.plan, config, self.dataset, batch_size)
+        )
+        if not self.measure:  # measuring needs less than what is forecast
+            self.forecast.check_surely()
+        with self.shortage_told():
+            self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
         # Until here all ranks drew the same weights; dropout must differ between them.
         torch.manual_seed(config.training.seed + ranks.rank)
         self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device, execute_all_batches=True)
         self._checked = False
+
+    def shortage_told(self) -> AbstractContextManager[None]:
+        """Say what this rank needs when it runs out of memory.
+
+        Raises:
+            UserError: in place of the allocator's error.
+        """
+        return self.forecast.shortage_told(self.ranks.rank)
 
     def _reader(self, split: str, evaluation: bool) -> Reader:
         config, ranks = self.config, self.ranks

@@ -41,7 +41,9 @@ def train(config: Config, data: Path, run: Path) -> Results:
             if finished:
                 ranks.say(f"{run}: finished already, after step {finished['steps']}")
                 return finished
-            return Trainer(Engine(config, data, dataset, tasks, ranks), run).fit()
+            engine = Engine(config, data, dataset, tasks, ranks)
+            with engine.shortage_told():
+                return Trainer(engine, run).fit()
 
 
 def evaluate_run(config: Config, data: Path, run: Path, split: str) -> Results:
@@ -57,8 +59,9 @@ def evaluate_run(config: Config, data: Path, run: Path, split: str) -> Results:
         check_run(run, dataset, data)
         checkpoint = ranks.first(lambda: best_checkpoint(run))
         engine = Engine(config, data, dataset, tasks, ranks, measure=split)
-        Checkpoints(run / "checkpoints", engine).load_whole(checkpoint)
-        metrics, bins = engine.evaluate(split, split)
+        with engine.shortage_told():
+            Checkpoints(run / "checkpoints", engine).load_whole(checkpoint)
+            metrics, bins = engine.evaluate(split, split)
         measured = {"split": split, split: metrics, "logloss_sum": logloss_sum(metrics)}
         return {**describe(engine), **measured, "calibration_bins": {split: bins}}
 

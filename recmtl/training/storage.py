@@ -90,8 +90,8 @@ class SafePlanner(DefaultLoadPlanner):
     def create_local_plan(self) -> LoadPlan:
         """What this rank reads.
 
-        By itself PyTorch may take a checkpoint with parts of other ranks in it for one of its versions before 2.4, which
-        wrote a value for every optimiser state, also for SGD's, which is empty.
+        By itself PyTorch may take a checkpoint with parts of other ranks in it for one of its versions before 2.4,
+        which wrote a value for every optimiser state, also for SGD's, which is empty.
         """
         assert self.metadata is not None
         return create_default_local_load_plan(self.state_dict, self.metadata)
