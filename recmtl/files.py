@@ -36,11 +36,15 @@ def os_errors(path: Path) -> Iterator[None]:
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all, also when the machine loses power."""
     partial = path.with_name(path.name + ".tmp")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

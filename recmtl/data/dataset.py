@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recmtl.errors import UserError
+from recmtl.files import write_whole
 
 FORMAT = 1
 FILE_NAME = "dataset.json"
@@ -132,7 +133,7 @@ class Dataset:
     def save(self, folder: Path) -> None:
         """Write ``dataset.json`` into `folder`."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
-        (folder / FILE_NAME).write_text(text + "\n")
+        write_whole(folder / FILE_NAME, text + "\n")
 
     @staticmethod
     def load(folder: Path) -> Dataset:

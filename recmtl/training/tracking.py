@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from recmtl.files import os_errors, write_whole
+
 PLAIN_SECONDS = 5.0
 """Between two lines of progress where there is no terminal to draw a bar on."""
 
@@ -77,33 +79,38 @@ class Tracker:
         enabled: this is rank 0.
         tensorboard: write TensorBoard events too.
         step: the step that the run starts from; later lines of an interrupted run are dropped.
+
+    Raises:
+        UserError: a file cannot be written; so do the methods.
     """
 
     def __init__(self, run: Path, *, enabled: bool, tensorboard: bool, step: int) -> None:
         self.enabled = enabled
         self.console = Console(stderr=True)
-        self._events = None
+        self._events: Any = None
         if not enabled:
             return
-        path = run / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= step] if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept))
-        self._lines = path.open("a")
+        self._path = path = run / "metrics.jsonl"
+        with os_errors(path):
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= step] if path.exists() else []
+            write_whole(path, "".join(line + "\n" for line in kept))
+            self._lines = path.open("a")
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+            from recmtl.training.events import Events  # TensorBoard takes its time to import
 
-            self._events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+            with os_errors(run / "tensorboard"):
+                self._events = Events(run / "tensorboard", step)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and a point of every number in it."""
         if not self.enabled:
             return
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with os_errors(self._path):
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
         if self._events:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(name, value, step)
+            with os_errors(self._events.path):
+                self._events.add(step, {name: v for name, v in values.items() if isinstance(v, int | float)})
 
     def say(self, text: str) -> None:
         """A line for the user."""
@@ -117,9 +124,11 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.enabled:
-            self._lines.close()
+            with os_errors(self._path):  # writes what a full disk has refused before
+                self._lines.close()
             if self._events:
-                self._events.close()
+                with os_errors(self._events.path):
+                    self._events.close()
 
 
 def _step(line: str) -> int:

@@ -11,7 +11,7 @@ import torch
 from recmtl.config import TrainingConfig, sha256, to_toml
 from recmtl.data.reader import Prefetcher
 from recmtl.errors import Stopped, UserError
-from recmtl.files import write_json, write_whole
+from recmtl.files import os_errors, write_json, write_whole
 from recmtl.training.checkpoint import Checkpoints, Progress
 from recmtl.training.engine import DIVERGED, Engine
 from recmtl.training.evaluation import logloss_sum
@@ -92,9 +92,10 @@ class Trainer:
             progress.val, progress.val_bins = {}, {}
 
     def _describe_run(self) -> None:
-        write_whole(self.run / "config.toml", to_toml(self.config))
-        write_json(self.run / "plan.json", self.engine.plan.to_json())
-        self.engine.dataset.save(self.run)
+        with os_errors(self.run):
+            write_whole(self.run / "config.toml", to_toml(self.config))
+            write_json(self.run / "plan.json", self.engine.plan.to_json())
+            self.engine.dataset.save(self.run)
 
     def _epoch(self) -> None:
         """Train to the end of an epoch, then validate and checkpoint; or only up to the last step allowed."""
