@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from recmtl.models.base import SHARED, Inputs, Model
-from recmtl.models.layers import Gates, MLPs, Towers, mix
+from recmtl.models.gated_experts import GatedExperts
+from recmtl.models.layers import Towers
 
 
 @dataclass
@@ -36,11 +37,12 @@ class MMoE(Model):
     def __init__(self, config: MMoEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         tasks = len(inputs.tasks)
-        self.experts = MLPs(config.experts, inputs.width, config.expert, dropout=config.dropout)
-        self.gates = Gates(tasks, inputs.width, config.experts, config.gate)
-        self.towers = Towers(tasks, self.experts.out_features, config.tower, config.dropout)
+        # One group of experts, which every task's gate sees and whose input it reads.
+        gates = [[0]] * tasks
+        sizes = (config.expert, config.gate, config.dropout)
+        self.level = GatedExperts([config.experts], gates, gates, inputs.width, *sizes)
+        self.towers = Towers(tasks, self.level.out_features, config.tower, config.dropout)
 
     def represent(self, x: dict[str, Tensor]) -> Tensor:
         """All z_t [T, B, H]."""
-        x_shared = x[SHARED]
-        return mix(self.gates(x_shared), self.experts(x_shared))
+        return self.level(x[SHARED])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from recmtl.models.base import SHARED, Inputs, Model
-from recmtl.models.layers import Gates, MLPs, Towers, mix
+from recmtl.models.gated_experts import GatedExperts
+from recmtl.models.layers import Towers
 
 
 @dataclass
@@ -38,11 +39,10 @@ class OMoE(Model):
 
     def __init__(self, config: OMoEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.experts = MLPs(config.experts, inputs.width, config.expert, dropout=config.dropout)
-        self.gate = Gates(1, inputs.width, config.experts, config.gate)
-        self.towers = Towers(len(inputs.tasks), self.experts.out_features, config.tower, config.dropout)
+        sizes = (config.expert, config.gate, config.dropout)
+        self.level = GatedExperts([config.experts], [[0]], [[0]], inputs.width, *sizes)
+        self.towers = Towers(len(inputs.tasks), self.level.out_features, config.tower, config.dropout)
 
     def represent(self, x: dict[str, Tensor]) -> Tensor:
         """The one z [B, H]."""
-        x_shared = x[SHARED]
-        return mix(self.gate(x_shared), self.experts(x_shared)).squeeze(0)
+        return self.level(x[SHARED]).squeeze(0)

@@ -70,10 +70,10 @@ def shared_bottom(w: Weights, x: np.ndarray, tasks: int) -> list[np.ndarray]:
 
 
 def mmoe(w: Weights, x: np.ndarray, tasks: int) -> list[np.ndarray]:
-    experts = [w.mlp("experts", e, x, ends_linear=False) for e in range(w.count("experts"))]
+    experts = [w.mlp("level.experts", e, x, ends_linear=False) for e in range(w.count("level.experts"))]
     logits = []
     for t in range(tasks):
-        gate = softmax(w.mlp("gates.logits", t, x, ends_linear=True))
+        gate = softmax(w.mlp("level.gates.0.logits", t, x, ends_linear=True))
         z = sum(gate[:, [e]] * expert for e, expert in enumerate(experts))
         logits.append(w.tower("towers", t, z))
     return logits
@@ -108,7 +108,7 @@ def test_every_parameter_gets_a_gradient(name, tasks, sizes):
     F.binary_cross_entropy_with_logits(model({"shared": inputs()}), torch.ones(BATCH, tasks)).backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
-        if name == "mmoe" and sizes.get("experts") == 1 and key.startswith("gates"):
+        if name == "mmoe" and sizes.get("experts") == 1 and key.startswith("level.gates"):
             continue  # the softmax over one expert is 1
         # Every one of the parallel networks, not only some of them.
         for i, gradient in enumerate(parameter.grad):
@@ -118,7 +118,7 @@ def test_every_parameter_gets_a_gradient(name, tasks, sizes):
 def test_a_tasks_tower_gets_gradients_from_its_own_task_alone():
     model = build("mmoe", 3)
     model({"shared": inputs()})[:, 1].sum().backward()
-    for stack in (model.towers, model.gates):
+    for stack in (model.towers, model.level.gates):
         for parameter in stack.parameters():
             assert [bool(gradient.any()) for gradient in parameter.grad] == [False, True, False]
 

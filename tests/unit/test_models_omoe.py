@@ -43,11 +43,11 @@ def mlp(model: Model, name: str, i: int, x: np.ndarray, last_is_linear: bool) ->
 @pytest.mark.parametrize("sizes", SIZES)
 def test_forward_is_the_equation(tasks, sizes):
     model, x = build(tasks, **sizes), inputs()
-    scores = np.exp(mlp(model, "gate.logits", 0, x.numpy(), True))
+    scores = np.exp(mlp(model, "level.gates.0.logits", 0, x.numpy(), True))
     shares = scores / scores.sum(1, keepdims=True)
     z = np.zeros((BATCH, sizes["expert"][-1]))
     for e in range(sizes["experts"]):
-        z += shares[:, e : e + 1] * mlp(model, "experts", e, x.numpy(), False)
+        z += shares[:, e : e + 1] * mlp(model, "level.experts", e, x.numpy(), False)
     wanted = np.column_stack([mlp(model, "towers.mlps", t, z, True) for t in range(tasks)])
     np.testing.assert_allclose(model({"shared": x}).detach().numpy(), wanted, rtol=0, atol=1e-10)
     # And in the precision it trains in.

@@ -79,10 +79,13 @@ class Equations:
         read = [tables[e % len(tables)] for e in range(self.sizes["experts"])]
         if len(tables) > 1:  # experts lie in the order of the tables they read
             read = [tables[t] for t in range(len(tables)) for _ in range(t, self.sizes["experts"], len(tables))]
-        experts = [self.mlp("backbone.experts", e, x, False) for e, x in enumerate(read)]
+        names = "experts", "gates.logits"
+        if len(tables) == 1:
+            names = "level.experts", "level.gates.0.logits"
+        experts = [self.mlp(f"backbone.{names[0]}", e, x, False) for e, x in enumerate(read)]
         z = []
         for t in range(self.tasks):
-            shares = torch.softmax(self.mlp("backbone.gates.logits", t, torch.cat(tables, 1), True), 1)
+            shares = torch.softmax(self.mlp(f"backbone.{names[1]}", t, torch.cat(tables, 1), True), 1)
             z.append(sum(shares[:, [e]] * expert for e, expert in enumerate(experts)))
         return z
 

@@ -297,7 +297,7 @@ def test_pcgrad_through_mmoe_into_tables(toy):
     for loss in losses:
         grads = torch.autograd.grad(loss, [pooled, *head.values()], retain_graph=True)
         by_task.append(dict(zip(["pooled", *head], grads, strict=True)))
-    shared = ["pooled", *(name for name in head if name.startswith("experts"))]
+    shared = ["pooled", *(name for name in head if name.startswith("level.experts"))]
     assert 1 < len(shared) < len(head)
     vectors = np.stack([torch.cat([one[name].flatten() for name in shared]).numpy() for one in by_task])
     assert vectors[0] @ vectors[1] < 0
