@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jobs import last_step, training
 from launchers.docker import IMAGE, Docker, build_image, docker_daemon
-from launchers.torchx import results_of, torchx_run
+from launchers.torchx import ranks_of, results_of, torchx_run, torchx_start, wait_for
 from toy import write_toy
 
 pytestmark = pytest.mark.docker
@@ -108,3 +109,21 @@ def test_failure_is_told_and_retried(docker, work):
     container = docker("ps", "--all", "--quiet", "--latest").stdout.strip()
     assert docker("logs", container).stderr.count("/mnt/nowhere: no dataset.json in it") == 2
     assert docker("inspect", "--format={{.State.ExitCode}}", container).stdout.strip() == "2"
+
+
+def test_container_that_loses_a_rank_starts_again_and_goes_on(docker, work):
+    run, steps = work / "run", 300
+    train = training(Path("/mnt/data"), Path("/mnt/run"), training__max_steps=steps, checkpoint__every_steps=10)[1:]
+    mount = ("--mounts", f"type=bind,src={work},dst=/mnt")
+    retried = ("--ranks", 2, "--max_retries", 1, *mount, "--", *train)
+    with torchx_start("local_docker", "train.py:ddp", *retried, env=docker.env, folder=work) as job:
+        try:
+            wait_for(lambda: last_step(run) >= 20)
+            ranks_of("/mnt/run")[1].kill()
+            _, said = job.communicate(timeout=300)
+        finally:
+            job.terminate()
+    container = docker("ps", "--all", "--quiet", "--latest").stdout.strip()
+    wait_for(lambda: docker("inspect", "--format={{.State.Running}}", container).stdout.strip() == "false")
+    assert docker("inspect", "--format={{.RestartCount}}", container).stdout.strip() == "1", said
+    assert results_of(run, 2)["steps"] == steps

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 
+import pytest
+from jobs import last_step, training
+from launchers.torchx import ranks_of, results_of, torchx_start, wait_for
 from toy import write_toy
 
 
@@ -49,3 +52,22 @@ def test_an_interrupt_is_no_error_of_torchruns(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
     assert "SignalException" not in said
+
+
+@pytest.mark.slow
+def test_a_torchx_job_whose_rank_is_killed_goes_on(tmp_path):
+    """On this machine no scheduler starts a job again: the launcher does."""
+    run, steps = tmp_path / "run", 300
+    write_toy(tmp_path / "data")
+    train = training(tmp_path / "data", run, training__max_steps=steps, checkpoint__every_steps=10)[1:]
+    with torchx_start(
+        *("local_cwd", "train.py:ddp", "--ranks", 2, "--max_restarts", 1, "--", *train), env={}, folder=tmp_path
+    ) as job:
+        try:
+            wait_for(lambda: last_step(run) >= 20)
+            ranks_of(run)[1].kill()
+            _, said = job.communicate(timeout=300)
+        finally:
+            job.terminate()
+    assert job.returncode == 0, said
+    assert results_of(run, 2)["steps"] == steps

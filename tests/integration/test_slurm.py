@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jobs import last_step, training
 from launchers.slurm import slurm_cluster
-from launchers.torchx import results_of, torchx_run
+from launchers.torchx import ranks_of, results_of, torchx_run, wait_for
 from toy import write_toy
 
 pytestmark = pytest.mark.slurm
@@ -60,3 +61,27 @@ def test_failure_is_told_and_retried(slurm, tmp_path):
     show = subprocess.run(["scontrol", "show", "job", job], env=slurm, capture_output=True, text=True)
     assert "Restarts=1" in show.stdout
     assert "ExitCode=2:0" in show.stdout
+
+
+def test_job_that_gets_sigterm_and_then_loses_a_rank_is_requeued_and_goes_on(slurm, tmp_path):
+    run, steps = tmp_path / "run", 1500
+    write_toy(tmp_path / "data")
+    train = training(tmp_path / "data", run, training__max_steps=steps, checkpoint__every_steps=10)[1:]
+    retried = ("--ranks", 2, "--max_retries", 2, *SIZE, "--", *train)
+    submitted = torchx_run("slurm", "train.py:ddp", *retried, env=slurm, folder=tmp_path, options=())
+    assert submitted.returncode == 0, submitted.stderr
+    job = submitted.stdout.strip().rpartition("/")[2]
+
+    def state() -> str:
+        shown = subprocess.run(["scontrol", "show", "job", job], env=slurm, capture_output=True, text=True).stdout
+        return shown.split("JobState=")[1].split()[0] + " after " + shown.split("Restarts=")[1].split()[0]
+
+    wait_for(lambda: last_step(run) >= 20)
+    subprocess.run(["scancel", "--signal=TERM", job], env=slurm, check=True)
+    wait_for(lambda: state() == "RUNNING after 1" and len(ranks_of(run)) == 2)
+    assert "stopped and saved after step" in logs(tmp_path, "err")
+    before = last_step(run)
+    wait_for(lambda: last_step(run) > before + 20)
+    ranks_of(run)[1].kill()
+    wait_for(lambda: state() == "COMPLETED after 2")
+    assert results_of(run, 2)["steps"] == steps

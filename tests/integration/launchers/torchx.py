@@ -6,23 +6,28 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import psutil
+
+T = TypeVar("T")
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
-def torchx_run(
+def torchx_start(
     scheduler: str,
     component: str,
     *args: object,
     env: Mapping[str, str],
     folder: Path,
     options: tuple[str, ...] = ("--wait", "--log"),
-    timeout: float = 900,
-) -> subprocess.CompletedProcess[str]:
-    """Run a component on a scheduler by its settings in torchx_specs/, and wait for its end.
+) -> subprocess.Popen[str]:
+    """Run a component on a scheduler by its settings in torchx_specs/.
 
     Args:
         scheduler: its name.
@@ -31,10 +36,9 @@ def torchx_run(
         env: environment variables to add.
         folder: where torchx runs, and Slurm leaves its logs.
         options: of `torchx run`.
-        timeout: seconds after which the test fails.
     """
     beside = Path(sys.executable).parent
-    return subprocess.run(
+    return subprocess.Popen(
         [beside / "torchx", "run", *options, "-s", scheduler, CHECKOUT / "components" / component, *map(str, args)],
         env={
             **os.environ,
@@ -43,10 +47,39 @@ def torchx_run(
             **env,
         },
         cwd=folder,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
     )
+
+
+def torchx_run(*args: object, timeout: float = 900, **options: Any) -> subprocess.CompletedProcess[str]:
+    """As `torchx_start`, and wait for its end, which must come within `timeout` seconds."""
+    process = torchx_start(*args, **options)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def ranks_of(run: object) -> dict[int, psutil.Process]:
+    """The processes of this machine, in containers too, that train into a folder, by rank."""
+    found = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, KeyError):
+            if str(run) in process.cmdline():
+                found[int(process.environ()["RANK"])] = process
+    return found
+
+
+def wait_for(condition: Callable[[], T], timeout: float = 300) -> T:
+    """What `condition` gives as soon as that is true."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
 
 
 def results_of(run: Path, world_size: int) -> dict[str, Any]:
