@@ -146,6 +146,15 @@ def test_sigterm_to_a_single_process(data, tmp_path, when):
         assert json.loads((run / "results.json").read_text())["epochs"] == 1
 
 
+def test_sigterm_to_synth_leaves_nothing(tmp_path):
+    with running("synth", "merrec", tmp_path / "raw", "--events", 100_000_000) as job:
+        job.wait_for(lambda: (tmp_path / ".raw.tmp" / "data").exists())
+        job.process.send_signal(signal.SIGTERM)
+        assert job.end() == 128 + signal.SIGTERM
+    assert errors(job) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def limit_files() -> None:
     """In the process to start: no file may be larger than 100 kB, as on a disk that is full."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
