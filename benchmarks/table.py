@@ -217,6 +217,11 @@ def peak(run: Results) -> float:
     return float(memory["host"] if memory["device"] is None else memory["device"])
 
 
+def slim(run: Results) -> Results:
+    """A run's results without the points of its calibration plots, nine tenths of them."""
+    return {key: value for key, value in run.items() if key != "calibration_bins"}
+
+
 def show(values: Sequence[float], form: str) -> str:
     """Mean ± standard deviation (of a sample, n − 1)."""
     if not values:
@@ -248,7 +253,9 @@ def main() -> None:
     found = {
         "machine": place,
         "dataset": dataset.name,
-        "rows": [{"label": row.label, **asdict(row), "runs": runs} for row, runs in results.items()],
+        "rows": [
+            {"label": row.label, **asdict(row), "runs": [slim(run) for run in runs]} for row, runs in results.items()
+        ],
         "left_out": left_out,
     }
     write_results(options.out, "table", f"{name}{size}", found, "\n\n".join(body))
