@@ -1,4 +1,4 @@
-"""What the models' references share: networks in NumPy, written apart from the models' own layers."""
+"""What references share: networks and projections in NumPy, written apart from the package's own."""
 
 from __future__ import annotations
 
@@ -43,3 +43,16 @@ def assert_all_have_gradients(model: nn.Module, but: str | None = None) -> None:
             continue
         for i, gradient in enumerate(parameter.grad):
             assert gradient.any(), f"{key}[{i}]"
+
+
+def pcgrad_in_numpy(gradients: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Algorithm 1 of the paper, on vectors [T, n]; Σ_i g_i'."""
+    total = np.zeros(gradients.shape[1])
+    for i, own in enumerate(gradients.astype(np.float64)):
+        changed = own.copy()
+        for j in orders[i]:
+            other = gradients[j].astype(np.float64)
+            if changed @ other < 0:
+                changed = changed - (changed @ other) / (other @ other) * other
+        total += changed
+    return total
