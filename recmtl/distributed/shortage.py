@@ -19,12 +19,12 @@ from recmtl.models.ranker import Ranker
 IN_TABLES = ("weights", "states")
 """Parts of a rank's memory that are told by table."""
 TABLES_NAMED = 5
-HALVINGS = 6
+HALVINGS = 4
 """How often an option may be halved, or the ranks doubled, to fit."""
 MARGIN = 0.8
 """Of what was predicted for a run that ran out of memory: what others must need to be said to fit."""
-PLANNED_RANKS = 64
-"""Beyond, planning takes seconds: too long for a job in which other ranks wait for this one's last words."""
+PLANNED_RANKS = 8
+"""Beyond, a plan takes seconds, and other ranks wait for this one's last words."""
 
 
 def size(bytes_: float) -> str:
@@ -116,6 +116,10 @@ class Forecast:
         named = [(name, part) for name, part in parts if part > self.memory[rank].total / 100]
         rest = self.memory[rank].total - sum(part for _, part in named)
         told = ", ".join(f"{name} {size(part)}" for name, part in [*named, ("the rest", rest)])
+        if self.plan.cluster.world_size > PLANNED_RANKS:
+            return (
+                f"{told}; a smaller training.batch_size or embedding.dim or more ranks may fit, as `recmtl plan` tells"
+            )
         options = [f"{name} ({size(needs)})" for name, needs in self._fitting(limit)]
         if self.memory[rank].weights > self.memory[rank].total / 10:
             largest = max(self.plan.shards, key=lambda shard: shard.weight_bytes).table.partition("@")[0]
@@ -125,8 +129,6 @@ class Forecast:
     def _fitting(self, limit: int) -> Iterator[tuple[str, int]]:
         """Changes of one thing after which the fullest rank needs no more than `limit`, and how much it needs then."""
         config, cluster = self.config, self.plan.cluster
-        if cluster.world_size > PLANNED_RANKS:
-            return
         batches = [config.training.batch_size >> n for n in range(1, HALVINGS + 1)]
         keys: dict[str, list[Any]] = {
             "training.batch_size": [batch for batch in batches if batch >= cluster.world_size],

@@ -120,7 +120,7 @@ def test_container_that_loses_a_rank_starts_again_and_goes_on(docker, work):
         try:
             wait_for(lambda: last_step(run) >= 20)
             ranks_of("/mnt/run")[1].kill()
-            _, said = job.communicate(timeout=300)
+            _, said = job.communicate(timeout=900)
         finally:
             job.terminate()
     container = docker("ps", "--all", "--quiet", "--latest").stdout.strip()

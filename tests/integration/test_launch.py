@@ -66,7 +66,7 @@ def test_a_torchx_job_whose_rank_is_killed_goes_on(tmp_path):
         try:
             wait_for(lambda: last_step(run) >= 20)
             ranks_of(run)[1].kill()
-            _, said = job.communicate(timeout=300)
+            _, said = job.communicate(timeout=900)
         finally:
             job.terminate()
     assert job.returncode == 0, said

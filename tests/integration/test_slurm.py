@@ -64,11 +64,12 @@ def test_failure_is_told_and_retried(slurm, tmp_path):
 
 
 def test_job_that_gets_sigterm_and_then_loses_a_rank_is_requeued_and_goes_on(slurm, tmp_path):
-    run, steps = tmp_path / "run", 1500
+    run, steps = tmp_path / "run", 1000
     write_toy(tmp_path / "data")
     train = training(tmp_path / "data", run, training__max_steps=steps, checkpoint__every_steps=10)[1:]
     retried = ("--ranks", 2, "--max_retries", 2, *SIZE, "--", *train)
-    submitted = torchx_run("slurm", "train.py:ddp", *retried, env=slurm, folder=tmp_path, options=())
+    env = slurm | {"SLURM_OPEN_MODE": "append"}
+    submitted = torchx_run("slurm", "train.py:ddp", *retried, env=env, folder=tmp_path, options=())
     assert submitted.returncode == 0, submitted.stderr
     job = submitted.stdout.strip().rpartition("/")[2]
 

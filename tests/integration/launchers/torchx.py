@@ -73,7 +73,7 @@ def ranks_of(run: object) -> dict[int, psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], T], timeout: float = 300) -> T:
+def wait_for(condition: Callable[[], T], timeout: float = 900) -> T:
     """What `condition` gives as soon as that is true."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
