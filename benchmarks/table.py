@@ -258,7 +258,8 @@ def main() -> None:
         ],
         "left_out": left_out,
     }
-    write_results(options.out, "table", f"{name}{size}", found, "\n\n".join(body))
+    chosen = "".join(f"-{Path(preset).stem.replace('*', 'all')}" for preset in options.presets)
+    write_results(options.out, "table", f"{name}{size}{chosen}", found, "\n\n".join(body))
 
 
 if __name__ == "__main__":
