@@ -40,6 +40,8 @@ class EmbeddingConfig:
 
     dim: int = 16
     """Embedding dimension of every table that the recipe gives none; a multiple of 4."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Numbers of the tables; float16 halves them. Updates round at random on GPUs, to the nearest on CPUs."""
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "rowwise_adam"] = "rowwise_adagrad"
     """Sparse optimiser fused into backward; adam and rowwise_adam need CUDA."""
     lr: float = 0.05
@@ -344,6 +346,7 @@ def to_toml(config: Config) -> str:
 FIXED = (
     "model",
     "embedding.dim",
+    "embedding.dtype",
     "embedding.layout",
     "embedding.optimizer",
     "dense.optimizer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.distributed.optim import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
@@ -74,7 +75,7 @@ def parallelize(
     """Shard the tables by `plan`, replicate the rest, and build the optimisers.
 
     Sharded tables are updated inside backward. Data-parallel ones get their (dense) gradients averaged over ranks
-    and the same optimiser as a dense one.
+    and the same optimiser as a dense one, in float32.
 
     Returns:
         The model and one optimiser over everything, keyed by parameter name.
@@ -93,6 +94,7 @@ def parallelize(
         )
     for module in ranker.modules():
         if isinstance(module, EmbeddingBagCollection):
+            replicate_in_float32(module, replicated)
             fused = [bag.weight for name, bag in module.embedding_bags.items() if name not in replicated]
             apply_optimizer_in_backward(cls, fused, dict(arguments))  # TorchRec renames its entries
     head = ranker.head
@@ -106,7 +108,8 @@ def parallelize(
         # A single rank has nobody to average gradients with: it is spared the copies into buckets and the call.
         init_data_parallel=dist.get_world_size() > 1,
     )
-    initialize_tables(model, config.training.seed, config.embedding.init_scale)
+    dtype = getattr(torch, config.embedding.dtype)
+    initialize_tables(model, config.training.seed, config.embedding.init_scale, dtype)
 
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
     tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
@@ -122,8 +125,18 @@ def parallelize(
         optimizers.append(("weighting", adam))
     if tables:
         # Under the same name as the sharded ones, so that a checkpoint fits either.
-        optimizers.append(("embedding", ReplicatedTables(tables, cls(list(tables.values()), **arguments))))
+        rounded = dtype if dtype != torch.float32 and device.type == "cpu" else None
+        replicas = ReplicatedTables(tables, cls(list(tables.values()), **arguments), rounded)
+        optimizers.append(("embedding", replicas))
     return model, CombinedOptimizer(optimizers)
+
+
+def replicate_in_float32(collection: EmbeddingBagCollection, tables: Set[str]) -> None:
+    """Give tables that will be replicated float32 weights; see `ReplicatedTables`."""
+    for table in collection.embedding_bag_configs():
+        if table.name in tables:
+            table.data_type = DataType.FP32
+            collection.embedding_bags[table.name].float()
 
 
 def table_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int, int, int, int]]:
@@ -142,8 +155,8 @@ def table_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int, int, int
 
 
 @torch.no_grad()
-def initialize_tables(model: nn.Module, seed: int, scale: float) -> None:
-    """Fill every table uniformly in ±scale/√rows, the same values whatever the sharding plan and the device."""
+def initialize_tables(model: nn.Module, seed: int, scale: float, dtype: torch.dtype = torch.float32) -> None:
+    """Fill every table uniformly in ±scale/√rows, the same values of type `dtype` whatever the plan and the device."""
     for table, piece, first_row, first_column, rows, dim in table_weights(model):
         bound = scale / math.sqrt(rows)
         last_row = first_row + piece.shape[0]
@@ -153,5 +166,5 @@ def initialize_tables(model: nn.Module, seed: int, scale: float) -> None:
             values = torch.rand(min(INIT_ROWS, rows - start), dim, generator=generator).mul_(2 * bound).sub_(bound)
             low, high = max(start, first_row), min(start + INIT_ROWS, last_row)
             piece[low - first_row : high - first_row].copy_(
-                values[low - start : high - start, first_column : first_column + piece.shape[1]]
+                values[low - start : high - start, first_column : first_column + piece.shape[1]].to(dtype)
             )

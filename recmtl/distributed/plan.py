@@ -14,10 +14,10 @@ from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
 from torchrec.distributed.types import ShardingPlan
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig
-from recmtl.distributed.storage import StorageEstimator, extra_bytes, state_bytes
+from recmtl.distributed.storage import FLOAT, StorageEstimator, extra_bytes, state_bytes, weight_bytes
 from recmtl.errors import UserError
 from recmtl.models.ranker import Ranker
 
@@ -117,7 +117,7 @@ def replicas(tables: Iterable[EmbeddingBagConfig], config: EmbeddingConfig, worl
     left = config.replica_mib * 2**20
     for table in sorted(tables, key=lambda t: t.num_embeddings * t.embedding_dim):
         rows, dim = table.num_embeddings, table.embedding_dim
-        left -= 2 * 4 * rows * dim + state_bytes(config.optimizer, rows, dim)
+        left -= 2 * FLOAT * rows * dim + state_bytes(config.optimizer, rows, dim)
         if left < 0:
             break
         chosen.add(table.name)
@@ -173,6 +173,7 @@ def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int)
             # The planner knows only widths of 128 and more by itself; FBGEMM wants multiples of 4.
             min_partition=max(4, table.embedding_dim // cluster.world_size // 4 * 4),
             pooling_factors=[lengths[feature] for feature in table.feature_names],
+            output_dtype=DataType.FP32,
         )
         for name, table in tables.items()
     }
@@ -236,8 +237,8 @@ def _shards(option: ShardingOption, optimizer: str) -> list[Shard]:
                 shard.rank,
                 rows,
                 dim,
-                rows * dim * itemsize,
-                extra_bytes(option.sharding_type, optimizer, rows, dim, itemsize),
+                weight_bytes(option.sharding_type, rows, dim, itemsize),
+                extra_bytes(option.sharding_type, optimizer, rows, dim),
                 shard.storage.hbm + shard.storage.ddr,
                 perf.total,
                 {

@@ -15,13 +15,19 @@ class ReplicatedTables(KeyedOptimizer):
 
     So a checkpoint does not tell whether a table was sharded or replicated, and a run can go on with either.
 
+    The weights are float32 whatever `embedding.dtype` says: dense gradients are what the weights are, and in float16
+    most are zero.
+
     Args:
         tables: the tables' weights by parameter name (``....embedding_bags.<table>.weight``).
         optimizer: SGD, Adagrad or row-wise Adagrad over those weights: the accumulator is all their state.
+        rounded: round them after every step to what this type holds, as FBGEMM does on CPUs; None: don't.
     """
 
-    def __init__(self, tables: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
+    def __init__(
+        self, tables: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, rounded: torch.dtype | None
+    ) -> None:
+        self._optimizer, self._rounded = optimizer, rounded
         state: dict[Tensor, dict[str, Tensor]] = {}
         for name, weight in tables.items():
             accumulator = optimizer.state[weight].get("sum")
@@ -41,3 +47,6 @@ class ReplicatedTables(KeyedOptimizer):
     def step(self, closure: Any = None) -> None:
         """Update every table by its dense gradient."""
         self._optimizer.step(closure)
+        if self._rounded:
+            for weight in self.params.values():
+                weight.detach().copy_(weight.detach().to(self._rounded))

@@ -133,6 +133,7 @@ class Forecast:
         keys: dict[str, list[Any]] = {
             "training.batch_size": [batch for batch in batches if batch >= cluster.world_size],
             "embedding.dim": [dim for n in range(1, HALVINGS + 1) if (dim := (config.embedding.dim >> n) // 4 * 4)],
+            "embedding.dtype": ["float16"] if config.embedding.dtype == "float32" else [],
             "embedding.placement": ["sharded"] if "data_parallel" in self.plan.table_types().values() else [],
         }
         for key, values in keys.items():

@@ -8,7 +8,12 @@ from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstima
 from torchrec.distributed.planner.types import ParameterConstraints, ShardingOption, Storage, Topology
 
 FLOAT = 4
-"""Bytes of a number of an optimiser's state, whatever the weights are."""
+"""Bytes of a number of an optimiser's state, of a pooled embedding and of a replica, whatever the tables are."""
+
+
+def weight_bytes(sharding: str, rows: int, dim: int, itemsize: int) -> int:
+    """Bytes of the weights; replicas are float32."""
+    return rows * dim * (FLOAT if sharding == "data_parallel" else itemsize)
 
 
 def state_bytes(optimizer: str, rows: int, dim: int) -> int:
@@ -23,14 +28,14 @@ def state_bytes(optimizer: str, rows: int, dim: int) -> int:
     return FLOAT * rows * floats_a_row[optimizer]
 
 
-def extra_bytes(sharding: str, optimizer: str, rows: int, dim: int, itemsize: int) -> int:
+def extra_bytes(sharding: str, optimizer: str, rows: int, dim: int) -> int:
     """Optimiser state, and for a replicated table its dense gradient."""
-    gradient = rows * dim * itemsize if sharding == "data_parallel" else 0
+    gradient = rows * dim * FLOAT if sharding == "data_parallel" else 0
     return state_bytes(optimizer, rows, dim) + gradient
 
 
 class StorageEstimator(EmbeddingStorageEstimator):
-    """TorchRec's estimate (weights, inputs, outputs) plus `extra_bytes`.
+    """TorchRec's estimate (weights, inputs, outputs) plus `extra_bytes` and what makes replicas float32.
 
     By itself TorchRec learns the optimiser only from parameters that have one already, takes its state to be as wide
     as the weights, and knows no dense gradients.
@@ -52,7 +57,8 @@ class StorageEstimator(EmbeddingStorageEstimator):
             itemsize = option.tensor.element_size()
             for shard in option.shards:
                 rows, dim = shard.size
-                extra = extra_bytes(option.sharding_type, self._optimizer, rows, dim, itemsize)
+                extra = extra_bytes(option.sharding_type, self._optimizer, rows, dim)
+                extra += weight_bytes(option.sharding_type, rows, dim, itemsize) - rows * dim * itemsize
                 on_gpu = self._topology.compute_device == "cuda"
                 assert shard.storage is not None
                 shard.storage += Storage(hbm=extra, ddr=0) if on_gpu else Storage(hbm=0, ddr=extra)

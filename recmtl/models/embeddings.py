@@ -8,11 +8,16 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recmtl.data.dataset import Dataset
 from recmtl.errors import UserError
 from recmtl.models.base import SHARED
+
+DATA_TYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
+"""TorchRec's names of what `embedding.dtype` offers. FBGEMM rounds bfloat16 to the nearest on GPUs, which loses most
+updates, and has none on CPUs."""
 
 
 def table_name(table: str, group: str, groups: Sequence[str]) -> str:
@@ -84,12 +89,20 @@ class Embeddings(nn.Module):
         groups: names of the copies of every table (most models want one, STEM one a task and a shared one).
         layout: how the copies lie: `separate` tables, each with optimiser state of its own, or `side_by_side` in the
             rows of one wide table, which is looked up once and has one optimiser state a row for all of them.
+        dtype: of the tables, float32 or float16; pooled embeddings are float32 either way.
 
     Raises:
         UserError: two features of one table pool differently, or two groups have one name.
     """
 
-    def __init__(self, dataset: Dataset, dim: int, groups: Sequence[str] = (SHARED,), layout: str = "separate") -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        dim: int,
+        groups: Sequence[str] = (SHARED,),
+        layout: str = "separate",
+        dtype: str = "float32",
+    ) -> None:
         super().__init__()
         if len(set(groups)) < len(groups):
             raise UserError(
@@ -110,6 +123,7 @@ class Embeddings(nn.Module):
                         name=table_name(table.name, copy, copies),
                         num_embeddings=table.rows,
                         embedding_dim=(table.dim or dim) * parts,
+                        data_type=DATA_TYPES[dtype],
                         feature_names=[f.name for f in features],
                         pooling=PoolingType.MEAN if poolings == {"mean"} else PoolingType.SUM,
                     )

@@ -64,6 +64,7 @@ class Ranker(nn.Module):
         model_config: the `model` section of the configuration.
         dim: embedding dimension of tables without one of their own.
         layout: how tables of tasks' own lie beside the shared ones; see `Embeddings`.
+        dtype: of the tables, float32 or float16.
         amp: bfloat16 autocast of the dense part.
         weighting: the `weighting` section of the configuration; none: the recipe's weights.
     """
@@ -76,12 +77,13 @@ class Ranker(nn.Module):
         *,
         dim: int,
         layout: str = "separate",
+        dtype: str = "float32",
         amp: bool = False,
         weighting: WeightingConfig | None = None,
     ) -> None:
         super().__init__()
         cls = model_class(model_config.name)
-        self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(model_config, tasks), layout)
+        self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(model_config, tasks), layout, dtype)
         inputs = Inputs(tasks, self.embeddings.width, self.embeddings.columns)
         self.head = Head(cls(model_config, inputs), amp, weighting or WeightingConfig())
 
@@ -94,6 +96,7 @@ class Ranker(nn.Module):
             config.model,
             dim=config.embedding.dim,
             layout=config.embedding.layout,
+            dtype=config.embedding.dtype,
             amp=config.training.amp == "bf16",
             weighting=config.weighting,
         )

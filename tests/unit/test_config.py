@@ -48,6 +48,7 @@ def test_every_key_survives_the_round_trip():
             "placement": "sharded",
             "replica_mib": 1.5,
             "layout": "side_by_side",
+            "dtype": "float16",
         },
         "dense": {"optimizer": "adamw", "lr": 1.0, "weight_decay": 0.1},
         "weighting": {"method": "dwa", "temperature": 1.0, "alpha": 0.5, "lr": 0.1},
