@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
@@ -21,12 +16,16 @@ from recmtl.config import Config
 from recmtl.data.dataset import Dataset
 from recmtl.data.parquet import CACHE_BYTES
 from recmtl.data.shards import ROW_GROUP_ROWS
+from recmtl.distributed.heap import LiveBytes
 from recmtl.distributed.plan import GIB, Plan
 from recmtl.distributed.storage import FLOAT
 from recmtl.models.ranker import Ranker
 
 CUDA_PROCESS = GIB // 2
 """CUDA's context and libraries on a GPU. Assumed: PyTorch's allocator does not see them."""
+CPU_CODE = 24 * 10**6
+"""Pages of PyTorch's and FBGEMM's code that a process on a CPU reads from disk in its first steps. Measured: the same
+for every model."""
 DENSE_STATES = {"adam": 2, "adamw": 2, "adagrad": 1, "sgd": 0}
 """Copies of the dense parameters that their optimiser keeps."""
 
@@ -45,10 +44,12 @@ class Memory:
     """Dense parameters, gradients and optimiser state."""
     activations: int
     """What the dense part keeps and makes on the way forward and back."""
+    holes: int
+    """What the heap that holds them loses between them; 0 on GPUs."""
     reader: int
     """Decoded rows on the host; 0 on GPUs."""
     process: int
-    """What a process holds that has done nothing yet."""
+    """What a process holds that has done nothing yet, and the code it reads."""
 
     @property
     def total(self) -> int:
@@ -59,7 +60,7 @@ class Memory:
 def predict(
     ranker: Ranker, plan: Plan, config: Config, dataset: Dataset, batch_size: int, process: int | None = None
 ) -> list[Memory]:
-    """Memory of every rank. Checkpoints and evaluation are left out, so are what allocators lose.
+    """Memory of every rank. Checkpoints, evaluation and what PyTorch's allocator on GPUs loses are left out.
 
     Args:
         ranker: what was planned.
@@ -67,12 +68,12 @@ def predict(
         config: the run.
         dataset: its data.
         batch_size: rows in one rank's batch.
-        process: bytes that the bare process takes; None: on a CPU as much as this one now, which has imported the
-            same, on a GPU `CUDA_PROCESS`.
+        process: bytes that a process takes by itself; None: on a CPU as much as this one now, which has imported the
+            same, and `CPU_CODE`, on a GPU `CUDA_PROCESS`.
     """
     on_cpu, world_size = plan.cluster.device == "cpu", plan.cluster.world_size
     if process is None:
-        process = psutil.Process().memory_info().rss if on_cpu else CUDA_PROCESS
+        process = psutil.Process().memory_info().rss + CPU_CODE if on_cpu else CUDA_PROCESS
     weights: dict[int, int] = defaultdict(int)
     states: dict[int, int] = defaultdict(int)
     lookups: dict[int, int] = defaultdict(int)
@@ -82,12 +83,13 @@ def predict(
         lookups[shard.rank] += shard.total_bytes - shard.weight_bytes - shard.state_bytes
     parameters = sum(p.numel() * p.element_size() for p in ranker.head.parameters())
     dense = parameters * (2 + DENSE_STATES[config.dense.optimizer])
-    activations = peak_activations(ranker, batch_size)
+    live = trace_activations(ranker, batch_size)
+    activations, holes = live.peak, live.heap.peak - live.peak if on_cpu else 0
     if world_size > 1:  # pooled embeddings are there twice: as looked up, and as received
         activations += FLOAT * batch_size * sum(_outputs(ranker)[1])
     reader = reader_bytes(dataset, config, batch_size, world_size) if on_cpu else 0
     return [
-        Memory(weights[rank], states[rank], lookups[rank], dense, activations, reader, process)
+        Memory(weights[rank], states[rank], lookups[rank], dense, activations, holes, reader, process)
         for rank in range(world_size)
     ]
 
@@ -106,9 +108,9 @@ def reader_bytes(dataset: Dataset, config: Config, batch_size: int, world_size: 
     return int(min(split, CACHE_BYTES) + min(split, open_groups) + config.reader.prefetch * batch_size * row)
 
 
-def peak_activations(ranker: Ranker, batch_size: int) -> int:
-    """Largest number of bytes alive at once in the dense part's forward and backward pass: its parameters and the
-    pooled embeddings left out, the gradient of these counted.
+def trace_activations(ranker: Ranker, batch_size: int) -> LiveBytes:
+    """What is alive at once in the dense part's forward and backward pass: its parameters and the pooled embeddings
+    left out, the gradient of these counted.
 
     Found by running it on the meta device, which allocates nothing. Mixed precision is taken as a network that is
     bfloat16 throughout.
@@ -119,13 +121,19 @@ def peak_activations(ranker: Ranker, batch_size: int) -> int:
         parameter.register_post_accumulate_grad_hook(_forget)  # a gradient counts as dense memory
     names, widths = _outputs(ranker)
     pooled = torch.zeros(batch_size, sum(widths), device="meta", requires_grad=True)
-    with LiveBytes() as live:
+    pooled.register_post_accumulate_grad_hook(_forget)
+
+    def step() -> None:
         x = ranker.embeddings.regroup(KeyedTensor(names, widths, pooled))
         if numbers := ranker.embeddings.width - next(iter(x.values())).shape[1]:
             numeric = torch.zeros(batch_size, numbers, device="meta")
             x = {group: torch.cat([values, numeric], dim=1) for group, values in x.items()}
         model({group: values.to(dtype) for group, values in x.items()}).float().sum().backward()
-    return live.peak
+
+    with LiveBytes() as live:
+        step()
+        step()  # finds the holes that the first left
+    return live
 
 
 def _forget(parameter: Tensor) -> None:
@@ -137,27 +145,3 @@ def _outputs(ranker: Ranker) -> tuple[list[str], list[int]]:
     tables = ranker.embeddings.collection.embedding_bag_configs()
     names = [name for names in get_embedding_names_by_table(tables) for name in names]
     return names, [table.embedding_dim for table in tables for _ in table.feature_names]
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made under it that are alive, and remembers the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
-                self._seen.add(storage)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._free, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _free(self, size: int) -> None:
-        self.now -= size

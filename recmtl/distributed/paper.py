@@ -90,7 +90,8 @@ def _table_of_ranks(plan: Plan, memory: list[Memory]) -> Table:
     if cluster.world_size > RANKS_SHOWN:
         table.add_row("…", *[""] * (len(parts) + 3))
     table.caption = (
-        "states: of the tables' optimiser. lookups: ids and pooled embeddings. Peak of a training step, without "
-        "checkpoints, evaluation and what allocators lose. Times are the planner's estimates."
+        "states: of the tables' optimiser. lookups: ids and pooled embeddings. holes: what the heap loses around "
+        "activations. Peak of a training step: the rows that evaluation collects, what writing a checkpoint copies, "
+        "pcgrad's passes and what PyTorch's allocator on GPUs loses come on top. Times are the planner's estimates."
     )
     return table

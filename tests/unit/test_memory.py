@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig, TrainingConfig
 from recmtl.data.dataset import Dataset, Feature, Table, Task
-from recmtl.distributed.memory import LiveBytes, peak_activations, predict, reader_bytes
+from recmtl.distributed.allocator import LARGEST_BLOCK
+from recmtl.distributed.heap import Heap, LiveBytes
+from recmtl.distributed.memory import CPU_CODE, predict, reader_bytes, trace_activations
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.models.mmoe import MMoEConfig
 from recmtl.models.ranker import Ranker
@@ -51,17 +54,17 @@ def test_activations_of_a_stack_of_layers(layers):
     width = 512
     config = Config(model=SharedBottomConfig(bottom=(width,) * layers, tower=(4,)), embedding=EmbeddingConfig(dim=DIM))
     batch = 8192
-    found = peak_activations(ranker_of(config), batch)
+    found = trace_activations(ranker_of(config), batch).peak
     kept = layers * batch * width * 4
     assert kept < found < kept + 3 * batch * width * 4
-    assert peak_activations(ranker_of(config), 2 * batch) == pytest.approx(2 * found, rel=0.02)
+    assert trace_activations(ranker_of(config), 2 * batch).peak == pytest.approx(2 * found, rel=0.02)
 
 
 def test_mixed_precision_needs_less():
     found = {}
     for amp in ("none", "bf16"):
         config = Config(model=SharedBottomConfig(bottom=(512,) * 4, tower=(4,)), training=TrainingConfig(amp=amp))
-        found[amp] = peak_activations(ranker_of(config), 8192)
+        found[amp] = trace_activations(ranker_of(config), 8192).peak
     assert 0.45 < found["bf16"] / found["none"] < 0.6
 
 
@@ -76,7 +79,7 @@ def test_parts_of_a_rank(world_size):
     parameters = sum(p.numel() for p in ranker.head.parameters())
     for rank in memory:
         assert rank.dense == 4 * 4 * parameters  # weights, gradients, Adam's moments
-        assert (rank.reader, rank.process) == (0, 7)
+        assert (rank.holes, rank.reader, rank.process) == (0, 0, 7)
         assert rank.total == sum([rank.weights, rank.states, rank.lookups, rank.dense, rank.activations, 7])
     user, item = 1000 * DIM * 4, 5000 * DIM * 4
     assert sum(rank.weights for rank in memory) == world_size * user + item
@@ -98,3 +101,55 @@ def test_a_folder_without_mean_lengths_is_readable(tmp_path: Path):
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "mean_length" not in line))
     path.write_text(path.read_text().replace('"std": 1.0,', '"std": 1.0'))
     assert [f.mean_length for f in Dataset.load(tmp_path).features] == [None] * 4
+
+
+def test_a_heap_takes_the_smallest_hole_and_joins_neighbours():
+    heap = Heap()
+    a, b, c, d, e = (heap.take(size) for size in (100, 50, 30, 50, 10))
+    assert [a, b, c, d, e] == [0, 100, 150, 180, 230]
+    heap.give_back(a, 100)
+    heap.give_back(c, 30)
+    assert heap.take(20) == c  # of two holes the smaller one
+    assert heap.take(101) == 240  # larger than both
+    heap.give_back(b, 50)
+    assert heap.take(150) == a  # joined with its neighbour
+    assert heap.size == heap.peak == 341
+
+
+def test_a_heap_maps_large_blocks_by_themselves():
+    heap = Heap()
+    small, large = 1000, 2 * LARGEST_BLOCK
+    start = heap.take(large)
+    heap.take(small)
+    heap.give_back(start, large)
+    assert (heap.size, heap.peak) == (small, large + small)
+    assert heap.take(large) == start
+    assert heap.peak == large + small
+
+
+def test_on_a_cpu_the_heaps_holes_and_the_code_that_is_read_count():
+    config = Config(model=MMoEConfig(), embedding=EmbeddingConfig(dim=DIM))
+    ranker = ranker_of(config)
+    plan = make_plan(ranker, config, Cluster(1, 1, "cpu", GIB), BATCH)
+    [memory] = predict(ranker, plan, config, DATASET, BATCH, process=7)
+    live = trace_activations(ranker, BATCH)
+    assert (memory.activations, memory.holes) == (live.peak, live.heap.peak - live.peak)
+    assert 0 < memory.holes < live.peak
+    assert memory.process == 7
+    [here] = predict(ranker, plan, config, DATASET, BATCH)
+    assert here.process > 10 * 2**20 + CPU_CODE  # what this process holds, which has imported PyTorch
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])
+def test_half_precision_halves_sharded_tables_alone(optimizer):
+    """Optimiser states, replicas and their gradients, and pooled embeddings stay float32."""
+    parts = {}
+    for dtype in ("float32", "float16"):
+        config = Config(model=MMoEConfig(), embedding=EmbeddingConfig(dim=DIM, dtype=dtype, optimizer=optimizer))
+        config.sharding = ShardingConfig(tables={"user": "data_parallel", "item": "table_wise"})
+        ranker = ranker_of(config)
+        plan = make_plan(ranker, config, Cluster(1, 1, "cpu", GIB), BATCH)
+        [parts[dtype]] = predict(ranker, plan, config, DATASET, BATCH, process=0)
+    user, item = 1000 * DIM, 5000 * DIM
+    assert parts["float32"].weights == 4 * user + 4 * item
+    assert parts["float16"] == replace(parts["float32"], weights=4 * user + 2 * item)
