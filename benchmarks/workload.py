@@ -57,7 +57,15 @@ def write_workload(folder: Path, examples: int, embedding_rows: int, seed: int =
         {"train": examples, "val": 8192, "test": 8192},
         tuple(Table(name, sizes[name]) for name in tables),
         tuple(Feature(feature.name, table=feature.table or feature.name) for feature in recipe.features),
-        tuple(Task(name, base_rate=dict.fromkeys(SPLITS, rate)) for name, rate in BASE_RATE.items()),
+        tuple(
+            Task(
+                task.name,
+                parent=task.parent,
+                relation=task.relation,
+                base_rate=dict.fromkeys(SPLITS, BASE_RATE[task.name]),
+            )
+            for task in recipe.tasks
+        ),
     )
     folder.mkdir(parents=True)
     for _ in write_shards(_batches(dataset, seed), dataset, folder):

@@ -84,3 +84,21 @@ def test_mmoe_correlation(tmp_path: Path) -> None:
     assert all(len(by_rate["0.001"]) == 2 for by_rate in results["losses"]["mmoe"].values())
     [figure] = tmp_path.glob("*.svg")
     assert "<svg" in figure.read_text()
+
+
+def test_memory(tmp_path: Path) -> None:
+    sizes = ("--examples", 5_000, "--embedding-rows", 40_000, "--batch-size", 256, "--steps", 2, "--dim", 16)
+    results = run("memory.py", tmp_path, "shared_bottom", *sizes, "--dtypes", "float32", "float16", "--device", "cpu")
+    full, half = results["runs"]
+    assert full["parts"]["weights"] == 2 * half["parts"]["weights"] == 40_000 * 16 * 4
+    for found in (full, half):
+        assert found["predicted"] == sum(found["parts"].values())
+        assert found["measured"]["host"] > found["measured"]["bare"] + found["parts"]["weights"]
+
+
+def test_precision(tmp_path: Path) -> None:
+    sizes = ("--events", 20_000, "--seeds", 1, "--overrides=--training.max_steps 3", "--work", tmp_path / "work")
+    results = run("precision.py", tmp_path / "out", "shared_bottom", *sizes)
+    assert set(results["runs"]) == {"float32", "float16"}
+    losses = [found["shared_bottom"][0]["logloss_sum"] for found in results["runs"].values()]
+    assert 0 < abs(losses[0] - losses[1]) < 1e-2

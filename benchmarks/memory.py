@@ -1,0 +1,156 @@
+"""Peak memory of a training run beside what `recmtl plan` predicts for it, each preset in a process of its own.
+
+    python benchmarks/memory.py 'merrec_*' --embedding-rows 1000000 4000000 13000000
+    python benchmarks/memory.py 'merrec_*' --dtypes float32 float16
+
+On a CPU: resident memory of the process, with and without what the bare process holds, its imports done. On a GPU: the
+peak of PyTorch's allocator, what the allocator held, and what the driver says is taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import tempfile
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import tyro
+from common import RESULTS, machine, markdown_table, write_results
+from workload import LARGE, write_workload
+
+from recmtl.config import preset_names
+from recmtl.data.reader import Prefetcher
+from recmtl.distributed.memory import CPU_CODE, predict
+from recmtl.distributed.ranks import process_group, resolve_device
+from recmtl.models import load_config
+from recmtl.models.ranker import Ranker
+from recmtl.training.engine import Engine
+from recmtl.training.runs import open_dataset
+
+MERREC_ROWS = sum(LARGE.values()) + 23_846
+"""Rows of MerRec's tables, the small ones among them."""
+
+
+@dataclass
+class Options:
+    """What to measure."""
+
+    presets: tyro.conf.Positional[tuple[str, ...]] = ("merrec_*",)
+    """Presets by name or by pattern."""
+    embedding_rows: tuple[int, ...] = (MERREC_ROWS,)
+    """Rows of all embedding tables together, one copy each."""
+    dtypes: tuple[str, ...] = ("float32",)
+    """embedding.dtype."""
+    batch_size: int = 4096
+    """Rows in a batch."""
+    dim: int = 32
+    """Embedding dimension."""
+    examples: int = 400_000
+    """Training rows; what the reader holds grows with them up to its limits."""
+    steps: int = 20
+    """Steps of a run."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    out: Path = RESULTS
+    """Folder for the results."""
+
+
+def run(preset: str, dtype: str, data: Path, options: Options, answer: Any) -> None:
+    """Train in this process, which has done nothing else; send what it took and what was predicted."""
+    config = load_config(preset)
+    config.embedding.dim, config.embedding.dtype = options.dim, dtype  # type: ignore[assignment]
+    config.training.batch_size, config.training.device = options.batch_size, options.device  # type: ignore[assignment]
+    config.validate()
+    bare = psutil.Process().memory_info().rss
+    with process_group(options.device) as ranks:
+        dataset, tasks = open_dataset(data, config)
+        engine = Engine(config, data, dataset, tasks, ranks)
+        reader = engine.readers["train"]
+        with Prefetcher(reader.batches(0, 0, min(options.steps, reader.steps)), config.reader.prefetch) as batches:
+            for _ in range(min(options.steps, reader.steps)):
+                engine.step(batches)
+        measured = {"host": peak_resident(), "bare": bare}
+        if ranks.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info()
+            measured |= {
+                "allocated": torch.cuda.max_memory_allocated(),
+                "held": torch.cuda.max_memory_reserved(),
+                "driver": total - free,
+            }
+        ranker = Ranker.of(config, dataset, tasks)
+        process = bare + CPU_CODE if ranks.device.type == "cpu" else None
+        [memory] = predict(ranker, engine.plan, config, dataset, reader.local_batch_size, process)
+    answer.send({"measured": measured, "parts": asdict(memory), "predicted": memory.total})
+
+
+def peak_resident() -> int:
+    """Largest resident memory of this process in bytes. `getrusage` counts what its parent held, too."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+
+
+def measure(preset: str, dtype: str, data: Path, options: Options) -> dict[str, Any]:
+    """What `run` sends."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(preset, dtype, data, options, sender))
+    process.start()
+    sender.close()
+    try:
+        found: dict[str, Any] = receiver.recv()
+    except EOFError:
+        raise SystemExit(f"{preset}: the run ended early") from None
+    process.join()
+    return found
+
+
+def line(found: dict[str, Any]) -> list[str | float]:
+    """A row of the table, in GB."""
+    parts, measured = found["parts"], found["measured"]
+    on_gpu = "driver" in measured
+    peak, process = measured["driver" if on_gpu else "host"], parts["process"]
+    tables = parts["weights"] + parts["states"]
+    own = peak - (process if on_gpu else measured["bare"])
+    rest = own - tables
+    cells = [found["predicted"], peak, parts["weights"], parts["states"], rest, own]
+    shown = [f"{cell / 1e9:.3f}" for cell in cells]
+    ratio = f"{peak / found['predicted']:.3f}"
+    gpu = [f"{measured[key] / 1e9:.3f}" for key in ("allocated", "held")] if on_gpu else []
+    return [found["preset"], found["dtype"], f"{found['embedding_rows']:,}", *shown[:2], ratio, *shown[2:], *gpu]
+
+
+def main(options: Options) -> None:
+    """Measure, print and write."""
+    place = machine()
+    names = [name for pattern in options.presets for name in preset_names() if fnmatch(name, pattern)]
+    results = []
+    for rows in options.embedding_rows:
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder) / "data"
+            write_workload(data, options.examples, rows)
+            for dtype, preset in itertools.product(options.dtypes, names):
+                found = measure(preset, dtype, data, options)
+                results.append({"preset": preset, "dtype": dtype, "embedding_rows": rows, **found})
+                print(json.dumps(results[-1]), flush=True)
+    header = ["preset", "tables", "rows", "predicted GB", "peak GB", "measured / predicted"]
+    header += ["weights", "states", "all else", "without the bare process"]
+    if resolve_device(options.device) == "cuda":
+        header += ["allocated", "held by the allocator"]
+    body = (
+        f"Dimension {options.dim}, batch {options.batch_size:,}, {options.steps} steps, {options.examples:,} training "
+        f"rows. The bare process holds {results[0]['measured']['bare'] / 1e9:.3f} GB on the host.\n\n"
+        + markdown_table(header, map(line, results))
+    )
+    model = "+".join(options.presets).replace("*", "all")
+    sizes = "-".join(f"{rows / 1e6:.3g}m" for rows in options.embedding_rows)
+    write_results(options.out, "memory", f"{model}-{sizes}", {"machine": place, "runs": results}, body)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
