@@ -1,11 +1,10 @@
-"""The trainer people write first: an nn.Embedding a table, dense Adam over everything, a DataLoader over rows.
+"""The trainer people write first: an nn.Embedding a column, dense Adam over everything, a DataLoader over rows.
 
-The same model in the same sizes on the same data as recmtl's `mmoe`, for benchmarks/throughput.py to compare with.
+The same network in the same sizes as recmtl's `mmoe`, for benchmarks/reference.py to compare with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,17 @@ from torch.utils.data import Dataset as TorchDataset
 from recmtl.data.dataset import Dataset, label_column
 from recmtl.models.mmoe import MMoEConfig
 
+INIT_STD = 0.01
+"""Of the embeddings; nn.Embedding's own, 1, drowns what there is to learn."""
+
 
 class Examples(TorchDataset):
-    """Rows in memory, handed out one by one."""
+    """Rows of one split in memory, handed out one by one. (NumPy's: rows of a DataFrame cost several times as much.)"""
 
-    def __init__(self, folder: Path, dataset: Dataset) -> None:
+    def __init__(self, folder: Path, dataset: Dataset, split: str) -> None:
         labels = [label_column(task.name) for task in dataset.tasks]
         ids = [feature.name for feature in dataset.sparse_features]
-        table = pq.read_table(dataset.files(folder, "train"), columns=[*ids, *labels])
+        table = pq.read_table(dataset.files(folder, split), columns=[*ids, *labels])
         self.ids = np.stack([table[name].to_numpy() for name in ids], axis=1).astype(np.int64)
         self.labels = np.stack([table[name].to_numpy() for name in labels], axis=1).astype(np.float32)
 
@@ -36,14 +38,22 @@ class Examples(TorchDataset):
         return self.ids[index], self.labels[index]
 
 
+def row_loader(folder: Path, dataset: Dataset, split: str, batch_size: int) -> DataLoader:
+    """Batches of ids [B, C] and labels [B, T]; the training split's in another order every epoch."""
+    train = split == "train"
+    return DataLoader(Examples(folder, dataset, split), batch_size=batch_size, shuffle=train, drop_last=train)
+
+
 class PlainMMoE(nn.Module):
-    """MMoE with one nn.Embedding a table, and experts, gates and towers in lists."""
+    """MMoE with one nn.Embedding a column, and experts, gates and towers in lists."""
 
     def __init__(self, dataset: Dataset, config: MMoEConfig, dim: int) -> None:
         super().__init__()
-        self.columns = [str(feature.table) for feature in dataset.sparse_features]
-        self.tables = nn.ModuleDict({table.name: nn.Embedding(table.rows, dim) for table in dataset.tables})
-        width, tasks = dim * len(self.columns), len(dataset.tasks)
+        features = dataset.sparse_features
+        self.embeddings = nn.ModuleList(nn.Embedding(dataset.table(str(f.table)).rows, dim) for f in features)
+        for embedding in self.embeddings:
+            nn.init.normal_(embedding.weight, std=INIT_STD)
+        width, tasks = dim * len(features), len(dataset.tasks)
         self.experts = nn.ModuleList(_mlp(width, config.expert) for _ in range(config.experts))
         self.gates = nn.ModuleList(nn.Linear(width, config.experts) for _ in range(tasks))
         self.towers = nn.ModuleList(
@@ -52,7 +62,7 @@ class PlainMMoE(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [B, T] from ids [B, C]."""
-        x = torch.cat([self.tables[table](ids[:, i]) for i, table in enumerate(self.columns)], dim=1)
+        x = torch.cat([embedding(ids[:, i]) for i, embedding in enumerate(self.embeddings)], dim=1)
         experts = torch.stack([expert(x) for expert in self.experts], dim=1)
         logits = []
         for gate, tower in zip(self.gates, self.towers, strict=True):
@@ -69,56 +79,32 @@ def _mlp(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
 
 
 class PlainTrainer:
-    """Steps of the plain trainer.
+    """The model and its optimiser.
 
     Args:
-        folder: the prepared folder; its training split has to fit into memory.
-        dataset: what ``dataset.json`` says of it; categorical features only.
+        dataset: tables and tasks; categorical features only.
         config: sizes of the model.
         dim: embedding dimension.
-        batch_size: rows in a batch.
         lr: of Adam.
         device: where the model is.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        dataset: Dataset,
-        config: MMoEConfig,
-        *,
-        dim: int,
-        batch_size: int,
-        lr: float,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, dataset: Dataset, config: MMoEConfig, *, dim: int, lr: float, device: torch.device) -> None:
         self.device = device
         self.model = PlainMMoE(dataset, config, dim).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr)
         self.loss = nn.BCEWithLogitsLoss()
-        self.loader: DataLoader = DataLoader(
-            Examples(folder, dataset), batch_size=batch_size, shuffle=True, drop_last=True
-        )
-        self.batches = self.endless()
 
-    def endless(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The loader's batches, epoch after epoch."""
-        while True:
-            yield from self.loader
-
-    def step(self) -> None:
-        """Load a batch, go forward and backward, update everything."""
-        ids, labels = self.load()
-        self.update(ids.to(self.device), labels.to(self.device))
-
-    def load(self) -> tuple[Tensor, Tensor]:
-        """The loader alone: ids [B, C] and labels [B, T]."""
-        return next(self.batches)
-
-    def update(self, ids: Tensor, labels: Tensor) -> None:
-        """One step on a given batch."""
-        logits = self.model(ids)
-        loss = sum((self.loss(logits[:, task], labels[:, task]) for task in range(labels.shape[1])), torch.zeros(()))
+    def step(self, ids: Tensor, labels: Tensor) -> None:
+        """Go forward and backward, update everything."""
+        labels = labels.to(self.device)
+        logits = self.model(ids.to(self.device))
+        losses = [self.loss(logits[:, task], labels[:, task]) for task in range(labels.shape[1])]
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.stack(losses).sum().backward()
         self.optimizer.step()
+
+    @torch.no_grad()
+    def predict(self, ids: Tensor) -> Tensor:
+        """Logits [B, T]."""
+        return self.model(ids.to(self.device))

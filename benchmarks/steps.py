@@ -17,12 +17,11 @@ from statistics import median
 import torch
 import tyro
 from common import RESULTS, Timing, machine, markdown_table, timing, write_results
+from variants import configure, names
 from workload import write_workload
 
-from recmtl.config import Config, config_path, read_toml, tomllib
 from recmtl.data.dataset import Dataset
 from recmtl.distributed.ranks import process_group
-from recmtl.models import parse_config
 from recmtl.training.engine import Engine
 
 BATCHES = 32
@@ -55,24 +54,6 @@ class Options:
     """Folder for the results."""
 
 
-def configure(variant: str, options: Options) -> Config:
-    """The configuration of `NAME:key=value…`."""
-    name, *settings = variant.split(":")
-    values = read_toml(config_path(name))
-    for setting in [
-        f"embedding.dim={options.dim}",
-        f"training.batch_size={options.batch_size}",
-        f"training.device='{options.device}'",
-        *settings,
-    ]:
-        (key, value), *_ = tomllib.loads(f"'{setting.partition('=')[0]}' = {setting.partition('=')[2]}").items()
-        section, _, field = key.partition(".")
-        values.setdefault(section, {})[field] = value
-    config = parse_config(values, variant)
-    config.validate()
-    return config
-
-
 def seconds(engine: Engine, batches: itertools.cycle, steps: int) -> Timing:
     """Time of one step, after two that fill the pipeline."""
     for _ in range(2):
@@ -83,7 +64,12 @@ def seconds(engine: Engine, batches: itertools.cycle, steps: int) -> Timing:
 def main(options: Options) -> None:
     """Measure, print and write."""
     place = machine()
-    configs = {variant: configure(variant, options) for variant in options.variants}
+    shared = {
+        "embedding.dim": options.dim,
+        "training.batch_size": options.batch_size,
+        "training.device": options.device,
+    }
+    configs = {variant: configure(variant, shared) for variant in options.variants}
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or Path(folder) / "data"
         if options.data is None:
@@ -118,7 +104,7 @@ def main(options: Options) -> None:
     )
     ratios = {variant: {"clock": clock, "cpu": cpu} for variant, _, _, _, clock, cpu in rows}
     results = {"machine": place, "seconds_and_cpu_seconds": times, "times_the_first": ratios}
-    write_results(options.out, "steps", "+".join(dict.fromkeys(v.split(":")[0] for v in times)), results, body)
+    write_results(options.out, "steps", names(options.variants), results, body)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,19 +52,35 @@ def test_steps(tmp_path: Path) -> None:
 
 
 def test_throughput(tmp_path: Path) -> None:
-    sizes = ("--examples", 20_000, "--embedding-rows", 40_000, "--batch-size", 256, "--rounds", 1, "--steps", 2)
-    trace = tmp_path / "trace.json"
-    results = run("throughput.py", tmp_path / "out", *sizes, "--device", "cpu", "--threads", 1, "--profile", trace)
+    sizes = ("--examples", 20_000, "--embedding-rows", 40_000, "--rounds", 1, "--steps", 2, "--device", "cpu")
+    cases = ("mmoe:model.experts=2", "--batch-sizes", 256, 512, "--ranks", 1, 2)
+    traces = tmp_path / "traces"
+    results = run("throughput.py", tmp_path / "out", *cases, *sizes, "--threads", 1, "--traces", traces)
     assert results["embedding_rows"] == 40_000
-    assert {"pipeline", "fixed", "cycled", "plain", "loader"} < set(results["examples_per_second"])
-    assert set(results["ratios"]) > {"pipeline / fixed", "pipeline / plain"}
-    assert json.loads(trace.read_text())["traceEvents"]
+    found = {(case["variant"], case["batch_size"], case["ranks"]): case for case in results["cases"]}
+    assert set(found) == set(itertools.product(("mmoe:model.experts=2",), (256, 512), (1, 2)))
+    for (_, batch_size, ranks), case in found.items():
+        parts = {"read", "lookup", "lookup and update", "dense"} | (
+            {"all-to-all", "all-reduce"} if ranks > 1 else set()
+        )
+        assert set(case["milliseconds"]) == parts | {"pipeline", "cycled", "fixed"}
+        assert case["examples_per_second"] == pytest.approx(1000 * batch_size / case["milliseconds"]["pipeline"])
+        times = case["cpu_milliseconds"]
+        path = [times[name] for name in ("read", "lookup and update", "dense", "all-reduce") if name in times]
+        assert case["of_the_limit"] == pytest.approx(sum(path) / times["pipeline"])
+    assert len(list(traces.iterdir())) == len(found)
+    assert all(json.loads(trace.read_text())["traceEvents"] for trace in traces.iterdir())
 
 
-def test_throughput_of_another_model(tmp_path: Path) -> None:
-    sizes = ("--examples", 5_000, "--embedding-rows", 40_000, "--batch-size", 256, "--rounds", 1, "--steps", 2)
-    results = run("throughput.py", tmp_path, *sizes, "--preset", "shared_bottom", "--device", "cpu")
-    assert "plain" not in results["examples_per_second"]
+def test_reference(tmp_path: Path) -> None:
+    sizes = ("--examples", 20_000, "--embedding-rows", 40_000, "--batch-size", 256, "--rounds", 1, "--steps", 1)
+    results = run("reference.py", tmp_path / "out", *sizes, "--events", 20_000, "--epochs", 2, "--device", "cpu")
+    assert len(results["speed_at_40000_rows"]) == 8
+    assert all(clock > 0 for taken in results["speed_at_40000_rows"].values() for clock, _ in taken)
+    aucs = {(line["trainer"], line["epoch"]): line["test_auc"] for line in results["quality"]}
+    assert set(aucs) == {("plain", 1), ("plain", 2), ("recmtl", 1), ("recmtl", 2)}
+    assert aucs["plain", 2]["view"] > 0.6
+    assert aucs["recmtl", 2]["view"] > 0.6
 
 
 def test_table(tmp_path: Path) -> None:
@@ -102,3 +120,27 @@ def test_precision(tmp_path: Path) -> None:
     assert set(results["runs"]) == {"float32", "float16"}
     losses = [found["shared_bottom"][0]["logloss_sum"] for found in results["runs"].values()]
     assert 0 < abs(losses[0] - losses[1]) < 1e-2
+
+
+def test_suite_of_a_gpu_runs_where_there_is_none(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(BENCHMARKS / "gpu.sh"), str(tmp_path)],
+        env={
+            **os.environ,
+            "DEVICE": "cpu",
+            "SIZE": "tiny",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr
+    written = {path.name.split("-")[0] for path in tmp_path.glob("*.json")}
+    assert written == {"throughput", "steps", "memory", "reference", "reader", "evaluation", "table"}
+    *_, header, _, rate, busy, step, seconds = done.stdout.splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")] == ["target", "measured", "wanted"]
+    assert "2,000,000" in rate
+    assert "no GPU" in busy
+    assert "1.6" in step
+    assert seconds.endswith("s in all")
