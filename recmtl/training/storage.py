@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,17 @@ class Writer(FileSystemWriter):
             raise behind or problem from None
 
 
+def enum_member(enum: Any, name: str) -> Any:
+    """What `getattr` is for in an index: early releases of Python 3.11 pickle members of enumerations as a call of it.
+
+    Raises:
+        UnpicklingError: it is asked for something else.
+    """
+    if not isinstance(enum, EnumMeta):
+        raise pickle.UnpicklingError(f"{name} of {enum} has no place in a checkpoint")
+    return enum[name]
+
+
 class IndexUnpickler(pickle.Unpickler):
     """Builds an index and nothing else."""
 
@@ -65,6 +77,8 @@ class IndexUnpickler(pickle.Unpickler):
         Raises:
             UnpicklingError: it may not.
         """
+        if (module, name) == ("builtins", "getattr"):
+            return enum_member
         known = name in INDEX_CLASSES.get(module, ())
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
@@ -74,8 +88,8 @@ class IndexUnpickler(pickle.Unpickler):
 class SafeReader(FileSystemReader):
     """Reads the index of a checkpoint with `IndexUnpickler`."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index."""
+    def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
+        """The index. (PyTorch looks for an index of every rank's own where one of these has the name `kwargs`.)"""
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = IndexUnpickler(file).load()
         if getattr(metadata, "storage_meta", None) is None:

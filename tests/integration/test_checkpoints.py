@@ -15,12 +15,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from jobs import weights, words
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 from toy import write_toy
 
 from recmtl import cli
 from recmtl.errors import UserError
 from recmtl.training.manifest import entry, find_damage
-from recmtl.training.storage import SafePlanner, SafeReader
+from recmtl.training.storage import IndexUnpickler, SafePlanner, SafeReader
 
 FLAGS = {
     "training.batch_size": 64,
@@ -208,6 +209,16 @@ class Harm:
         return os.mkdir, (str(self.place),)
 
 
+class Attribute:
+    """Pickled, an attribute of a class."""
+
+    def __init__(self, owner: type, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.owner, self.name)
+
+
 def test_an_index_runs_no_code(data, run, tmp_path):
     path = checkpoint(run, STEPS) / ".metadata"
     metadata = pickle.loads(path.read_bytes())
@@ -221,6 +232,24 @@ def test_an_index_runs_no_code(data, run, tmp_path):
     assert not (tmp_path / "harmed").exists()
     pickle.loads(path.read_bytes())
     assert (tmp_path / "harmed").exists()  # it would have
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "allowed"),
+    [
+        (_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT", True),
+        (_MEM_FORMAT_ENCODING, "mro", False),
+        (Metadata, "mro", False),
+    ],
+)
+def test_getattr_in_an_index_gives_members_of_enumerations_alone(owner, name, allowed):
+    """As Python 3.11.2 pickles them."""
+    index = io.BytesIO(pickle.dumps(Attribute(owner, name)))
+    if allowed:
+        assert IndexUnpickler(index).load() is getattr(owner, name)
+    else:
+        with pytest.raises((pickle.UnpicklingError, KeyError)):
+            IndexUnpickler(index).load()
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
