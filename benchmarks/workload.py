@@ -24,6 +24,11 @@ SIGMA = 1.82
 """Events per value are lognormal: a mean of 63 and a median of 12, as for MerRec's users, give √(2 ln(63/12))."""
 
 
+def merrec_tables() -> list[str]:
+    """Names of MerRec's tables."""
+    return list(dict.fromkeys(feature.table for feature in load_recipe("merrec").features))
+
+
 def table_sizes(names: list[str], rows: int) -> dict[str, int]:
     """Rows of every table: the small ones as in MerRec, the large ones in its proportions, `rows` in all."""
     sizes = {name: SMALL.get(name, 6) for name in names if name not in LARGE}
@@ -34,6 +39,27 @@ def table_sizes(names: list[str], rows: int) -> dict[str, int]:
         sizes[name] = left * values // sum(LARGE.values())
     sizes["session_id"] += rows - sum(sizes.values())
     return sizes
+
+
+def merrec_shaped(sizes: dict[str, int], examples: int) -> Dataset:
+    """MerRec's features and tasks with tables of these sizes, on paper."""
+    recipe = load_recipe("merrec")
+    return Dataset(
+        "merrec_shaped",
+        f"merrec-shaped-{sum(sizes.values())}",
+        {"train": examples, "val": 8192, "test": 8192},
+        tuple(Table(name, rows) for name, rows in sizes.items()),
+        tuple(Feature(feature.name, table=feature.table) for feature in recipe.features),
+        tuple(
+            Task(
+                task.name,
+                parent=task.parent,
+                relation=task.relation,
+                base_rate=dict.fromkeys(SPLITS, BASE_RATE[task.name]),
+            )
+            for task in recipe.tasks
+        ),
+    )
 
 
 def write_workload(folder: Path, examples: int, embedding_rows: int, seed: int = 0) -> Dataset:
@@ -48,25 +74,8 @@ def write_workload(folder: Path, examples: int, embedding_rows: int, seed: int =
         embedding_rows: rows of all tables together.
         seed: of the ids.
     """
-    recipe = load_recipe("merrec")
-    tables = dict.fromkeys(feature.table or feature.name for feature in recipe.features)
-    sizes = table_sizes(list(tables), embedding_rows)
-    dataset = Dataset(
-        "merrec_shaped",
-        f"merrec-shaped-{embedding_rows}",
-        {"train": examples, "val": 8192, "test": 8192},
-        tuple(Table(name, sizes[name]) for name in tables),
-        tuple(Feature(feature.name, table=feature.table or feature.name) for feature in recipe.features),
-        tuple(
-            Task(
-                task.name,
-                parent=task.parent,
-                relation=task.relation,
-                base_rate=dict.fromkeys(SPLITS, BASE_RATE[task.name]),
-            )
-            for task in recipe.tasks
-        ),
-    )
+    names = merrec_tables()
+    dataset = merrec_shaped(table_sizes(names, embedding_rows), examples)
     folder.mkdir(parents=True)
     for _ in write_shards(_batches(dataset, seed), dataset, folder):
         pass

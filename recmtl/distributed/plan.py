@@ -10,13 +10,13 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.constants import CROSS_NODE_BANDWIDTH, HBM_MEM_BW, INTRA_NODE_BANDWIDTH
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig
+from recmtl.distributed.step_time import StepTimeEstimator
 from recmtl.distributed.storage import FLOAT, StorageEstimator, extra_bytes, state_bytes, weight_bytes
 from recmtl.errors import UserError
 from recmtl.models.ranker import Ranker
@@ -196,7 +196,7 @@ def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int)
             batch_size,
             constraints,
             estimator=[
-                EmbeddingPerfEstimator(topology, constraints),
+                StepTimeEstimator(topology, constraints),
                 StorageEstimator(topology, constraints, config.embedding.optimizer),
             ],
         ),

@@ -84,14 +84,8 @@ class Ranks:
         Raises:
             UserError: on all ranks what the first one raised that raised one or an OSError: all say the same.
         """
-        mine: tuple[T | None, str | None]
-        try:
-            with os_errors(Path.cwd()):
-                mine = make(), None
-        except UserError as problem:
-            mine = None, str(problem)
         found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, mine, group=self.patient)
+        dist.all_gather_object(found, _attempt(make), group=self.patient)
         for _, message in found:
             if message is not None:
                 raise UserError(message)
@@ -115,9 +109,23 @@ class Ranks:
         """What `make` gives on the first rank, on all of them.
 
         Raises:
-            UserError: what it raises there, on all of them.
+            UserError: what it raises there, or an OSError, on all of them.
         """
-        return cast(T, self.gather(make if self.is_first else lambda: None)[0])
+        found = [_attempt(make) if self.is_first else None]
+        dist.broadcast_object_list(found, src=0, group=self.patient)
+        value, message = cast(tuple[T, str | None], found[0])
+        if message is not None:
+            raise UserError(message)
+        return value
+
+
+def _attempt(make: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What `make` gives, or the message of the UserError or OSError that it raises."""
+    try:
+        with os_errors(Path.cwd()):
+            return make(), None
+    except UserError as problem:
+        return None, str(problem)
 
 
 def host_memory() -> int:

@@ -50,11 +50,11 @@ class Engine:
         torch.manual_seed(config.training.seed)
         ranker = Ranker.of(config, self.dataset, self.tasks)
         self.weighting = ranker.head.weighting
-        # Every rank makes the plan by itself, so all must start from the same memory.
         memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
         batch_size = next(iter(self.readers.values())).local_batch_size
-        self.plan: Plan = make_plan(ranker, config, cluster, batch_size)
+        # Made once: it is the same for all, and seconds of work for hundreds of ranks.
+        self.plan: Plan = ranks.first(lambda: make_plan(ranker, config, cluster, batch_size))
         self.forecast = Forecast(
             config, self.dataset, self.plan, predict(ranker, self.plan, config, self.dataset, batch_size)
         )
