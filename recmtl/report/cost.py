@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from recmtl.report.figures import INK, MUTED, color, marker, plain_ticks, svg
 from recmtl.report.numbers import GB, time_unit
@@ -100,6 +101,8 @@ def _draw_costs(axes: Axes, points: list[Point], higher: bool, xlabel: str) -> N
     costs = [point.cost for point in points]
     if max(costs) > 10 * min(costs) > 0:
         axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))  # the last would be cut off
     axes.step([p.cost for p in front], [p.quality for p in front], where="post", color=MUTED, linewidth=1, zorder=1)
     for point in points:
         filled = point in front

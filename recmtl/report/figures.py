@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 SERIES = 8
 """Hues; further series repeat them with dashes."""
@@ -90,9 +90,12 @@ def svg(draw: Callable[[Axes], None], description: str, size: tuple[float, float
 
 
 def plain_ticks(axes: Axes) -> None:
-    """Numbers as one writes them, also on a logarithmic axis."""
+    """Numbers as one writes them, also on a logarithmic axis, which has enough of them."""
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
+            if high < 100 * low:
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 

@@ -12,7 +12,7 @@ from recmtl.report.calibration import calibration_plots
 from recmtl.report.cost import cost_plots
 from recmtl.report.curves import curve_plots
 from recmtl.report.rows import Row, tasks
-from recmtl.report.runs import Plan, Run, metric
+from recmtl.report.runs import Plan, Run
 from recmtl.report.table import Cell, Column, Line, Table
 
 
@@ -25,7 +25,7 @@ def page(datasets: dict[str, list[Row]], tables: dict[str, Table]) -> str:
     """
     style = resources.files("recmtl.report").joinpath("page.css").read_text(encoding="utf-8")
     names = ", ".join(datasets)
-    sections = "\n".join(_section(name, rows, tables[name]) for name, rows in datasets.items())
+    sections = "\n".join(_section(rows, tables[name]) for name, rows in datasets.items())
     every = [run for rows in datasets.values() for row in rows for run in row.runs]
     return f"""<!doctype html>
 <html lang=en>
@@ -47,15 +47,14 @@ def page(datasets: dict[str, list[Row]], tables: dict[str, Table]) -> str:
 </html>"""
 
 
-def _section(dataset: str, rows: list[Row], table: Table) -> str:
+def _section(rows: list[Row], table: Table) -> str:
     runs = [run for row in rows for run in row.runs]
     models = {run.model for run in runs}
     settings = f" in {_count(len(rows), 'setting')}" if len(rows) > len(models) else ""
     count = f"{_count(len(runs), 'run')} of {_count(len(models), 'model')}{settings}"
-    measured = [int(n) for run in runs for task in run.test if (n := metric(task, "rows")(run))]
-    tested = f", {max(measured):,} test rows" if measured else ""
+    tested = f", {runs[0].test_rows:,} test rows" if runs[0].test_rows else ""
     return f"""<section>
-<header><h1>{escape(dataset)}</h1><p>{count}, {_devices(runs)}{tested}</p></header>
+<header><h1>{escape(runs[0].dataset)}</h1><p>{count}, {_devices(runs)}{tested}</p></header>
 {_tiles(table)}
 {_table(table, runs)}
 {_plots(rows)}

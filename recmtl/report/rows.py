@@ -41,9 +41,17 @@ class Row:
 
 
 def by_dataset(runs: list[Run]) -> dict[str, list[Row]]:
-    """The rows of every dataset, datasets by name, rows in the order of the runs."""
-    ordered = sorted(runs, key=lambda run: run.dataset)
-    return {dataset: _rows(list(group)) for dataset, group in groupby(ordered, key=lambda run: run.dataset)}
+    """The rows of every dataset, datasets by name, rows in the order of the runs.
+
+    Of one name, what was tested on other numbers of rows is another dataset: its AUCs do not compare.
+    """
+    ordered = sorted(runs, key=lambda run: (run.dataset, run.test_rows))
+    groups = {key: list(group) for key, group in groupby(ordered, key=lambda run: (run.dataset, run.test_rows))}
+    names = [dataset for dataset, _ in groups]
+    return {
+        dataset if names.count(dataset) == 1 else f"{dataset}, {rows:,} test rows": _rows(group)
+        for (dataset, rows), group in groups.items()
+    }
 
 
 def tasks(rows: list[Row]) -> list[str]:

@@ -76,6 +76,11 @@ class Run:
     history: list[dict[str, Any]]
     """The lines of ``metrics.jsonl``; empty without."""
 
+    @property
+    def test_rows(self) -> int:
+        """Rows of the test split; 0: unknown."""
+        return max((int(rows) for metrics in self.test.values() if (rows := metrics.get("rows"))), default=0)
+
     @staticmethod
     def load(folder: Path) -> Run:
         """Read a run folder.

@@ -142,6 +142,18 @@ def test_a_table_for_each_dataset(write: Write, tmp_path: Path) -> None:
     assert "view AUC" not in text.split("## merrec")[0]
 
 
+def test_other_test_rows_are_another_dataset(write: Write, tmp_path: Path) -> None:
+    small = write("small", test={"view": task(0.9, rows=300), "like": task(0.9, rows=300)})
+    large = [write(name, model=name, test={"view": task(0.7, rows=137_511)}) for name in ("a", "b")]
+    text = report([*large, small], tmp_path / "out")
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## merrec, 300 test rows",
+        "## merrec, 137,511 test rows",
+    ]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<h1>merrec</h1>") == 2
+
+
 def rows_of_csv(folder: Path) -> list[dict[str, str]]:
     with (folder / "report.csv").open(newline="") as file:
         return list(csv.DictReader(file))
