@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import pyarrow as pa
 from recmtl.errors import UserError
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-OVERHEAD_BYTES = 300 * 10**6
-"""Memory of the process that the engine does not count: code, Python, buffers for reading and writing Parquet."""
+OVERHEAD_BYTES = 500 * 10**6
+"""Memory of the process that the engine does not count: code, Python, a part of the raw rows, buffers for Parquet."""
 
 
 def size(text: str) -> int:
@@ -94,14 +94,24 @@ def one_line_errors(where: str, memory_limit: str) -> Iterator[None]:
     # A result that is streamed fails as an Arrow error, an interrupted query as a RuntimeError.
     except (duckdb.Error, pa.ArrowException, RuntimeError) as problem:
         text = message(problem)
-        if "interrupted" in text.lower():
+        if is_interrupted(problem):
             raise KeyboardInterrupt from None
-        if "out of memory" in text.lower():
+        if is_out_of_memory(problem):
             hint = f"--memory-limit {memory_limit} is too small; raise it, or lower --threads"
             raise UserError(f"{where}: {hint} ({text})") from None
         if isinstance(problem, duckdb.Error):
             raise UserError(f"{where}: {text}") from None
         raise
+
+
+def is_interrupted(problem: Exception) -> bool:
+    """Whether the query was stopped by Ctrl-C."""
+    return "interrupted" in str(problem).lower()
+
+
+def is_out_of_memory(problem: Exception) -> bool:
+    """Whether the query needed more than the memory limit."""
+    return "out of memory" in str(problem).lower()
 
 
 def first_row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...] | None:
@@ -116,7 +126,7 @@ def query_progress(db: duckdb.DuckDBPyConnection) -> Callable[[], float]:
     return getattr(db, "query_progress", lambda: 0.0)
 
 
-def arrow_batches(db: duckdb.DuckDBPyConnection, query: str, rows: int) -> Iterable[pa.RecordBatch]:
+def arrow_batches(db: duckdb.DuckDBPyConnection, query: str, rows: int) -> pa.RecordBatchReader:
     """The result of `query`, streamed in batches of about `rows`."""
     relation = db.sql(query)
     stream = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader

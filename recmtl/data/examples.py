@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from pathlib import Path
 
 import duckdb
 
 from recmtl.data.dataset import SPLITS
 from recmtl.data.duck import first_row, line_number, literal, message, quote
 from recmtl.data.recipe import FeatureSpec, Recipe
-from recmtl.data.sources import diagnose
 from recmtl.errors import UserError
 
 ROWS = '"#rows"'
 """View: the recipe's query."""
+SELECTED = '"#selected"'
 MATERIALIZED = '"#materialized"'
 EXAMPLES = '"#examples"'
 """View: the columns that the recipe uses, with `HASH`, `SPLIT` and `ROW`."""
@@ -108,14 +107,8 @@ def _check_feature(feature: FeatureSpec, types: dict[str, str], where: str) -> N
         raise UserError(f"{found}; " + ("set kind = 'list'" if value.endswith("[]") else "its values must be simple"))
 
 
-def materialize(
-    db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str], files: dict[str, list[Path]]
-) -> int:
-    """Run the query and keep the columns that the recipe uses; return the number of rows.
-
-    Raises:
-        UserError: the query fails on the data, a raw file is damaged, or there are no rows.
-    """
+def create_materialized(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str]) -> None:
+    """Create the empty table `MATERIALIZED`: the columns that the recipe uses, and the hash of all."""
     used = [feature.column for feature in recipe.features] + [task.label for task in recipe.tasks]
     used += [task.oracle for task in recipe.tasks if task.oracle] + ([recipe.group] if recipe.group else [])
     columns = [quote(name) for name in dict.fromkeys(used)]
@@ -125,12 +118,21 @@ def materialize(
         columns.append(f"hash({', '.join(map(quote, split.key))}) as {KEY}")
     if split.column is not None:
         columns.append(f"{quote(split.column)} as {MOMENT}")
-    try:
-        db.execute(f"create table {MATERIALIZED} as select {', '.join(columns)} from {ROWS}")
-    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
-        raise
-    except duckdb.Error as problem:
-        raise UserError(diagnose(files, f"{recipe.origin}: sql: {message(problem)}")) from None
+    db.execute(f"create view {SELECTED} as select {', '.join(columns)} from {ROWS}")
+    db.execute(f"create table {MATERIALIZED} as select * from {SELECTED} limit 0")
+
+
+def materialize(db: duckdb.DuckDBPyConnection) -> None:
+    """Run the query on what its views show and keep what it yields."""
+    db.execute(f"insert into {MATERIALIZED} select * from {SELECTED}")
+
+
+def count_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
+    """The number of examples.
+
+    Raises:
+        UserError: there are none.
+    """
     rows = _count(db)
     if not rows:
         raise UserError(f"{recipe.origin}: sql yields no rows from these files")

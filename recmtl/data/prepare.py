@@ -1,7 +1,7 @@
 """``recmtl prepare``: raw Parquet logs in, a prepared folder out.
 
-    raw files ──the recipe's SQL──▶ examples ──hash, time or column──▶ splits ──counts──▶ vocabularies
-        ──joins──▶ ids ──one sort by hash──▶ shuffled shards
+    raw files ──part by part──▶ the recipe's SQL ──▶ examples ──hash, time or column──▶ splits
+        ──counts──▶ vocabularies ──joins──▶ ids ──one sort by hash──▶ shuffled shards
 
 DuckDB does all of it on columns, within its memory limit, and spills to disk beside the output. What comes out
 depends on the recipe and the raw files alone, not on the number of threads.
@@ -17,13 +17,14 @@ from pathlib import Path
 import duckdb
 
 from recmtl.data.dataset import Dataset, Feature, Table, Task
-from recmtl.data.duck import arrow_batches, connect, one_line_errors, query_progress
+from recmtl.data.duck import arrow_batches, connect, one_line_errors, query_progress, size
 from recmtl.data.encode import create_vocabulary, describe_feature, encoding_query, table_type
-from recmtl.data.examples import check_columns, create_query, deal, materialize
+from recmtl.data.examples import check_columns, count_rows, create_materialized, create_query, deal, materialize
 from recmtl.data.labels import describe_tasks
+from recmtl.data.parts import cut, number_of_parts, shown
 from recmtl.data.recipe import Recipe
 from recmtl.data.shards import CHUNK_ROWS, write_shards
-from recmtl.data.sources import create_views, find_files
+from recmtl.data.sources import count_raw_rows, create_views, find_files, query_errors
 from recmtl.data.stages import Stages, polled
 from recmtl.files import complete_or_absent
 
@@ -52,20 +53,26 @@ def prepare(recipe: Recipe, raw: Path, out: Path, *, memory_limit: str = "4GB", 
         try:
             with Stages() as stages, one_line_errors(recipe.origin, memory_limit):
                 create_views(db, recipe, files, raw)
-                return _run(db, recipe, files, work / "data", stages)
+                return _run(db, recipe, files, size(memory_limit), work / "data", stages)
         finally:
             db.close()
 
 
 def _run(
-    db: duckdb.DuckDBPyConnection, recipe: Recipe, files: dict[str, list[Path]], folder: Path, stages: Stages
+    db: duckdb.DuckDBPyConnection,
+    recipe: Recipe,
+    files: dict[str, list[Path]],
+    memory: int,
+    folder: Path,
+    stages: Stages,
 ) -> Dataset:
     types = create_query(db, recipe)
     check_columns(recipe, types)
     kinds = {table.name: table_type(recipe, table, types) for table in recipe.tables}
 
-    with stages.stage("reading raw files", 100) as advance, polled(query_progress(db), advance):
-        total = materialize(db, recipe, types, files)
+    with query_errors(recipe, files):
+        _read(db, recipe, types, memory, folder.with_name("parts"), stages)
+    total = count_rows(db, recipe)
 
     with stages.stage("splitting", 1):
         deal(db, recipe, total)
@@ -90,6 +97,27 @@ def _run(
             advance(written)
     dataset.save(folder)
     return dataset
+
+
+def _read(
+    db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str], memory: int, folder: Path, stages: Stages
+) -> None:
+    """Run the recipe's query, on parts of the events where there are many and the recipe allows it."""
+    create_materialized(db, recipe, types)
+    source, rows = recipe.cut, count_raw_rows(db, recipe)
+    parts = number_of_parts(rows, memory)
+    if parts == 1 or source is None:
+        with stages.stage("reading raw files", 100) as advance, polled(query_progress(db), advance):
+            materialize(db)
+        return
+    folder.mkdir()
+    with stages.stage("cutting events into parts", rows) as advance:
+        for dealt in cut(db, source, parts, folder):
+            advance(dealt)
+    with stages.stage("running the query on every part", parts) as advance:
+        for part in shown(db, source, parts, folder):
+            materialize(db)
+            advance(part + 1)
 
 
 def _fingerprint(

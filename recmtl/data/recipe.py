@@ -23,11 +23,15 @@ PACKAGED = Path(__file__).parent.parent / "recipes"
 
 @dataclass(frozen=True)
 class Source:
-    """A view the query can read: Parquet files under the raw folder."""
+    """A view the query can read: Parquet files under the raw folder, or a query over the views before it."""
 
     name: str
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
     """Globs relative to the raw folder; their files together are the source."""
+    sql: str = ""
+    """Query, in place of files."""
+    parts_by: str | None = None
+    """Column by which the rows may be cut into parts, for each of which the recipe's query is run by itself."""
     optional: bool = False
     """Without any file the source is an empty view with `columns`, instead of an error."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -116,6 +120,11 @@ class Recipe:
     origin: str = ""
     """Where the recipe was read from, for messages."""
 
+    @property
+    def cut(self) -> Source | None:
+        """The source that may be cut into parts."""
+        return next((source for source in self.sources if source.parts_by is not None), None)
+
     def features_of(self, table: str) -> list[FeatureSpec]:
         return [feature for feature in self.features if feature.table == table]
 
@@ -141,8 +150,7 @@ def _find(name_or_path: str, folder: Path) -> Path:
     path = folder / name_or_path
     if path.suffix == ".toml" and path.is_file():
         return path
-    known = ", ".join(recipe_names())
-    raise UserError(f"no recipe {name_or_path!r}; give the path of a .toml file or one of {known}")
+    raise UserError(f"no recipe {name_or_path!r}; give the path of a .toml file or one of {', '.join(recipe_names())}")
 
 
 def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -256,14 +264,13 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 def _sources(section: Any, origin: str) -> tuple[Source, ...]:
     if not isinstance(section, dict) or not section:
         raise UserError(f"{origin}: [sources]: must name views and their files")
-    return tuple(_source(name, value, f"{origin}: [sources] {name!r}") for name, value in section.items())
-
-
-def _source(name: str, value: Any, where: str) -> Source:
-    entry = value if isinstance(value, dict) else {"files": value}
-    if "name" in entry:
-        raise UserError(f"{where}: unknown key 'name'; did you mean 'files'?")
-    return _build(Source, {"name": name, **entry}, where)
+    sources = []
+    for name, value in section.items():
+        where, entry = f"{origin}: [sources] {name!r}", value if isinstance(value, dict) else {"files": value}
+        if "name" in entry:
+            raise UserError(f"{where}: unknown key 'name'; did you mean 'files'?")
+        sources.append(_build(Source, {"name": name, **entry}, where))
+    return tuple(sources)
 
 
 def _complete(feature: FeatureSpec) -> FeatureSpec:
@@ -274,8 +281,7 @@ def _complete(feature: FeatureSpec) -> FeatureSpec:
 
 def _implicit_tables(features: Iterable[FeatureSpec], declared: Iterable[TableSpec]) -> tuple[TableSpec, ...]:
     """A table with the defaults for each feature that has one of its own name and none is declared."""
-    names = {table.name for table in declared}
-    return tuple(TableSpec(f.name) for f in features if f.table == f.name and f.name not in names)
+    return tuple(TableSpec(f.name) for f in features if f.table == f.name not in [table.name for table in declared])
 
 
 def _check(recipe: Recipe) -> None:
@@ -299,6 +305,8 @@ def _check(recipe: Recipe) -> None:
         _check_names([spec.name for spec in specs], f"{where}: {section}")
     for source in recipe.sources:
         _check_source(source, f"{where}: [sources] {source.name!r}")
+    if len(cut := [source.name for source in recipe.sources if source.parts_by is not None]) > 1:
+        raise UserError(f"{where}: [sources]: parts_by is for one source, not for {', '.join(cut)}")
     for table in recipe.tables:
         _check_table(recipe, table, f"{where}: [[table]] {table.name!r}")
     for feature in recipe.features:
@@ -321,13 +329,15 @@ def _check_names(names: list[str], where: str) -> None:
 
 
 def _check_source(source: Source, where: str) -> None:
-    if not source.files:
-        raise UserError(f"{where}: files: give at least one glob")
+    if bool(source.files) == bool(source.sql):
+        raise UserError(f"{where}: give files (at least one glob) or sql, one of them")
     for pattern in source.files:
         if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
             raise UserError(f"{where}: {pattern!r} must be a glob relative to the raw folder")
-    if source.optional and not source.columns:
-        raise UserError(f'{where}: an optional source needs columns = {{name = "TYPE"}} for when it is absent')
+    if source.optional and not (source.columns and source.files):
+        raise UserError(
+            f'{where}: optional is for files, and needs columns = {{name = "TYPE"}} for when they are absent'
+        )
 
 
 def _check_table(recipe: Recipe, table: TableSpec, where: str) -> None:

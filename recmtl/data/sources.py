@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.duck import literal, message, quote
+from recmtl.data.duck import first_row, is_interrupted, is_out_of_memory, literal, message, quote
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError
 
@@ -21,7 +24,7 @@ def find_files(recipe: Recipe, raw: Path) -> dict[str, list[Path]]:
     """
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; give the folder with the raw Parquet files")
-    return {source.name: _glob(source, raw) for source in recipe.sources}
+    return {source.name: _glob(source, raw) for source in recipe.sources if source.files}
 
 
 def _glob(source: Source, raw: Path) -> list[Path]:
@@ -33,16 +36,30 @@ def _glob(source: Source, raw: Path) -> list[Path]:
 
 
 def create_views(db: duckdb.DuckDBPyConnection, recipe: Recipe, files: dict[str, list[Path]], raw: Path) -> None:
-    """Create a view a source, with two more columns: filename (relative to `raw`) and file_row_number.
+    """Create a view a source; of files it has two more columns: filename (relative to `raw`) and file_row_number.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or a source's query is not valid.
     """
     for source in recipe.sources:
+        query = source.sql.rstrip().rstrip(";") if source.sql else _select(source, files[source.name], raw)
         try:
-            db.execute(f"create view {quote(source.name)} as {_select(source, files[source.name], raw)}")
+            db.execute(f"create view {quote(source.name)} as\n{query}\n")
         except duckdb.Error as problem:
-            raise UserError(diagnose(files, f"source {source.name!r}: {message(problem)}")) from None
+            where = f"{recipe.origin}: [sources] {source.name!r}"
+            raise UserError(diagnose(files, f"{where}: {message(problem)}")) from None
+        _check_cut(db, source, recipe.origin)
+
+
+def _check_cut(db: duckdb.DuckDBPyConnection, source: Source, origin: str) -> None:
+    names = [name for name, *_ in db.execute(f"describe {quote(source.name)}").fetchall()]
+    if source.parts_by is not None and source.parts_by not in names:
+        near = get_close_matches(source.parts_by, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(
+            f"{origin}: [sources] {source.name!r}: parts_by: no column {source.parts_by!r}; {hint}"
+            f"Its columns are {', '.join(names)}"
+        )
 
 
 def _select(source: Source, files: list[Path], raw: Path) -> str:
@@ -54,6 +71,28 @@ def _select(source: Source, files: list[Path], raw: Path) -> str:
     # Relative, so that the examples do not depend on where the folder lies.
     relative = f"substr(filename, {len(str(raw / 'x'))}) as filename"
     return f"select * replace ({relative}) from read_parquet([{paths}], filename = true, file_row_number = true)"
+
+
+def count_raw_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
+    """Rows of the largest source, as the ends of its files say."""
+    counts = [first_row(db, f"select count(*) from {quote(source.name)}") for source in recipe.sources if source.files]
+    return max(row[0] for row in counts if row)
+
+
+@contextmanager
+def query_errors(recipe: Recipe, files: dict[str, list[Path]]) -> Iterator[None]:
+    """Say what is wrong with the raw files, or with the query on them.
+
+    Raises:
+        UserError: the query fails on the data, or a raw file is damaged.
+    """
+    try:
+        yield
+    # A result that is streamed fails as an Arrow error or as an OSError that is none of the operating system's.
+    except (duckdb.Error, pa.ArrowException, OSError) as problem:
+        if is_interrupted(problem) or is_out_of_memory(problem) or getattr(problem, "errno", None) is not None:
+            raise
+        raise UserError(diagnose(files, f"{recipe.origin}: sql: {message(problem)}")) from None
 
 
 def diagnose(files: dict[str, list[Path]], otherwise: str) -> str:

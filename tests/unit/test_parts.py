@@ -1,0 +1,164 @@
+"""Cutting a source into parts: nothing of the output changes, whatever the types, and mistakes are one line."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recmtl.data import parts
+from recmtl.data.prepare import prepare
+from recmtl.data.recipe import load_recipe
+from recmtl.data.synthetic import synthesize
+from recmtl.errors import UserError
+
+RECIPE = """
+sql = '''
+select *, lag(item) over (partition by "user" order by moment, number) as previous
+from events
+'''
+group = "user"
+[sources]
+raw = "*.parquet"
+[sources.events]
+sql = '''
+select *, file_row_number as number, cast(item as hugeint) * 10000000000 as huge, cast(item as decimal(30, 3)) as exact,
+    cast(md5(words[1]) as uuid) as unique_id, cast(clicked as tinyint) as label, to_days(clicked::int) as span
+from raw
+'''
+parts_by = "user"
+[[table]]
+name = "item"
+[[feature]]
+name = "user"
+[[feature]]
+name = "item"
+[[feature]]
+name = "previous"
+table = "item"
+[[feature]]
+name = "huge"
+[[feature]]
+name = "unique_id"
+[[feature]]
+name = "words"
+kind = "list"
+[[feature]]
+name = "exact"
+kind = "numeric"
+transform = "standardize"
+[[task]]
+name = "click"
+label = "label"
+[split]
+by = "time"
+column = "moment"
+"""
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "é", "", None]),
+        st.none() | st.integers(-(2**28), 2**28),
+        st.none() | st.lists(st.sampled_from(["x", "y", ""]), max_size=3),
+        st.datetimes(datetime.datetime(2020, 1, 1), datetime.datetime(2030, 1, 1)),
+        st.booleans(),
+    ),
+    min_size=20,
+    max_size=60,
+)
+
+
+def write(folder: Path, rows: list[tuple[Any, ...]], text: str = RECIPE) -> None:
+    """A raw folder of two files, and a recipe."""
+    kinds = (pa.string(), pa.int64(), pa.list_(pa.string()), pa.timestamp("us"), pa.bool_())
+    columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
+    table = pa.table(columns, names=["user", "item", "words", "moment", "clicked"])
+    (folder / "raw").mkdir()
+    pq.write_table(table.slice(0, 12), folder / "raw" / "0.parquet")
+    pq.write_table(table.slice(12), folder / "raw" / "1.parquet")
+    (folder / "mine.toml").write_text(text)
+
+
+def contents(recipe: str, raw: Path, out: Path) -> dict[str, bytes]:
+    """Every file that preparing writes."""
+    prepare(load_recipe(recipe), raw, out)
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=ROWS, part_rows=st.integers(8, 30))
+def test_the_output_is_that_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, rows: list[Any], part_rows: int
+) -> None:
+    folder = tmp_path_factory.mktemp("parts")
+    write(folder, rows)
+    whole = contents(str(folder / "mine.toml"), folder / "raw", folder / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "PART_ROWS", part_rows)
+        patch.setattr(parts, "CHUNK_ROWS", 2048)
+        cut = contents(str(folder / "mine.toml"), folder / "raw", folder / "cut")
+    assert cut == whole
+
+
+def test_merrec_in_parts_is_merrec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synthesize(tmp_path / "raw", 20_000)
+    whole = contents("merrec", tmp_path / "raw", tmp_path / "whole")
+    monkeypatch.setattr(parts, "PART_ROWS", 3000)
+    seen: list[int] = []
+    shown = parts.shown
+    monkeypatch.setattr("recmtl.data.prepare.shown", lambda *args: (seen.append(part) or part for part in shown(*args)))
+    assert contents("merrec", tmp_path / "raw", tmp_path / "cut") == whole
+    assert seen == list(range(7))
+
+
+def test_no_row_left_to_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_ROWS", 10)
+    row = ("a", 1, ["x"], datetime.datetime(2024, 1, 1), True)
+    write(tmp_path, [row] * 20, RECIPE.replace("as span\nfrom raw", "as span\nfrom raw where item = 2"))
+    with pytest.raises(UserError, match=r"mine\.toml: sql yields no rows from these files"):
+        prepare(load_recipe(str(tmp_path / "mine.toml")), tmp_path / "raw", tmp_path / "out")
+
+
+def test_parts_follow_rows_and_memory() -> None:
+    assert parts.number_of_parts(0, 10**9) == 1
+    assert parts.number_of_parts(parts.PART_ROWS, 10**10) == 1
+    assert parts.number_of_parts(parts.PART_ROWS + 1, 10**10) == 2
+    assert parts.number_of_parts(1_000_000, 100_000 * parts.ROW_BYTES) == 10
+    assert parts.number_of_parts(10**12, 10**9) == parts.MOST_PARTS
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('parts_by = "user"', 'parts_by = "usr"', r"'events': parts_by: no column 'usr'; did you mean 'user'"),
+        ('raw = "*.parquet"', 'raw = {files = "*.parquet", parts_by = "user"}', r"parts_by is for one source.*raw, ev"),
+        ('parts_by = "user"', 'files = "*.parquet"', r"'events': give files .* or sql, one of them"),
+        ('parts_by = "user"', 'optional = true\ncolumns = {a = "INT"}', r"'events': optional is for files"),
+        ("as span\nfrom raw", "as span\nfrom rwa", r"\[sources\] 'events': .*rwa"),
+    ],
+)
+def test_mistakes_name_the_source(tmp_path: Path, old: str, new: str, message: str) -> None:
+    row = ("a", 1, ["x"], datetime.datetime(2024, 1, 1), True)
+    write(tmp_path, [row] * 20, RECIPE.replace(old, new, 1))
+    with pytest.raises(UserError, match=message) as raised:
+        prepare(load_recipe(str(tmp_path / "mine.toml")), tmp_path / "raw", tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_file_is_named_while_cutting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_ROWS", 100)
+    synthesize(tmp_path / "raw", 5000)
+    path = tmp_path / "raw" / "20230501" / "000000000001.parquet"
+    whole = bytearray(path.read_bytes())
+    whole[4 : len(whole) // 2] = b"\xff" * (len(whole) // 2 - 4)
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"000000000001\.parquet: not readable as Parquet"):
+        prepare(load_recipe("merrec"), tmp_path / "raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
