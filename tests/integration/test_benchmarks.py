@@ -28,6 +28,26 @@ def run(script: str, out: Path, *args: object) -> dict[str, Any]:
     return json.loads(written.read_text())
 
 
+def test_prepare(tmp_path: Path) -> None:
+    results = run("prepare.py", tmp_path / "out", "--events", 20_000, 5_000, "--work", tmp_path)
+    assert [found["events"] for found in results["runs"]] == [5_000, 20_000]
+    assert all(found["seconds"] > 0 < found["cpu_seconds"] for found in results["runs"])
+    assert all(found["written_bytes"] >= found["output_bytes"] > 0 for found in results["runs"])
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_scale(tmp_path: Path) -> None:
+    results = run("scale.py", tmp_path / "out", "--gpus", 1, 2, "--page", tmp_path / "page.md")
+    month, six_months, hundred = results["estimates"].values()
+    assert [estimate["gpus"] for estimate in month] == [1, 2]
+    # Tables of 1.0 GB with their state, and of 8.7 GB for six months of users and sessions alone.
+    assert month[0]["memory"]["weights"] + month[0]["memory"]["states"] == pytest.approx(1.04e9, rel=0.01)
+    assert six_months[0]["largest_dim"] < six_months[1]["largest_dim"]
+    assert [estimate["memory"] for estimate in hundred] == [None, None]
+    assert "(page.svg)" in (tmp_path / "page.md").read_text()
+    assert "<svg" in (tmp_path / "page.svg").read_text()
+
+
 def test_reader(tmp_path: Path) -> None:
     results = run("reader.py", tmp_path / "out", "--events", 20_000, "--rounds", 1, "--batch-size", 256)
     assert results["features"] == 18

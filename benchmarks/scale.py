@@ -1,0 +1,198 @@
+"""What MerRec, six months of it and a hundred times that need on 1 to 512 GPUs: on paper, with TorchRec's planner.
+
+    python benchmarks/scale.py --page docs/scale.md
+
+For every number of GPUs: how the tables are cut, the memory of the fullest rank, how even the ranks are, a step's time
+by part, and the widest embeddings that fit. Nothing is trained; the page says what is assumed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import tyro
+from common import RESULTS, machine, write_results
+from scale_page import HIDDEN, figure, page, sections
+from torch.utils.flop_counter import FlopCounterMode
+from workload import SMALL, merrec_shaped, merrec_tables
+
+from recmtl.config import Config
+from recmtl.data.dataset import Dataset
+from recmtl.distributed.memory import Memory, dense_step, predict
+from recmtl.distributed.paper import check_fits
+from recmtl.distributed.plan import Cluster, Plan, make_plan
+from recmtl.errors import UserError
+from recmtl.models import load_config
+from recmtl.models.ranker import Ranker
+
+WORKLOADS = {
+    "the month": {"user_id": 2_770_000, "session_id": 4_200_000, "product": 914_000},
+    "six months": {"user_id": 5_600_000, "session_id": 25_200_000, "product": 83_000_000},
+    "100 × six months": {"user_id": 560_000_000, "session_id": 2_520_000_000, "product": 8_300_000_000},
+}
+"""Rows of the tables that grow; the others are as in MerRec's month."""
+
+MEMORY = 80 * 10**9
+MEMORY_BANDWIDTH, NODE_BANDWIDTH, NETWORK_BANDWIDTH = 3.35e12, 450e9, 50e9
+"""Of an H100 SXM, bytes/s: HBM3, NVLink each way, and one 400 Gbit/s adapter a GPU."""
+DENSE_FLOPS = 0.5 * 67e12
+"""Float32 outside tensor cores, half of the peak."""
+GPUS_PER_NODE = 8
+WIDEST = 1024
+"""Columns of the widest rows tried."""
+
+
+@dataclass
+class Options:
+    """Plan on paper."""
+
+    preset: str = "merrec_mmoe"
+    """A preset's name or a TOML file."""
+    gpus: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    """Numbers of GPUs."""
+    batch_size: int = 4096
+    """Rows in one GPU's batch."""
+    page: Path | None = None
+    """Markdown page to write, with its plot beside it."""
+    out: Path = RESULTS
+    """Folder for the results."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A workload on a number of GPUs; what is None does not fit."""
+
+    gpus: int
+    largest_dim: int
+    """Widest embeddings that fit, in steps of 4; 0: none."""
+    sharding: dict[str, str] | None = None
+    """By table."""
+    memory: dict[str, int] | None = None
+    """Bytes of the fullest rank, by part."""
+    memory_imbalance: float | None = None
+    """Bytes of tables on the fullest rank over the mean of all."""
+    time_imbalance: float | None = None
+    """Lookup, outputs, gradients and update on the slowest rank over the mean of all."""
+    step_ms: dict[str, float] | None = None
+    """Of the slowest rank, by part."""
+    plan_cpu_seconds: float | None = None
+
+    def examples_per_second(self, batch_size: int) -> float:
+        """By the longer of what runs one after the other and what runs beside it."""
+        assert self.step_ms is not None
+        hidden = max(self.step_ms[part] for part in HIDDEN)
+        shown = sum(ms for part, ms in self.step_ms.items() if part not in HIDDEN)
+        return 1000 * batch_size * self.gpus / max(hidden, shown)
+
+
+def fit(config: Config, dataset: Dataset, cluster: Cluster, batch_size: int) -> tuple[Ranker, Plan, list[Memory]]:
+    """A plan and every rank's memory.
+
+    Raises:
+        UserError: the run does not fit.
+    """
+    ranker = Ranker.of(config, dataset, dataset.tasks)
+    plan = make_plan(ranker, config, cluster, batch_size)
+    memory = predict(ranker, plan, config, dataset, batch_size)
+    check_fits(memory, cluster)
+    return ranker, plan, memory
+
+
+def largest_dim(config: Config, dataset: Dataset, cluster: Cluster, batch_size: int) -> int:
+    """Columns of the widest embeddings that fit, `WIDEST` at most, found by halving; 0 where none do."""
+    fits, too_wide, middle = 0, WIDEST // 4 + 1, WIDEST // 4
+    while too_wide - fits > 1:
+        try:
+            wider = replace(config, embedding=replace(config.embedding, dim=4 * middle))
+            fit(wider, dataset, cluster, batch_size)
+            fits = middle
+        except UserError:
+            too_wide = middle
+        middle = (fits + too_wide) // 2
+    return 4 * fits
+
+
+def estimate(config: Config, dataset: Dataset, gpus: int, batch_size: int) -> Estimate:
+    """One workload on one number of GPUs."""
+    local = min(gpus, GPUS_PER_NODE)
+    cluster = Cluster(gpus, local, "cuda", MEMORY, MEMORY_BANDWIDTH, NODE_BANDWIDTH, NETWORK_BANDWIDTH)
+    largest = largest_dim(config, dataset, cluster, batch_size)
+    if largest < config.embedding.dim:
+        return Estimate(gpus, largest)
+    start = time.process_time()
+    ranker, plan, memory = fit(config, dataset, cluster, batch_size)
+    seconds = time.process_time() - start
+    parts, imbalance = slowest(plan)
+    tables = [part.weights + part.states for part in memory]
+    return Estimate(
+        gpus,
+        largest,
+        plan.table_types(),
+        asdict(max(memory, key=lambda part: part.total)),
+        max(tables) * gpus / sum(tables),
+        imbalance,
+        {**parts, **dense_ms(ranker, cluster, batch_size)},
+        seconds,
+    )
+
+
+def slowest(plan: Plan) -> tuple[dict[str, float], float]:
+    """Times of the rank that takes longest, by part, in ms, and its time over the mean."""
+    times: list[Counter[str]] = [Counter() for _ in range(plan.cluster.world_size)]
+    for shard in plan.shards:
+        times[shard.rank].update(shard.parts_ms)
+    totals = [sum(ms for part, ms in rank.items() if part != "ids") for rank in times]
+    parts = times[max(range(len(totals)), key=totals.__getitem__)]
+    return dict(parts), max(totals) * len(totals) / sum(totals)
+
+
+def dense_ms(ranker: Ranker, cluster: Cluster, batch_size: int) -> dict[str, float]:
+    """Times of the dense part: its products, and the exchange of its gradients in a ring."""
+    with FlopCounterMode(display=False) as counter:
+        dense_step(ranker, batch_size)()
+    gradients = sum(p.numel() * p.element_size() for p in ranker.head.parameters())
+    bandwidth = cluster.node_bandwidth if cluster.world_size <= GPUS_PER_NODE else cluster.network_bandwidth
+    ring = 2 * gradients * (cluster.world_size - 1) / cluster.world_size / bandwidth
+    return {"dense": 1000 * counter.get_total_flops() / DENSE_FLOPS, "all-reduce": 1000 * ring}
+
+
+def workloads() -> Iterable[tuple[str, Dataset]]:
+    """Names and datasets, on paper."""
+    for name, large in WORKLOADS.items():
+        sizes = {table: large.get(table, SMALL.get(table, 6)) for table in merrec_tables()}
+        yield name, merrec_shaped(sizes, 100_000_000)
+
+
+def main(options: Options) -> None:
+    """Plan, print and write."""
+    place = machine()
+    config = load_config(options.preset)
+    found: dict[str, list[Estimate]] = {}
+    for name, dataset in workloads():
+        for gpus in options.gpus:
+            found.setdefault(name, []).append(estimate(config, dataset, gpus, options.batch_size))
+            print(f"{name}, {gpus} GPUs: planned", flush=True)
+    body = sections(found, WORKLOADS, options.batch_size)
+    results = {
+        "machine": place,
+        "preset": options.preset,
+        "batch_size": options.batch_size,
+        "workloads": WORKLOADS,
+        "estimates": {name: [asdict(estimate) for estimate in estimates] for name, estimates in found.items()},
+    }
+    write_results(options.out, "scale", options.preset, results, body)
+    if options.page:
+        plot = options.page.with_suffix(".svg")
+        figure(found, MEMORY, plot)
+        text = page(
+            options.preset, options.batch_size, config.sharding.reserve, WIDEST, place["command"], body, plot.name
+        )
+        options.page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
