@@ -22,9 +22,9 @@ from workload import SMALL, merrec_shaped, merrec_tables
 
 from recmtl.config import Config
 from recmtl.data.dataset import Dataset
-from recmtl.distributed.memory import Memory, dense_step, predict
-from recmtl.distributed.paper import check_fits
-from recmtl.distributed.plan import Cluster, Plan, make_plan
+from recmtl.distributed.memory import trace_activations
+from recmtl.distributed.plan import Cluster, Plan
+from recmtl.distributed.shortage import Forecast
 from recmtl.errors import UserError
 from recmtl.models import load_config
 from recmtl.models.ranker import Ranker
@@ -42,6 +42,8 @@ MEMORY_BANDWIDTH, NODE_BANDWIDTH, NETWORK_BANDWIDTH = 3.35e12, 450e9, 50e9
 DENSE_FLOPS = 0.5 * 67e12
 """Float32 outside tensor cores, half of the peak."""
 GPUS_PER_NODE = 8
+TRACED_STEPS = 2
+"""Steps in a trace of the dense part."""
 WIDEST = 1024
 """Columns of the widest rows tried."""
 
@@ -89,28 +91,23 @@ class Estimate:
         return 1000 * batch_size * self.gpus / max(hidden, shown)
 
 
-def fit(config: Config, dataset: Dataset, cluster: Cluster, batch_size: int) -> tuple[Ranker, Plan, list[Memory]]:
-    """A plan and every rank's memory.
-
-    Raises:
-        UserError: the run does not fit.
-    """
-    ranker = Ranker.of(config, dataset, dataset.tasks)
-    plan = make_plan(ranker, config, cluster, batch_size)
-    memory = predict(ranker, plan, config, dataset, batch_size)
-    check_fits(memory, cluster)
-    return ranker, plan, memory
+def fit(config: Config, dataset: Dataset, cluster: Cluster, dim: int) -> Forecast | None:
+    """A plan with embeddings of `dim` columns, and every rank's memory; None where they do not fit."""
+    try:
+        wider = replace(config, embedding=replace(config.embedding, dim=dim))
+        forecast = Forecast.of(wider, dataset, cluster)
+    except UserError:
+        return None
+    return forecast if forecast.memory[forecast.fullest].total <= cluster.memory else None
 
 
-def largest_dim(config: Config, dataset: Dataset, cluster: Cluster, batch_size: int) -> int:
+def largest_dim(config: Config, dataset: Dataset, cluster: Cluster) -> int:
     """Columns of the widest embeddings that fit, `WIDEST` at most, found by halving; 0 where none do."""
     fits, too_wide, middle = 0, WIDEST // 4 + 1, WIDEST // 4
     while too_wide - fits > 1:
-        try:
-            wider = replace(config, embedding=replace(config.embedding, dim=4 * middle))
-            fit(wider, dataset, cluster, batch_size)
+        if fit(config, dataset, cluster, 4 * middle):
             fits = middle
-        except UserError:
+        else:
             too_wide = middle
         middle = (fits + too_wide) // 2
     return 4 * fits
@@ -120,22 +117,23 @@ def estimate(config: Config, dataset: Dataset, gpus: int, batch_size: int) -> Es
     """One workload on one number of GPUs."""
     local = min(gpus, GPUS_PER_NODE)
     cluster = Cluster(gpus, local, "cuda", MEMORY, MEMORY_BANDWIDTH, NODE_BANDWIDTH, NETWORK_BANDWIDTH)
-    largest = largest_dim(config, dataset, cluster, batch_size)
-    if largest < config.embedding.dim:
-        return Estimate(gpus, largest)
+    config = replace(config, training=replace(config.training, batch_size=batch_size * gpus))
     start = time.process_time()
-    ranker, plan, memory = fit(config, dataset, cluster, batch_size)
+    forecast = fit(config, dataset, cluster, config.embedding.dim)
     seconds = time.process_time() - start
-    parts, imbalance = slowest(plan)
-    tables = [part.weights + part.states for part in memory]
+    largest = largest_dim(config, dataset, cluster)
+    if forecast is None:
+        return Estimate(gpus, largest)
+    parts, imbalance = slowest(forecast.plan)
+    tables = [part.weights + part.states for part in forecast.memory]
     return Estimate(
         gpus,
         largest,
-        plan.table_types(),
-        asdict(max(memory, key=lambda part: part.total)),
+        forecast.plan.table_types(),
+        asdict(forecast.memory[forecast.fullest]),
         max(tables) * gpus / sum(tables),
         imbalance,
-        {**parts, **dense_ms(ranker, cluster, batch_size)},
+        {**parts, **dense_ms(Ranker.of(config, dataset, dataset.tasks), cluster, batch_size)},
         seconds,
     )
 
@@ -153,11 +151,11 @@ def slowest(plan: Plan) -> tuple[dict[str, float], float]:
 def dense_ms(ranker: Ranker, cluster: Cluster, batch_size: int) -> dict[str, float]:
     """Times of the dense part: its products, and the exchange of its gradients in a ring."""
     with FlopCounterMode(display=False) as counter:
-        dense_step(ranker, batch_size)()
+        trace_activations(ranker, batch_size)
     gradients = sum(p.numel() * p.element_size() for p in ranker.head.parameters())
     bandwidth = cluster.node_bandwidth if cluster.world_size <= GPUS_PER_NODE else cluster.network_bandwidth
     ring = 2 * gradients * (cluster.world_size - 1) / cluster.world_size / bandwidth
-    return {"dense": 1000 * counter.get_total_flops() / DENSE_FLOPS, "all-reduce": 1000 * ring}
+    return {"dense": 1000 * counter.get_total_flops() / TRACED_STEPS / DENSE_FLOPS, "all-reduce": 1000 * ring}
 
 
 def workloads() -> Iterable[tuple[str, Dataset]]:

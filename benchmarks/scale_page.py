@@ -129,7 +129,7 @@ def figure(found: dict[str, list[Estimate]], memory: int, path: Path) -> None:
     }
     with matplotlib.rc_context(style):
         whole = Figure(figsize=(10, 5.4), layout="constrained")
-        axes = whole.subplots(2, len(found), sharex="col", sharey="row", squeeze=False)
+        axes = whole.subplots(2, len(found), sharex="col", squeeze=False)
         for column, (name, estimates) in enumerate(found.items()):
             axes[0, column].set_title(name, color=INK)
             _draw_times(axes[0, column], estimates)
@@ -157,4 +157,5 @@ def _draw_memory(axes: Axes, estimates: list[Estimate], memory: int) -> None:
     axes.bar(range(len(estimates)), heights, 0.72, color=PARTS["lookup"])
     axes.axhline(memory / GB, color=INK, linestyle=":")
     axes.set_xticks(range(len(estimates)), [str(estimate.gpus) for estimate in estimates])
+    axes.set_ylim(0, 1.1 * memory / GB)
     axes.set_xlabel("GPUs")

@@ -209,13 +209,10 @@ def _list(cls: type[Spec], keys: dict[str, Any], section: str, origin: str) -> t
     entries = keys.get(section, [])
     if not isinstance(entries, list):
         raise UserError(f"{origin}: [{section}]: write [[{section}]], one for each")
-    return tuple(
-        _build(cls, entry, f"{origin}: [[{section}]] {_label(entry, i)}") for i, entry in enumerate(entries, 1)
-    )
-
-
-def _label(entry: Any, position: int) -> str:
-    return repr(entry["name"]) if isinstance(entry, dict) and "name" in entry else f"number {position}"
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    labels = [repr(name) if name is not None else f"number {i}" for i, name in enumerate(names, 1)]
+    pairs = zip(entries, labels, strict=True)
+    return tuple(_build(cls, entry, f"{origin}: [[{section}]] {label}") for entry, label in pairs)
 
 
 def _build(cls: type[Spec], entry: Any, where: str) -> Spec:
