@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import torch
 from common import synchronize
 from torch.autograd import DeviceType
+
+from recmtl.training.results import peak_resident
 
 
 def profile(run: Callable[[], object], device: torch.device, trace: Path | None = None) -> float | None:
@@ -54,4 +55,4 @@ def peak_bytes(device: torch.device) -> int:
     """Peak of this process so far: of the GPU's allocator, or resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident()

@@ -9,7 +9,6 @@ memory is what the first rank's peak rises by.
 
 from __future__ import annotations
 
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from common import RESULTS, machine, markdown_table, write_results
 
 from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.metrics import Metrics
+from recmtl.training.results import peak_resident
 
 
 @dataclass
@@ -38,11 +38,6 @@ class Options:
     """Seed of the predictions."""
     out: Path = RESULTS
     """Folder for the results."""
-
-
-def peak_bytes() -> int:
-    """Peak of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def collect(options: Options, ranks: Ranks) -> Metrics:
@@ -66,9 +61,9 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     place = machine()
     with process_group("cpu") as ranks:
-        before, start = peak_bytes(), time.process_time()
+        before, start = peak_resident(), time.process_time()
         metrics = collect(options, ranks)
-        collected, middle = peak_bytes(), time.process_time()
+        collected, middle = peak_resident(), time.process_time()
         found, _ = metrics.compute()
         end = time.process_time()
         collecting, computing = ranks.sum(torch.tensor([middle - start, end - middle], dtype=torch.float64)).tolist()
@@ -78,12 +73,12 @@ def main() -> None:
                 "ranks": ranks.world_size,
                 "rows": found["task0"]["rows"],
                 "tasks": options.tasks,
-                "bytes": {"collected": collected - before, "peak": peak_bytes() - before},
+                "bytes": {"collected": collected - before, "peak": peak_resident() - before},
                 "cpu_seconds": {"collecting": collecting, "computing": computing},
             }
             lines = [
                 ("rows collected (making them included)", collecting, (collected - before) / 1e9),
-                ("metrics computed", computing, (peak_bytes() - before) / 1e9),
+                ("metrics computed", computing, (peak_resident() - before) / 1e9),
             ]
             body = markdown_table(["", "CPU s", "GB more than before"], lines)
             write_results(options.out, "evaluation", f"{options.tasks}_tasks", results, body)

@@ -31,6 +31,7 @@ from recmtl.distributed.ranks import process_group, resolve_device
 from recmtl.models import load_config
 from recmtl.models.ranker import Ranker
 from recmtl.training.engine import Engine
+from recmtl.training.results import peak_resident
 from recmtl.training.runs import open_dataset
 
 MERREC_ROWS = sum(LARGE.values()) + 23_846
@@ -87,12 +88,6 @@ def run(preset: str, dtype: str, data: Path, options: Options, answer: Any) -> N
         process = bare + CPU_CODE if ranks.device.type == "cpu" else None
         [memory] = predict(ranker, engine.plan, config, dataset, reader.local_batch_size, process)
     answer.send({"measured": measured, "parts": asdict(memory), "predicted": memory.total})
-
-
-def peak_resident() -> int:
-    """Largest resident memory of this process in bytes. `getrusage` counts what its parent held, too."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return 1024 * int(line.split()[1])
 
 
 def measure(preset: str, dtype: str, data: Path, options: Options) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import gc
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.models.mmoe import MMoEConfig
 from recmtl.models.ranker import Ranker
 from recmtl.models.shared_bottom import SharedBottomConfig
+from recmtl.training.results import peak_resident
 
 BATCH, DIM = 128, 8
 TABLES = (Table("user", 1000), Table("item", 5000))
@@ -153,3 +155,9 @@ def test_half_precision_halves_sharded_tables_alone(optimizer):
     user, item = 1000 * DIM, 5000 * DIM
     assert parts["float32"].weights == 4 * user + 4 * item
     assert parts["float16"] == replace(parts["float32"], weights=4 * user + 2 * item)
+
+
+def test_the_peak_of_a_process_is_no_less_than_what_it_holds():
+    block = torch.ones(64 * 2**20, dtype=torch.int8)
+    held = psutil.Process().memory_info().rss
+    assert len(block) <= held <= peak_resident() + 2**20  # the kernel counts in batches of pages
