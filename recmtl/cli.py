@@ -21,6 +21,7 @@ from recmtl.ending import (
     GRACE_SECONDS,
     MISTAKE,
     TERMINATED,
+    UNREAD,
     interrupt_on_sigterm,
     is_first_on_machine,
     leave,
@@ -206,6 +207,9 @@ def main() -> None:
         check_versions()
         silence_third_parties()
         COMMANDS[arguments[0]][0](arguments[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as in `recmtl presets | head`
+        os._exit(UNREAD)
     except UserError as problem:
         leave(f"error: {problem}", MISTAKE, after=0.0 if is_first_on_machine() else GRACE_SECONDS)
     except Stopped as end:

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 MISTAKE, BUG, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
+UNREAD = 128 + signal.SIGPIPE
 """Exit codes. `TERMINATED` is that of a process that SIGTERM ended: schedulers read it as worth another try."""
 
 GRACE_SECONDS = 10.0

@@ -16,6 +16,8 @@ def silence_third_parties() -> None:
     warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
     # Notes on how TorchRec's planner was built, and its own report: `recmtl plan` shows the plan.
     logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
+    # Every replicated table is one that has no cache, which nobody asked for.
+    logging.getLogger("torchrec.distributed.utils").setLevel(logging.ERROR)
     # The latter comes with a traceback, before the error that says the same.
     noise = ("Sharding spec not found", "Global metadata is not found")
     logging.getLogger().addFilter(lambda record: not record.getMessage().startswith(noise))

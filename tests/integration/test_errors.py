@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -318,3 +322,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(run_recmtl, tmp_path, request, co
     assert line.startswith("error: ")
     assert_one_line(line, words)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_list_that_nobody_reads_to_its_end_is_no_failure():
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([sys.executable, "-m", "recmtl", "presets"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")

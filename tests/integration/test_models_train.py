@@ -46,6 +46,7 @@ def test_trains_on_two_ranks(run_recmtl, tmp_path, data, name):
             ranks=2,
         )
         assert ended.returncode == 0, ended.stderr
+        assert "WARN" not in ended.stderr.upper()
 
     assert sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir()) == [AN_EPOCH, STEPS]
     results = json.loads((run / "results.json").read_text())
