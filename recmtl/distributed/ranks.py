@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from recmtl.distributed.allocator import keep_freed_memory
+from recmtl.ending import ended_by_sigterm
 from recmtl.errors import UserError
 from recmtl.files import os_errors
 
@@ -176,11 +177,12 @@ def process_group(device: str) -> Iterator[Ranks]:
     if world_size == local_world_size:
         # Else gloo looks up the machine's own name, which in a container or on a laptop may lead nowhere.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if world_size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
-    else:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    with ended_by_sigterm():  # ranks wait here for those that are still starting, or are gone
+        if world_size == 1 and "MASTER_ADDR" not in os.environ:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+        else:
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     assert patient is not None
     ranks = Ranks(rank, world_size, local_rank, local_world_size, place, patient)
     try:

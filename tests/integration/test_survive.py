@@ -10,6 +10,9 @@ import os
 import resource
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -144,6 +147,23 @@ def test_sigterm_to_a_single_process(data, tmp_path, when):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 1]
         assert json.loads((run / "results.json").read_text())["epochs"] == 1
+
+
+def test_sigterm_to_a_rank_that_waits_for_the_first(tmp_path):
+    """It ends at once: the first one may be gone, and the launcher waits long for ranks that save."""
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        first.settimeout(120)
+        ranks = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(first.getsockname()[1])}
+        command = [sys.executable, "-m", "recmtl", "train", "mmoe", "--data", "none", "--run", "none"]
+        rank = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **ranks, **place})
+        try:
+            with first.accept()[0]:
+                rank.terminate()
+                assert rank.wait(60) == -signal.SIGTERM
+        finally:
+            rank.kill()
+            rank.wait()
 
 
 def test_sigterm_to_synth_leaves_nothing(tmp_path):
