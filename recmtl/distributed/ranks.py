@@ -183,7 +183,9 @@ def process_group(device: str) -> Iterator[Ranks]:
         else:
             dist.init_process_group(backend, timeout=TIMEOUT)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-    assert patient is not None
+        assert patient is not None
+        # One that ends at once, over a mistake, must not leave others in the middle of connecting to it.
+        dist.barrier(patient)
     ranks = Ranks(rank, world_size, local_rank, local_world_size, place, patient)
     try:
         yield ranks
