@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
 import duckdb
 
 from recmtl.data.dataset import SPLITS
 from recmtl.data.duck import first_row, line_number, literal, message, quote
 from recmtl.data.recipe import FeatureSpec, Recipe
+from recmtl.data.sources import columns_hint
 from recmtl.errors import UserError
 
 ROWS = '"#rows"'
@@ -83,9 +83,7 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
 
 def _type(types: dict[str, str], column: str, where: str) -> str:
     if column not in types:
-        near = get_close_matches(column, types, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"{where}: sql yields no column {column!r}; {hint}Its columns are {', '.join(types)}")
+        raise UserError(f"{where}: sql yields no column {column!r}; {columns_hint(column, types)}")
     return types[column]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 from recmtl.data.duck import first_row, is_interrupted, is_out_of_memory, literal, message, quote
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError
+
+FILENAME, FILE_ROW_NUMBER = "filename", "file_row_number"
+"""Columns that a view of files has beside those of the files."""
 
 
 def find_files(recipe: Recipe, raw: Path) -> dict[str, list[Path]]:
@@ -54,17 +57,20 @@ def create_views(db: duckdb.DuckDBPyConnection, recipe: Recipe, files: dict[str,
 def _check_cut(db: duckdb.DuckDBPyConnection, source: Source, origin: str) -> None:
     names = [name for name, *_ in db.execute(f"describe {quote(source.name)}").fetchall()]
     if source.parts_by is not None and source.parts_by not in names:
-        near = get_close_matches(source.parts_by, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(
-            f"{origin}: [sources] {source.name!r}: parts_by: no column {source.parts_by!r}; {hint}"
-            f"Its columns are {', '.join(names)}"
-        )
+        where = f"{origin}: [sources] {source.name!r}: parts_by"
+        raise UserError(f"{where}: no column {source.parts_by!r}; {columns_hint(source.parts_by, names)}")
+
+
+def columns_hint(column: str, names: Iterable[str]) -> str:
+    """What to say to a user who named a column that is not there: the nearest one, and those that are their own."""
+    near = get_close_matches(column, names, n=1)
+    hint = f"did you mean {near[0]!r}? Its" if near else "its"
+    return f"{hint} columns are {', '.join(name for name in names if name not in (FILENAME, FILE_ROW_NUMBER))}"
 
 
 def _select(source: Source, files: list[Path], raw: Path) -> str:
     if not files:
-        columns = {**source.columns, "filename": "VARCHAR", "file_row_number": "BIGINT"}
+        columns = {**source.columns, FILENAME: "VARCHAR", FILE_ROW_NUMBER: "BIGINT"}
         nulls = ", ".join(f"cast(null as {kind}) as {quote(name)}" for name, kind in columns.items())
         return f"select {nulls} where false"
     paths = ", ".join(literal(str(path)) for path in files)

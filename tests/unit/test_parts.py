@@ -136,7 +136,12 @@ def test_parts_follow_rows_and_memory() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('parts_by = "user"', 'parts_by = "usr"', r"'events': parts_by: no column 'usr'; did you mean 'user'"),
+        (
+            'parts_by = "user"',
+            'parts_by = "usr"',
+            r"'events': parts_by: no column 'usr'; did you mean 'user'\? Its columns are user, item, words, moment, "
+            "clicked, number, huge, exact, unique_id, label, span$",
+        ),
         ('raw = "*.parquet"', 'raw = {files = "*.parquet", parts_by = "user"}', r"parts_by is for one source.*raw, ev"),
         ('parts_by = "user"', 'files = "*.parquet"', r"'events': give files .* or sql, one of them"),
         ('parts_by = "user"', 'optional = true\ncolumns = {a = "INT"}', r"'events': optional is for files"),

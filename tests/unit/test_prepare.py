@@ -385,11 +385,12 @@ def test_any_values_round_trip(
             assert part["items"][i] == [known_number[item] for item in items[place] if item in known_number]
 
 
+COLUMNS = "columns are user, item, previous, tags, price, clicked, at, number, where, file"
 BAD_RECIPES = [
     # what is wrong, text to replace, replacement, what the message names
-    ("missing column", 'name = "price"', 'name = "prize"', ["'prize'", "no column 'prize'", "did you mean 'price'"]),
+    ("missing column", 'name = "price"', 'name = "prize"', ["'prize'", f"did you mean 'price'? Its {COLUMNS}"]),
     ("missing label", 'label = "clicked"', 'label = "bought"', ["[[task]] 'click'", "no column 'bought'"]),
-    ("missing group", 'group = "user"', 'group = "person"', ["group", "no column 'person'"]),
+    ("missing group", 'group = "user"', 'group = "person"', ["group", f"no column 'person'; its {COLUMNS}"]),
     ("missing key", "[split]", '[split]\nkey = ["person"]', ["[split]", "key", "no column 'person'"]),
     ("sql syntax", "from raw", "from from raw", ["sql", "syntax error"]),
     ("sql column", "from raw", "from raw where\nbogus = 1", ["sql, line 3", "bogus"]),
