@@ -15,12 +15,14 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 from torch.distributed.run import parse_args
 
+from recmtl.ending import MISTAKE, leave
+
 
 def main() -> None:
     """Start the ranks and exit with the first failed one's code; its own message says what went wrong."""
     arguments = sys.argv[1:]
     if "--" not in arguments:
-        sys.exit("error: python -m recmtl.launch TORCHRUN-OPTIONS -- COMMAND ...: the '--' is missing")
+        leave("error: the '--' is missing in python -m recmtl.launch TORCHRUN-OPTIONS -- COMMAND ...", MISTAKE)
     dashes = arguments.index("--")
     options, command = arguments[:dashes], arguments[dashes + 1 :]
     parsed = parse_args([*options, "-m", "--", "recmtl"])
@@ -37,6 +39,8 @@ def main() -> None:
     logging.disable(logging.ERROR)
     try:
         torchrun([*options, "-m", "--", "recmtl", *command])
+    except ValueError as problem:  # of its options: a number of ranks that is none, GPUs that are not there
+        leave(f"error: recmtl.launch: {problem}", MISTAKE)
     except SignalException as ended:
         sys.exit(128 + ended.sigval)
     except ChildFailedError as failed:

@@ -33,10 +33,16 @@ def test_a_mistake_that_one_rank_finds_is_told_once(run_recmtl, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_dashes_must_separate_torchruns_options():
-    ended = subprocess.run([sys.executable, "-m", "recmtl.launch", "train"], capture_output=True, text=True)
-    assert ended.returncode != 0
-    assert "'--' is missing" in ended.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "the '--' is missing in python -m recmtl.launch TORCHRUN-OPTIONS -- COMMAND ..."),
+        (["--nproc-per-node=x", "--", "train"], "recmtl.launch: Unsupported nproc_per_node value: x"),
+    ],
+)
+def test_a_mistake_in_the_launchers_options_is_one_line(arguments, said):
+    ended = subprocess.run([sys.executable, "-m", "recmtl.launch", *arguments], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (2, f"error: {said}\n")
 
 
 def test_an_interrupt_is_no_error_of_torchruns(tmp_path):
