@@ -55,11 +55,8 @@ class ProgressLine:
         if self.enabled and not self.bar and now - self.shown >= PLAIN_SECONDS:
             self.shown = now
             left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
-            self.console.print(
-                f"{self.title}  step {self.done}/{self.total}  {self.note}  {left:.0f} s left",
-                highlight=False,
-                soft_wrap=True,
-            )
+            parts = [self.title, f"step {self.done}/{self.total}", self.note, f"{left:.0f} s left"]
+            self.console.print("  ".join(filter(None, parts)), highlight=False, soft_wrap=True)
 
     def __enter__(self) -> ProgressLine:
         if self.bar:
