@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import io
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
 from recmtl.ending import (
     BUG,
@@ -27,16 +24,22 @@ from recmtl.ending import (
     leave,
     leave_interrupted,
 )
-from recmtl.errors import Stopped, UserError, is_out_of_memory
+from recmtl.errors import Stopped, UserError, is_out_of_memory, nearest
+from recmtl.options import parse_words
+
+
+@dataclass
+class Listing:
+    """List what there is."""
 
 
 @dataclass
 class Synth:
     """Make raw event logs of a known dataset's shape."""
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[str, Positional, arg(metavar="DATASET")]
     """Which one; there is merrec."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
     """Folder to write; must not exist."""
     events: int = 1_000_000
     """Number of events."""
@@ -48,11 +51,11 @@ class Synth:
 class Prepare:
     """Turn raw logs into training data by a recipe."""
 
-    recipe: tyro.conf.Positional[str]
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
     """A recipe's name (see `recmtl recipes`) or the path of a TOML file."""
-    raw: tyro.conf.Positional[Path]
+    raw: Annotated[Path, Positional, arg(metavar="RAW")]
     """Folder of the raw Parquet files."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
     """Folder to write; must not exist."""
     memory_limit: str = "4GB"
     """Memory that DuckDB may use before it spills to disk, such as 4GB."""
@@ -60,23 +63,49 @@ class Prepare:
     """Threads; none: one a core."""
 
 
+@dataclass(kw_only=True)
+class Train:
+    """Train a model."""
+
+    data: Path
+    """Prepared folder of `recmtl prepare`."""
+    run: Path
+    """Run folder to write, or to go on with."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """Show the sharding plan and the memory of every rank, on paper."""
+
+    data: Path
+    """Prepared folder of `recmtl prepare`."""
+    world_size: int = 1
+    """Number of ranks."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    """What the ranks run on."""
+    hbm_gib: float = 80.0
+    """Memory of one rank in GiB."""
+    ranks_per_node: int = 8
+    """Ranks on one machine."""
+
+
 @dataclass
 class Evaluate:
     """Measure a run's best model."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
     """A run folder of `recmtl train`."""
     data: Path
     """A prepared folder of the same recipe."""
-    split: str = "test"
-    """train, val or test."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which rows."""
 
 
 @dataclass
 class Report:
     """Put runs into a table and a page of plots."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUNS")]
     """Run folders of `recmtl train`."""
     out: Path
     """Folder to write the report to."""
@@ -86,7 +115,7 @@ def synth(arguments: list[str]) -> None:
     """Make raw logs."""
     from recmtl.data.synthetic import synthesize
 
-    args = _parse(Synth, arguments, "synth")
+    args = parse_words(Synth, arguments, "synth")
     if args.dataset != "merrec":
         raise UserError(f"no synthetic dataset '{args.dataset}'; there is merrec")
     synthesize(args.out, args.events, seed=args.seed)
@@ -97,7 +126,7 @@ def prepare(arguments: list[str]) -> None:
     from recmtl.data.prepare import prepare as run_prepare
     from recmtl.data.recipe import load_recipe
 
-    args = _parse(Prepare, arguments, "prepare")
+    args = parse_words(Prepare, arguments, "prepare")
     dataset = run_prepare(
         load_recipe(args.recipe), args.raw, args.out, memory_limit=args.memory_limit, threads=args.threads
     )
@@ -109,7 +138,7 @@ def train(arguments: list[str]) -> None:
     """Train a model."""
     from recmtl.training.runs import train as run_training
 
-    config, places = _parse_run(arguments, "train", run=True)
+    config, places = _parse_run(Train, arguments, "train")
     results = run_training(config, places["data"], places["run"])
     if _is_first_rank():
         print(_summary(results, "test"))
@@ -121,12 +150,10 @@ def evaluate(arguments: list[str]) -> None:
     from recmtl.models import load_config
     from recmtl.training.runs import evaluate_run
 
-    args = _parse(Evaluate, arguments, "evaluate")
+    args = parse_words(Evaluate, arguments, "evaluate")
     path = args.run / "config.toml"
     if not path.exists():
         raise UserError(f"{args.run}: no config.toml in it; name a run folder that `recmtl train` wrote")
-    if args.split not in ("train", "val", "test"):
-        raise UserError(f"--split: no split '{args.split}'; choose train, val or test")
     results = evaluate_run(load_config(str(path)), args.data, args.run, args.split)
     if _is_first_rank():
         write_json(args.run / f"evaluation_{args.split}.json", results)
@@ -137,7 +164,7 @@ def plan(arguments: list[str]) -> None:
     """Show where tables would go."""
     from recmtl.distributed.paper import show_plan
 
-    config, places = _parse_run(arguments, "plan", run=False)
+    config, places = _parse_run(Plan, arguments, "plan")
     print(show_plan(config, **places))
 
 
@@ -145,12 +172,13 @@ def report(arguments: list[str]) -> None:
     """Put runs into a table and a page of plots."""
     from recmtl.report import report as write_report
 
-    args = _parse(Report, arguments, "report")
+    args = parse_words(Report, arguments, "report")
     print(write_report(list(args.runs), args.out))
 
 
 def models(arguments: list[str]) -> None:
     """List the models."""
+    parse_words(Listing, arguments, "models")
     from recmtl.models import MODELS
 
     for name, cls in MODELS.items():
@@ -159,6 +187,7 @@ def models(arguments: list[str]) -> None:
 
 def recipes(arguments: list[str]) -> None:
     """List the recipes."""
+    parse_words(Listing, arguments, "recipes")
     from recmtl.data.recipe import load_recipe, recipe_names
 
     for name in recipe_names():
@@ -167,6 +196,7 @@ def recipes(arguments: list[str]) -> None:
 
 def presets(arguments: list[str]) -> None:
     """List the presets."""
+    parse_words(Listing, arguments, "presets")
     from recmtl.config import config_path, preset_names
 
     for name in preset_names():
@@ -201,9 +231,7 @@ def main() -> None:
         from recmtl.versions import check_versions
 
         if arguments[0] not in COMMANDS:
-            near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
-            raise UserError(f"no command '{arguments[0]}'; {hint}")
+            raise UserError(f"no command '{arguments[0]}'; {nearest(arguments[0], COMMANDS)}")
         check_versions()
         silence_third_parties()
         COMMANDS[arguments[0]][0](arguments[1:])
@@ -234,40 +262,8 @@ def _is_lost_rank(problem: Exception) -> bool:
     return is_lost_rank(problem)
 
 
-def _parse(cls: type, arguments: list[str], command: str) -> Any:
-    """Fill a dataclass from the command line; an unknown, missing or ill-typed option is a one-line error."""
-    args: Any
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            args, unknown = tyro.cli(
-                cls,
-                args=arguments,
-                prog=f"recmtl {command}",
-                config=(tyro.conf.FlagConversionOff,),
-                return_unknown_args=True,
-                use_underscores=True,
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UserError(f"recmtl {command}: {_first_paragraph(said.getvalue())}") from None
-    if unknown:
-        raise UserError(f"recmtl {command}: unknown option '{unknown[0]}'; `recmtl {command} --help` shows them all")
-    return args
-
-
-def _first_paragraph(box: str) -> str:
-    """What tyro says in a box, up to the first rule, as one line."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
-    return " ".join(line for line in lines[:rule] if line)
-
-
-def _parse_run(arguments: list[str], command: str, *, run: bool) -> tuple[Any, dict[str, Any]]:
-    """CONFIG, then where the data is, then overrides of the configuration's keys."""
-    import dataclasses
-
+def _parse_run(places: type, arguments: list[str], command: str) -> tuple[Any, dict[str, Any]]:
+    """CONFIG, then the fields of `places`, then overrides of the configuration's keys."""
     from recmtl.models import load_config
 
     if not arguments or arguments[0].startswith("-"):
@@ -275,42 +271,22 @@ def _parse_run(arguments: list[str], command: str, *, run: bool) -> tuple[Any, d
             raise UserError(f"recmtl {command}: name a preset or a TOML file first; `recmtl presets` lists the presets")
         arguments = ["mmoe", *arguments]
     default = load_config(arguments[0])
-    places = [("data", Annotated[Path, tyro.conf.arg(help="Prepared folder of `recmtl prepare`.")])]
-    if run:
-        places.append(("run", Annotated[Path, tyro.conf.arg(help="Run folder to write, or to go on with.")]))
-    else:
-        places += [
-            ("world_size", Annotated[int, tyro.conf.arg(help="Number of ranks.")], dataclasses.field(default=1)),  # type: ignore[list-item]
-            ("device", Annotated[str, tyro.conf.arg(help="cpu or cuda.")], dataclasses.field(default="cuda")),  # type: ignore[list-item]
-            (
-                "hbm_gib",
-                Annotated[float, tyro.conf.arg(help="Memory of one rank in GiB.")],
-                dataclasses.field(default=80.0),
-            ),  # type: ignore[list-item]
-            (
-                "ranks_per_node",
-                Annotated[int, tyro.conf.arg(help="Ranks on one machine.")],
-                dataclasses.field(default=8),
-            ),  # type: ignore[list-item]
-        ]
     sections = [
         (
             f.name,
             type(getattr(default, f.name)),
-            dataclasses.field(default_factory=partial(getattr, default, f.name)),
+            field(default_factory=partial(getattr, default, f.name)),
         )
-        for f in dataclasses.fields(default)
+        for f in fields(default)
     ]
-    cls = dataclasses.make_dataclass(command.capitalize(), [*places, *sections], kw_only=True)
-    cls.__doc__ = (
-        f"recmtl {command} CONFIG: CONFIG is the name of a preset or a TOML file; it gives the defaults below."
-    )
-    args = _parse(cls, arguments[1:], command)
-    config = type(default)(**{f.name: getattr(args, f.name) for f in dataclasses.fields(default)})
+    cls = make_dataclass(places.__name__, sections, bases=(places,), kw_only=True)
+    cls.__doc__ = f"{places.__doc__} CONFIG: the name of a preset or a TOML file; it gives the defaults below."
+    args = parse_words(cls, arguments[1:], f"{command} CONFIG")
+    config = type(default)(**{f.name: getattr(args, f.name) for f in fields(default)})
     if config.model.name != default.model.name:
         raise UserError(f"--model.name: {arguments[0]} is a {default.model.name}; name a preset of {config.model.name}")
     config.validate()
-    return config, {place[0]: getattr(args, place[0]) for place in places}
+    return config, {f.name: getattr(args, f.name) for f in fields(places)}
 
 
 def _is_first_rank() -> bool:

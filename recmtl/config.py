@@ -7,7 +7,6 @@ dataclasses and rejects keys it does not know; `to_toml` writes the resolved con
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import sys
@@ -22,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 import tyro
 
-from recmtl.errors import UserError
+from recmtl.errors import UserError, nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -275,9 +274,7 @@ def parse(cls: type[T], values: Any, where: str, prefix: str = "") -> T:
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-            raise UserError(f"{where}: unknown key '{prefix}{key}'; {hint}")
+            raise UserError(f"{where}: unknown key '{prefix}{key}'; {nearest(key, known)}")
     return cls(**{key: _convert(value, hints[key], where, prefix + key) for key, value in values.items()})
 
 
@@ -290,7 +287,7 @@ def _convert(value: Any, kind: Any, where: str, key: str) -> Any:
         return _convert(value, next(a for a in args if a is not type(None)), where, key)
     if origin is Literal:
         if value not in args:
-            raise UserError(f"{where}: key '{key}' is {value!r}; choose one of {', '.join(map(str, args))}")
+            raise UserError(f"{where}: key '{key}' is {value!r}; {nearest(str(value), args)}")
         return value
     if origin is tuple:
         if not isinstance(value, list):
@@ -329,12 +326,14 @@ def config_path(name_or_path: str) -> Path:
     """The file of a preset, or the path itself when it ends in ``.toml``.
 
     Raises:
-        UserError: no preset has the name; lists those there are.
+        UserError: no preset has the name.
     """
     if name_or_path.endswith(".toml"):
         return Path(name_or_path)
     if name_or_path not in preset_names():
-        raise UserError(f"no preset '{name_or_path}'; choose one of {', '.join(preset_names())} or name a .toml file")
+        raise UserError(
+            f"'{name_or_path}' is neither a preset nor a .toml file; {nearest(name_or_path, preset_names())}"
+        )
     return Path(str(resources.files("recmtl.presets") / f"{name_or_path}.toml"))
 
 

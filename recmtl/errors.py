@@ -1,5 +1,8 @@
 """The exceptions that the command line turns into one line, and what other errors mean."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a column, a key, a flag.
@@ -7,6 +10,12 @@ class UserError(Exception):
     The message is one line that names the place and says what to do. The command line prints it as
     ``error: <message>`` without a traceback and exits with code 2.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say to a user of a name that nothing has: the one that it may stand for, else all there are."""
+    near = get_close_matches(name, known, n=1, cutoff=0.7)  # so that gpu is not taken for cpu
+    return f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
 
 
 class Stopped(Exception):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from recmtl.errors import UserError
+from recmtl.errors import UserError, nearest
 from recmtl.files import write_whole
 
 FORMAT = 1
@@ -125,9 +125,7 @@ class Dataset:
         known = [task.name for task in self.tasks]
         for name in names:
             if name not in known:
-                raise UserError(
-                    f"training.tasks: dataset {self.name!r} has no task {name!r}; it has {', '.join(known)}"
-                )
+                raise UserError(f"training.tasks: {self.name!r} has no task {name!r}; {nearest(name, known)}")
         return tuple(task for task in self.tasks if not names or task.name in names)
 
     def save(self, folder: Path) -> None:
@@ -165,7 +163,7 @@ class Dataset:
             UserError: a split that has rows has no files.
         """
         if split not in SPLITS:
-            raise UserError(f"no split {split!r}; choose one of {', '.join(SPLITS)}")
+            raise UserError(f"no split {split!r}; {nearest(split, SPLITS)}")
         files = sorted((folder / split).glob("part-*.parquet"))
         if not files and self.rows.get(split, 0):
             raise UserError(f"{folder / split}: no part-*.parquet files; prepare the data again")

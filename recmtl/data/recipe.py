@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from recmtl.config import read_toml
 from recmtl.data.dataset import GROUP_COLUMN, FeatureKind, Pooling, Relation, Transform, label_column, oracle_column
-from recmtl.errors import UserError
+from recmtl.errors import UserError, nearest
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
 
@@ -150,7 +149,7 @@ def _find(name_or_path: str, folder: Path) -> Path:
     path = folder / name_or_path
     if path.suffix == ".toml" and path.is_file():
         return path
-    raise UserError(f"no recipe {name_or_path!r}; give the path of a .toml file or one of {', '.join(recipe_names())}")
+    raise UserError(f"'{name_or_path}' is neither a recipe nor a .toml file; {nearest(name_or_path, recipe_names())}")
 
 
 def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -200,8 +199,7 @@ def _check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
     known = list(known)
     for key in keys:
         if key not in known:
-            near = get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise UserError(f"{where}: unknown key {key!r}; did you mean {near!r}? The keys are {', '.join(known)}")
+            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
 
 
 def _list(cls: type[Spec], keys: dict[str, Any], section: str, origin: str) -> tuple[Spec, ...]:

@@ -36,8 +36,6 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
     Raises:
         UserError: the run does not fit, or an option is out of range.
     """
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"--device: cpu or cuda, not {device}")
     if world_size < 1 or hbm_gib <= 0 or ranks_per_node < 1:
         raise UserError("--world_size, --hbm_gib and --ranks_per_node must be greater than 0")
     cluster = Cluster(world_size, min(world_size, ranks_per_node), device, int(hbm_gib * GIB))

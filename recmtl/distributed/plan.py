@@ -18,7 +18,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig
 from recmtl.distributed.step_time import StepTimeEstimator
 from recmtl.distributed.storage import FLOAT, StorageEstimator, extra_bytes, state_bytes, weight_bytes
-from recmtl.errors import UserError
+from recmtl.errors import UserError, nearest
 from recmtl.models.ranker import Ranker
 
 CPU_TYPES = ("table_wise", "column_wise")
@@ -164,7 +164,7 @@ def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int)
     sharding, lengths = config.sharding, ranker.embeddings.lengths
     for name in sharding.tables:
         if name not in tables:
-            raise UserError(f"sharding.tables: no table '{name}'; the run has {', '.join(tables)}")
+            raise UserError(f"sharding.tables: no table '{name}'; {nearest(name, tables)}")
     constraints = {
         name: ParameterConstraints(
             sharding_types=allowed_types(sharding, name, cluster, replicated),

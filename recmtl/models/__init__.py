@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from recmtl.config import Config, config_class, config_path, parse, read_toml
-from recmtl.errors import UserError
+from recmtl.errors import UserError, nearest
 from recmtl.models.adatt import AdaTT
 from recmtl.models.aitm import AITM
 from recmtl.models.base import Inputs, Model
@@ -45,10 +45,10 @@ def model_class(name: str, key: str = "model.name") -> type[Model]:
     """The model called `name`.
 
     Raises:
-        UserError: there is none; names the configuration's `key` and lists those there are.
+        UserError: there is none; names the configuration's `key`.
     """
     if name not in MODELS:
-        raise UserError(f"{key}: no model '{name}'; choose one of {', '.join(MODELS)}")
+        raise UserError(f"{key}: no model '{name}'; {nearest(str(name), MODELS)}")
     return MODELS[name]
 
 

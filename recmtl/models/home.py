@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recmtl.errors import UserError
+from recmtl.errors import UserError, nearest
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.batch_norm import BatchNorm
 from recmtl.models.gated_experts import WiredGates
@@ -153,7 +153,7 @@ class HoME(Model):
         names = [task.name for task in inputs.tasks]
         for name in config.groups:
             if name not in names:
-                raise UserError(f"model.groups: no task '{name}'; the run trains {', '.join(names)}")
+                raise UserError(f"model.groups: no task '{name}'; {nearest(name, names)}")
         of_task = [config.groups.get(name, name) for name in names]
         groups = list(dict.fromkeys(of_task))
         self.group_of = [groups.index(group) for group in of_task]

@@ -51,7 +51,7 @@ def test_image_runs_recmtl_as_a_user_and_adds_three_layers(docker):
     assert "mmoe" in docker("run", "--rm", "--network=none", IMAGE, "presets").stdout
     assert "--events" in docker("run", "--rm", "--network=none", IMAGE, "python", "benchmarks/reader.py", "-h").stdout
     wrong = docker("run", "--rm", "--network=none", IMAGE, "trian", check=False)
-    assert (wrong.returncode, wrong.stderr.strip()) == (2, "error: no command 'trian'; did you mean train?")
+    assert (wrong.returncode, wrong.stderr.strip()) == (2, "error: no command 'trian'; did you mean 'train'?")
 
 
 def test_nothing_but_the_mounted_folder_is_written(docker, work):

@@ -88,7 +88,7 @@ def test_default_is_one_gpu_of_80_gib(capsys, data):
     ("flags", "words"),
     [
         (["--hbm-gib", 0.5, "--device", "cpu"], "do not fit 1 x 0.5 GiB"),
-        (["--device", "tpu"], "--device: cpu or cuda, not tpu"),
+        (["--device", "tpu"], "--device: no 'tpu'; choose one of cpu, cuda"),
         (["--world-size", 0], "must be greater than 0"),
         (["--world-sizes", 2], "unknown option '--world"),
     ],

@@ -137,7 +137,7 @@ def test_single_task_with_two_tasks_is_an_error():
 
 
 def test_unknown_model_is_an_error():
-    with pytest.raises(UserError, match=r"no model 'mmo'; choose one of .*mmoe"):
+    with pytest.raises(UserError, match=r"no model 'mmo'; did you mean 'mmoe'"):
         model_class("mmo")
 
 

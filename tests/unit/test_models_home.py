@@ -201,7 +201,7 @@ def test_tasks_that_are_not_named_are_groups_of_their_own():
 
 def test_unknown_task_in_groups_is_an_error():
     cls = model_class("home")
-    with pytest.raises(UserError, match=r"model.groups: no task 'clik'; the run trains click, view"):
+    with pytest.raises(UserError, match=r"model.groups: no task 'clik'; did you mean 'click'"):
         cls(cls.Config(groups={"clik": "watch"}), Inputs((Task("click"), Task("view")), WIDTH, {}))
 
 

@@ -200,7 +200,7 @@ def test_backbone_is_a_section_of_the_configuration():
     ("backbone", "message"),
     [
         ("mmoe", "here: key 'model.backbone' must be a section"),
-        ({"name": "mmo"}, "model.backbone.name: no model 'mmo'; choose one of .*mmoe"),
+        ({"name": "mmo"}, "model.backbone.name: no model 'mmo'; did you mean 'mmoe'"),
         ({"name": "pepnet"}, "model.backbone.name: pepnet has no towers that could be gated"),
         ({"name": "mmoe", "bottom": [8]}, "here: unknown key 'model.backbone.bottom'"),
     ],

@@ -361,7 +361,7 @@ def test_one_rank_cuts_nothing():
 @pytest.mark.parametrize(
     ("sharding", "message"),
     [
-        ({"tables": {"larg": "table_wise"}}, "sharding.tables: no table 'larg'; the run has large, small_0"),
+        ({"tables": {"larg": "table_wise"}}, "sharding.tables: no table 'larg'; did you mean 'large'"),
         ({"type": "row_wise"}, "sharding of table 'large': no row_wise on cpu; choose table_wise, column_wise"),
         ({"tables": {"small_1": "grid_shard"}}, "sharding of table 'small_1': no grid_shard on cpu"),
     ],

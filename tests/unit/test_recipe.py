@@ -130,7 +130,7 @@ MISTAKES = [
     ("hashed and counted", GOOD + TABLE_ITEM + "hash_rows = 9\nmin_count = 2\n", ["[[table]] 'item'", "min_count"]),
     ("absolute glob", GOOD + TABLE_ITEM + '[sources]\nraw = "/x/*.parquet"\n', ["[sources] 'raw'", "relative"]),
     ("optional", GOOD + TABLE_ITEM + '[sources]\nraw = {files = "*", optional = true}\n', ["'raw'", "columns"]),
-    ("extends nothing", 'extends = "nope"\n', ["no recipe 'nope'", "merrec"]),
+    ("extends nothing", 'extends = "nope"\n', ["'nope' is neither a recipe nor a .toml file", "merrec"]),
     ("extends itself", 'extends = "mine.toml"\n', ["extends"]),
 ]
 
