@@ -52,7 +52,7 @@ def tables_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def train(data: Path, dtype: str, sharding: str = "table_wise", optimizer: str = "rowwise_adagrad") -> Trained:
     """A few steps on one rank."""
     config = Config(
-        model=MMoEConfig(experts=2, expert=(8,), tower=(4,)),
+        model=MMoEConfig(experts=2, expert_widths=(8,), tower=(4,)),
         embedding=EmbeddingConfig(dim=8, dtype=dtype, optimizer=optimizer, lr=LR, eps=1e-4),  # type: ignore[arg-type]
         sharding=ShardingConfig(type=sharding),  # type: ignore[arg-type]
     )
@@ -119,5 +119,5 @@ def test_a_run_keeps_its_type(tmp_path):
 
 
 def test_there_is_no_other_type():
-    with pytest.raises(UserError, match=r"'embedding.dtype' is 'bfloat16'; choose one of float32, float16"):
+    with pytest.raises(UserError, match=r"'embedding.dtype' is 'bfloat16'; did you mean 'float16'"):
         parse_config({"model": {"name": "mmoe"}, "embedding": {"dtype": "bfloat16"}}, "a.toml")
