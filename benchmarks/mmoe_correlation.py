@@ -35,8 +35,8 @@ from recmtl.models.base import SHARED
 
 SIZES: dict[str, dict[str, Any]] = {
     "shared_bottom": {"bottom": (127,), "tower": (8,)},
-    "omoe": {"experts": 8, "expert": (17,), "tower": (8,)},
-    "mmoe": {"experts": 8, "expert": (16,), "tower": (8,)},
+    "omoe": {"experts": 8, "expert_widths": (17,), "tower": (8,)},
+    "mmoe": {"experts": 8, "expert_widths": (16,), "tower": (8,)},
 }
 NOISE = 0.01
 """Variance of ε, the least error possible."""

@@ -54,10 +54,11 @@ class PlainMMoE(nn.Module):
         for embedding in self.embeddings:
             nn.init.normal_(embedding.weight, std=INIT_STD)
         width, tasks = dim * len(features), len(dataset.tasks)
-        self.experts = nn.ModuleList(_mlp(width, config.expert) for _ in range(config.experts))
+        self.experts = nn.ModuleList(_mlp(width, config.expert_widths) for _ in range(config.experts))
         self.gates = nn.ModuleList(nn.Linear(width, config.experts) for _ in range(tasks))
         self.towers = nn.ModuleList(
-            nn.Sequential(_mlp(config.expert[-1], config.tower), nn.Linear(config.tower[-1], 1)) for _ in range(tasks)
+            nn.Sequential(_mlp(config.expert_widths[-1], config.tower), nn.Linear(config.tower[-1], 1))
+            for _ in range(tasks)
         )
 
     def forward(self, ids: Tensor) -> Tensor:

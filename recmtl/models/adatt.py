@@ -24,7 +24,7 @@ class AdaTTConfig:
     """Number of fusion levels, all of the same sizes."""
     task_experts: int = 2
     """Number of experts of each task's own."""
-    expert: tuple[int, ...] = (64,)
+    expert_widths: tuple[int, ...] = (64,)
     """Hidden widths of each expert; the last one is its output."""
     gate: tuple[int, ...] = ()
     """Hidden widths of each gate; none: the paper's linear gate."""
@@ -94,7 +94,7 @@ class AdaTT(Model):
         self.levels = nn.ModuleList()
         width = inputs.width
         for _ in range(config.levels):
-            level = Fusion(tasks, config.task_experts, width, config.expert, config.gate, config.dropout)
+            level = Fusion(tasks, config.task_experts, width, config.expert_widths, config.gate, config.dropout)
             self.levels.append(level)
             width = level.out_features
         self.towers = Towers(tasks, width, config.tower, config.dropout)

@@ -22,7 +22,7 @@ class CGCConfig:
     """Number of experts that all tasks share."""
     task_experts: int = 1
     """Number of experts of each task's own."""
-    expert: tuple[int, ...] = (128,)
+    expert_widths: tuple[int, ...] = (128,)
     """Hidden widths of each expert; the last one is its output."""
     gate: tuple[int, ...] = ()
     """Hidden widths of each gate; none: the paper's linear gate."""
@@ -60,8 +60,8 @@ def stack(
         gates = tasks if level == levels - 1 else tasks + 1
         wiring = (experts, sees[:gates], reads[:gates])
         trained = trains and trains[:gates]
-        stacked.append(GatedExperts(*wiring, width, config.expert, config.gate, config.dropout, trained))
-        width = config.expert[-1]
+        stacked.append(GatedExperts(*wiring, width, config.expert_widths, config.gate, config.dropout, trained))
+        width = config.expert_widths[-1]
     return stacked
 
 
@@ -80,7 +80,7 @@ class CGC(Model):
         sees = [*([task, tasks] for task in range(tasks)), list(range(tasks + 1))]
         reads = [[group] for group in range(tasks + 1)]
         self.levels = stack(config, levels, inputs.width, sees, reads)
-        self.towers = Towers(tasks, config.expert[-1], config.tower, config.dropout)
+        self.towers = Towers(tasks, config.expert_widths[-1], config.tower, config.dropout)
 
     def represent(self, x: dict[str, Tensor]) -> Tensor:
         """The last level's z [T, B, H]."""

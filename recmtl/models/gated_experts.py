@@ -116,7 +116,7 @@ class GatedExperts(nn.Module):
     ) -> None:
         super().__init__()
         if not hidden:
-            raise UserError("model.expert: at least one width")
+            raise UserError("model.expert_widths: at least one width")
         self.experts = MLPs(sum(experts), in_features, hidden, dropout=dropout)
         self.out_features = self.experts.out_features
         self.members = group_members(experts)

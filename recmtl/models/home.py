@@ -33,7 +33,7 @@ class HoMEConfig:
     """Number of experts of each group's own, on both levels."""
     task_experts: int = 1
     """Number of experts of each task's own, on the second level."""
-    expert: tuple[int, ...] = (64,)
+    expert_widths: tuple[int, ...] = (64,)
     """Hidden widths of each expert, on both levels; the last one is its output."""
     rank: int = 16
     """Rank of the feature gates."""
@@ -118,7 +118,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         own = [[gate] for gate in range(len(sees))]
-        self.experts = Experts(sum(sizes), in_features, config.expert, config.rank, config.dropout)
+        self.experts = Experts(sum(sizes), in_features, config.expert_widths, config.rank, config.dropout)
         self.gates = WiredGates(sizes, sees, in_features, config.gate)
         self.self_gates = WiredGates(sizes, own, in_features, config.gate, SelfGates)
 

@@ -48,7 +48,7 @@ class MEMMoE(Model):
             )
         # Experts in the order of the tables they read.
         self.sizes = [len(range(group, config.experts, len(self.groups))) for group in range(len(self.groups))]
-        self.experts = MLPs(config.experts, inputs.width, config.expert, dropout=config.dropout)
+        self.experts = MLPs(config.experts, inputs.width, config.expert_widths, dropout=config.dropout)
         self.gates = Gates(tasks, inputs.width * len(self.groups), config.experts, config.gate)
         self.towers = Towers(tasks, self.experts.out_features, config.tower, config.dropout)
 

@@ -19,7 +19,7 @@ class MMoEConfig:
     """Model name."""
     experts: int = 4
     """Number of experts K."""
-    expert: tuple[int, ...] = (128,)
+    expert_widths: tuple[int, ...] = (128,)
     """Hidden widths of each expert; the last one is its output."""
     gate: tuple[int, ...] = ()
     """Hidden widths of each gate; none: the paper's linear gate."""
@@ -39,7 +39,7 @@ class MMoE(Model):
         tasks = len(inputs.tasks)
         # One group of experts, which every task's gate sees and whose input it reads.
         gates = [[0]] * tasks
-        sizes = (config.expert, config.gate, config.dropout)
+        sizes = (config.expert_widths, config.gate, config.dropout)
         self.level = GatedExperts([config.experts], gates, gates, inputs.width, *sizes)
         self.towers = Towers(tasks, self.level.out_features, config.tower, config.dropout)
 

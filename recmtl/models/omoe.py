@@ -19,7 +19,7 @@ class OMoEConfig:
     """Model name."""
     experts: int = 4
     """Number of experts K."""
-    expert: tuple[int, ...] = (128,)
+    expert_widths: tuple[int, ...] = (128,)
     """Hidden widths of each expert; the last one is its output."""
     gate: tuple[int, ...] = ()
     """Hidden widths of the gate; none: the paper's linear gate."""
@@ -39,7 +39,7 @@ class OMoE(Model):
 
     def __init__(self, config: OMoEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        sizes = (config.expert, config.gate, config.dropout)
+        sizes = (config.expert_widths, config.gate, config.dropout)
         self.level = GatedExperts([config.experts], [[0]], [[0]], inputs.width, *sizes)
         self.towers = Towers(len(inputs.tasks), self.level.out_features, config.tower, config.dropout)
 

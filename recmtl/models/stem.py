@@ -54,7 +54,7 @@ class STEM(Model):
         sees = [everything if config.cross_task else groups for groups in own] + [everything]
         trains = [*own, [tasks]] if config.stop_gradient else sees
         self.levels = stack(config, config.levels, inputs.width, sees, reads, trains)
-        self.towers = Towers(tasks, config.expert[-1], config.tower, config.dropout)
+        self.towers = Towers(tasks, config.expert_widths[-1], config.tower, config.dropout)
 
     @classmethod
     def embedding_groups(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:

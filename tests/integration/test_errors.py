@@ -175,6 +175,10 @@ BAD_FLAGS = {
         ["--trainin.batch_size", "3"],
         ["unknown option '--trainin.batch_size'; did you mean --training.batch_size?"],
     ),
+    "widths for a number": (
+        ["--model.expert", "4"],
+        ["unknown option '--model.expert'; did you mean --model.experts?"],
+    ),
     "ill-typed": (["--training.batch_size", "many"], ["--training.batch_size: write one whole number, not 'many'"]),
     "no such choice": (["--training.device", "tpu"], ["--training.device: no 'tpu'; choose one of auto, cpu, cuda"]),
     "out of range": (["--training.batch_size", "0"], ["training.batch_size: must be greater than 0, not 0"]),

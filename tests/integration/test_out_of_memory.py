@@ -12,7 +12,7 @@ from toy import write_toy
 GB = 10**9
 HUGE_TABLE = (50, 150_000_000)
 """Of 9.6 GB, which is never there: a process of `limited_to` cannot even ask for it."""
-WIDE = {"model__expert": 20_000, "sharding__device_memory_gib": 1000, "training__max_epochs": 1}
+WIDE = {"model__expert_widths": 20_000, "sharding__device_memory_gib": 1000, "training__max_epochs": 1}
 """A layer of 0.3 MB a row; the check before the start believes in memory without end."""
 
 

@@ -38,7 +38,7 @@ def test_there_is_a_preset_for_every_model():
 def test_every_key_survives_the_round_trip():
     """Every value differs from its default."""
     values = {
-        "model": {"name": "mmoe", "experts": 3, "expert": [7, 8], "gate": [5], "tower": [], "dropout": 0.25},
+        "model": {"name": "mmoe", "experts": 3, "expert_widths": [7, 8], "gate": [5], "tower": [], "dropout": 0.25},
         "embedding": {
             "dim": 8,
             "optimizer": "sgd",
@@ -157,7 +157,7 @@ OUT_OF_RANGE = {
     "reader.streams": [0],
     "reader.prefetch": [0],
     "model.experts": [0],
-    "model.expert": [[0], [8, -1]],
+    "model.expert_widths": [[0], [8, -1]],
     "model.tower": [[0]],
     "model.dropout": [-0.1, 1.0],
 }

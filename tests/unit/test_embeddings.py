@@ -40,7 +40,7 @@ def first_batch(toy: tuple[Path, Dataset]) -> Batch:
 
 def ranker_of(dataset: Dataset, layout: str) -> Ranker:
     torch.manual_seed(0)
-    config = model_class("stem").Config(expert=(8,), tower=(4,))
+    config = model_class("stem").Config(expert_widths=(8,), tower=(4,))
     ranker = Ranker(dataset, dataset.tasks, config, dim=DIM, layout=layout)
     ranker.embeddings.to_empty(device=torch.device("cpu"))
     return ranker

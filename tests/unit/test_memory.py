@@ -72,7 +72,7 @@ def test_mixed_precision_needs_less():
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_parts_of_a_rank(world_size):
-    config = Config(model=MMoEConfig(experts=2, expert=(16,), tower=(4,)), embedding=EmbeddingConfig(dim=DIM))
+    config = Config(model=MMoEConfig(experts=2, expert_widths=(16,), tower=(4,)), embedding=EmbeddingConfig(dim=DIM))
     config.sharding = ShardingConfig(tables={"user": "data_parallel", "item": "table_wise"})
     ranker = ranker_of(config)
     plan = make_plan(ranker, config, Cluster(world_size, world_size, "cuda", GIB), BATCH)

@@ -84,8 +84,8 @@ CASES = [
     *[("shared_bottom", tasks, {}) for tasks in (1, 2, 3, 4)],
     ("shared_bottom", 2, {"bottom": (7,), "tower": ()}),
     *[("mmoe", tasks, {}) for tasks in (1, 2, 3, 4)],
-    ("mmoe", 2, {"experts": 1, "expert": (8,)}),
-    ("mmoe", 3, {"experts": 5, "expert": (16, 8), "gate": (10, 6), "tower": (7, 5, 3)}),
+    ("mmoe", 2, {"experts": 1, "expert_widths": (8,)}),
+    ("mmoe", 3, {"experts": 5, "expert_widths": (16, 8), "gate": (10, 6), "tower": (7, 5, 3)}),
     ("single_task", 1, {}),
     ("single_task", 1, {"tower": (5,)}),
 ]
@@ -331,7 +331,7 @@ def test_task_weights_scale_the_loss(toy):
     weighted = replace(
         dataset, tasks=tuple(replace(t, weight=w) for t, w in zip(dataset.tasks, (3.0, 0.5), strict=True))
     )
-    config = model_class("mmoe").Config(experts=2, expert=(8,), tower=())
+    config = model_class("mmoe").Config(experts=2, expert_widths=(8,), tower=())
     loss, (losses, _, _) = ranker_with_memory(weighted, config)(first_batch(folder, dataset))
     assert loss.item() == pytest.approx((3 * losses[0] + 0.5 * losses[1]).item(), rel=1e-6)
 

@@ -16,9 +16,9 @@ from recmtl.models.adatt import Fusion
 WIDTH, BATCH = 11, 7
 
 CASES = {
-    "one expert a task": {"task_experts": 1, "expert": (12,), "tower": (9,)},
-    "one level": {"task_experts": 2, "expert": (12,), "tower": (), "levels": 1},
-    "deeper": {"task_experts": 3, "expert": (16, 12), "gate": (24,), "tower": (9, 8), "levels": 3},
+    "one expert a task": {"task_experts": 1, "expert_widths": (12,), "tower": (9,)},
+    "one level": {"task_experts": 2, "expert_widths": (12,), "tower": (), "levels": 1},
+    "deeper": {"task_experts": 3, "expert_widths": (16, 12), "gate": (24,), "tower": (9, 8), "levels": 3},
 }
 each_case = pytest.mark.parametrize("sizes", CASES.values(), ids=CASES)
 each_count = pytest.mark.parametrize("tasks", [1, 2, 3, 4])
@@ -89,7 +89,7 @@ def test_what_a_level_adds_to_the_gated_mixture_is_the_tasks_own(experts):
 
 
 def test_every_task_reaches_every_tasks_experts():
-    model = build(3, task_experts=2, expert=(12,), levels=1)
+    model = build(3, task_experts=2, expert_widths=(12,), levels=1)
     for task in range(3):
         model.zero_grad()
         model({"shared": inputs()})[:, task].sum().backward()

@@ -17,13 +17,13 @@ WIDTH, BATCH = 11, 16
 NAMES = ("click", "view", "like", "follow")
 
 CASES = {
-    "default groups": {"expert": (8,), "tower": (5,), "rank": 3},
+    "default groups": {"expert_widths": (8,), "tower": (5,), "rank": 3},
     "two groups": {
         "groups": {"click": "watch", "view": "watch", "like": "interact"},
         "shared_experts": 1,
         "group_experts": 2,
         "task_experts": 3,
-        "expert": (10, 8),
+        "expert_widths": (10, 8),
         "rank": 2,
         "gate": (24,),
         "tower": (),
@@ -31,7 +31,7 @@ CASES = {
     "one group": {
         "groups": dict.fromkeys(NAMES, "all"),
         "group_experts": 2,
-        "expert": (8,),
+        "expert_widths": (8,),
         "rank": 4,
         "tower": (9, 8),
     },
@@ -76,7 +76,7 @@ class Equations:
         self.numbers = [
             sizes.get(f"{kind}_experts", 2 if kind == "shared" else 1) for kind in ("task", "group", "shared")
         ]
-        self.layers = len(sizes["expert"])
+        self.layers = len(sizes["expert_widths"])
 
     def mlp(self, name: str, i: int, x: np.ndarray) -> np.ndarray:
         layers = sum(key.startswith(name + ".weights.") for key in self.weights)
@@ -180,7 +180,7 @@ def reached(model: Model, task: int, level: str) -> list[bool]:
 
 def test_a_task_reaches_its_own_experts_its_groups_and_the_shared_ones():
     groups = {"click": "watch", "view": "watch", "like": "interact"}
-    model = build(3, groups=groups, shared_experts=2, group_experts=1, task_experts=1, expert=(8,))
+    model = build(3, groups=groups, shared_experts=2, group_experts=1, task_experts=1, expert_widths=(8,))
     # Experts of click, view, like; of watch, interact; two shared.
     assert reached(model, 0, "task_level") == [True, False, False, True, False, True, True]
     assert reached(model, 1, "task_level") == [False, True, False, True, False, True, True]
@@ -206,7 +206,7 @@ def test_unknown_task_in_groups_is_an_error():
 
 
 def test_experts_are_normalised_and_features_gated():
-    experts, x = build(2, expert=(8,)).group_level.experts, inputs()
+    experts, x = build(2, expert_widths=(8,)).group_level.experts, inputs()
     with torch.no_grad():
         experts.norms[0].scale.fill_(1)
         experts.norms[0].shift.fill_(0)
@@ -227,7 +227,7 @@ def test_experts_are_normalised_and_features_gated():
 
 
 def test_a_self_gate_adds_own_experts_beside_the_softmax():
-    level = build(2, shared_experts=2, group_experts=1, expert=(8,)).group_level
+    level = build(2, shared_experts=2, group_experts=1, expert_widths=(8,)).group_level
     x = 3 * inputs()
     shares, own = level.gates(x), level.self_gates(x)
     torch.testing.assert_close(shares.sum(2), torch.ones(3, BATCH, dtype=torch.float64))

@@ -13,9 +13,9 @@ from recmtl.models import Inputs, Model, model_class
 
 WIDTH, BATCH = 11, 7
 SIZES = [
-    {"experts": 3, "expert": (8,), "tower": (5,)},
-    {"experts": 4, "expert": (9, 6), "gate": (7,), "tower": (5, 4)},
-    {"experts": 2, "expert": (6,), "tower": ()},
+    {"experts": 3, "expert_widths": (8,), "tower": (5,)},
+    {"experts": 4, "expert_widths": (9, 6), "gate": (7,), "tower": (5, 4)},
+    {"experts": 2, "expert_widths": (6,), "tower": ()},
 ]
 
 
@@ -45,7 +45,7 @@ def test_forward_is_the_equation(tasks, sizes):
     model, x = build(tasks, **sizes), inputs()
     scores = np.exp(mlp(model, "level.gates.0.logits", 0, x.numpy(), True))
     shares = scores / scores.sum(1, keepdims=True)
-    z = np.zeros((BATCH, sizes["expert"][-1]))
+    z = np.zeros((BATCH, sizes["expert_widths"][-1]))
     for e in range(sizes["experts"]):
         z += shares[:, e : e + 1] * mlp(model, "level.experts", e, x.numpy(), False)
     wanted = np.column_stack([mlp(model, "towers.mlps", t, z, True) for t in range(tasks)])
@@ -69,7 +69,7 @@ def test_every_parameter_gets_a_gradient(tasks, sizes):
 def test_all_tasks_see_the_same_z_under_dropout():
     """Equal towers then give equal logits; MMoE's gates tell its tasks apart."""
     for name, same in (("omoe", True), ("mmoe", False)):
-        model, x = build(3, name, experts=3, expert=(16,), tower=(), dropout=0.5), inputs()
+        model, x = build(3, name, experts=3, expert_widths=(16,), tower=(), dropout=0.5), inputs()
         for parameter in model.towers.parameters():
             parameter.data[:] = parameter.data[:1].clone()
         first, second = model({"shared": x}), model({"shared": x})

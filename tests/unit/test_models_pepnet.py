@@ -27,8 +27,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"prior": ("user", "item"), "domain": ("page",), "gate": (16,)},
     ),
     "linear towers and gates": ("shared_bottom", {"bottom": (12,), "tower": ()}, {"prior": ("item",), "gate": ()}),
-    "mmoe": ("mmoe", {"experts": 3, "expert": (12, 10), "tower": (9,)}, {"prior": ("price", "user"), "gate": (16, 14)}),
-    "tables of tasks' own": ("me_mmoe", {"experts": 5, "expert": (12,), "tower": (9,)}, {"prior": ("user",)}),
+    "mmoe": (
+        "mmoe",
+        {"experts": 3, "expert_widths": (12, 10), "tower": (9,)},
+        {"prior": ("price", "user"), "gate": (16, 14)},
+    ),
+    "tables of tasks' own": ("me_mmoe", {"experts": 5, "expert_widths": (12,), "tower": (9,)}, {"prior": ("user",)}),
 }
 each_case = pytest.mark.parametrize(("backbone", "sizes", "options"), CASES.values(), ids=CASES)
 each_count = pytest.mark.parametrize("tasks", [1, 2, 3, 4])
@@ -191,8 +195,8 @@ def test_backbone_is_a_section_of_the_configuration():
     config = parse_config({"model": {"name": "pepnet", "backbone": {"name": "mmoe", "experts": 7}}}, "here")
     assert config.model.backbone == model_class("mmoe").Config(experts=7)
     assert parse_config({"model": {"name": "pepnet"}}, "here").model.backbone == model_class("shared_bottom").Config()
-    config.model.backbone.expert = (8, 0)
-    with pytest.raises(UserError, match=r"model.backbone.expert: must be greater than 0, not 0"):
+    config.model.backbone.expert_widths = (8, 0)
+    with pytest.raises(UserError, match=r"model.backbone.expert_widths: must be greater than 0, not 0"):
         config.validate()
 
 

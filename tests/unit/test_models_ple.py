@@ -15,10 +15,20 @@ from recmtl.models.gated_experts import GatedExperts
 
 WIDTH, BATCH = 11, 7
 CASES = [
-    ("cgc", {"shared_experts": 2, "task_experts": 1, "expert": (8,), "tower": (5,)}),
-    ("cgc", {"shared_experts": 1, "task_experts": 3, "expert": (16, 12), "gate": (24,), "tower": ()}),
-    ("ple", {"shared_experts": 2, "task_experts": 1, "expert": (8,), "tower": (5,), "levels": 2}),
-    ("ple", {"shared_experts": 3, "task_experts": 2, "expert": (16, 12), "gate": (24,), "tower": (5, 4), "levels": 3}),
+    ("cgc", {"shared_experts": 2, "task_experts": 1, "expert_widths": (8,), "tower": (5,)}),
+    ("cgc", {"shared_experts": 1, "task_experts": 3, "expert_widths": (16, 12), "gate": (24,), "tower": ()}),
+    ("ple", {"shared_experts": 2, "task_experts": 1, "expert_widths": (8,), "tower": (5,), "levels": 2}),
+    (
+        "ple",
+        {
+            "shared_experts": 3,
+            "task_experts": 2,
+            "expert_widths": (16, 12),
+            "gate": (24,),
+            "tower": (5, 4),
+            "levels": 3,
+        },
+    ),
 ]
 each_case = pytest.mark.parametrize(("name", "sizes"), CASES)
 each_count = pytest.mark.parametrize("tasks", [1, 2, 3, 4])
@@ -97,7 +107,7 @@ def seen(level: GatedExperts, x: Tensor) -> np.ndarray:
 
 
 def test_the_shared_gate_of_the_first_level_sees_every_tasks_experts():
-    model = build("ple", 3, shared_experts=2, task_experts=2, expert=(8,), levels=2)
+    model = build("ple", 3, shared_experts=2, task_experts=2, expert_widths=(8,), levels=2)
     wanted = [
         [1, 1, 0, 0, 0, 0, 1, 1],
         [0, 0, 1, 1, 0, 0, 1, 1],
@@ -112,7 +122,7 @@ def test_the_shared_gate_of_the_first_level_sees_every_tasks_experts():
 def test_a_level_keeps_tasks_apart_but_the_one_after_a_shared_gate_does_not():
     """CGC's experts of task 1 do not reach task 0; PLE's of the first level do, through the shared gate."""
     for name, reached in (("cgc", False), ("ple", True)):
-        model = build(name, 2, shared_experts=2, task_experts=1, expert=(8,))
+        model = build(name, 2, shared_experts=2, task_experts=1, expert_widths=(8,))
         model({"shared": inputs()})[:, 0].sum().backward()
         assert bool(model.levels[0].experts.weights[0].grad[1].any()) is reached
 
@@ -125,7 +135,7 @@ def test_gates_give_shares():
 
 
 def test_one_level_of_ple_is_cgc():
-    sizes = {"shared_experts": 2, "task_experts": 1, "expert": (8,)}
+    sizes = {"shared_experts": 2, "task_experts": 1, "expert_widths": (8,)}
     cgc, ple = build("cgc", 3, **sizes), build("ple", 3, levels=1, **sizes)
     assert torch.equal(cgc({"shared": inputs()}), ple({"shared": inputs()}))
 

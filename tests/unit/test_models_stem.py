@@ -17,15 +17,15 @@ from recmtl.models.layers import mix
 
 WIDTH, BATCH = 11, 7
 CASES = [
-    ("stem", {"shared_experts": 2, "task_experts": 1, "expert": (8,), "tower": (5,)}),
-    ("stem", {"shared_experts": 1, "task_experts": 3, "expert": (16, 12), "gate": (24,), "tower": ()}),
-    ("stem", {"shared_experts": 2, "task_experts": 2, "expert": (12, 8), "tower": (5,), "levels": 3}),
-    ("stem", {"shared_experts": 2, "task_experts": 1, "expert": (8,), "tower": (5,), "cross_task": False}),
-    ("stem", {"shared_experts": 2, "task_experts": 1, "expert": (8,), "stop_gradient": False, "levels": 2}),
-    ("me_ple", {"shared_experts": 2, "task_experts": 1, "expert": (8,), "tower": (5,)}),
-    ("me_ple", {"shared_experts": 1, "task_experts": 2, "expert": (16, 12), "gate": (24,), "levels": 2}),
-    ("me_mmoe", {"experts": 5, "expert": (8,), "tower": (5,)}),
-    ("me_mmoe", {"experts": 7, "expert": (16, 12), "gate": (24,), "tower": ()}),
+    ("stem", {"shared_experts": 2, "task_experts": 1, "expert_widths": (8,), "tower": (5,)}),
+    ("stem", {"shared_experts": 1, "task_experts": 3, "expert_widths": (16, 12), "gate": (24,), "tower": ()}),
+    ("stem", {"shared_experts": 2, "task_experts": 2, "expert_widths": (12, 8), "tower": (5,), "levels": 3}),
+    ("stem", {"shared_experts": 2, "task_experts": 1, "expert_widths": (8,), "tower": (5,), "cross_task": False}),
+    ("stem", {"shared_experts": 2, "task_experts": 1, "expert_widths": (8,), "stop_gradient": False, "levels": 2}),
+    ("me_ple", {"shared_experts": 2, "task_experts": 1, "expert_widths": (8,), "tower": (5,)}),
+    ("me_ple", {"shared_experts": 1, "task_experts": 2, "expert_widths": (16, 12), "gate": (24,), "levels": 2}),
+    ("me_mmoe", {"experts": 5, "expert_widths": (8,), "tower": (5,)}),
+    ("me_mmoe", {"experts": 7, "expert_widths": (16, 12), "gate": (24,), "tower": ()}),
 ]
 each_case = pytest.mark.parametrize(("name", "sizes"), CASES)
 each_count = pytest.mark.parametrize("tasks", [1, 2, 3, 4])
@@ -137,7 +137,7 @@ def reached(model: Model, tasks: int) -> np.ndarray:
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_no_task_trains_another_ones_tables(levels):
     """∂L_i/∂E_j = 0 for i ≠ j, exactly, through any number of levels; the gate sees them nevertheless."""
-    model = build("stem", 3, expert=(8,), task_experts=2, levels=levels)
+    model = build("stem", 3, expert_widths=(8,), task_experts=2, levels=levels)
     np.testing.assert_array_equal(reached(model, 3), np.hstack([np.eye(3), np.ones((3, 1))]))
     # What the shared gate's own tables feed flows forward: the logit of task 0 changes with x of task 1.
     x = inputs(3)
@@ -146,13 +146,13 @@ def test_no_task_trains_another_ones_tables(levels):
 
 
 def test_without_the_stop_gradient_they_do():
-    model = build("stem", 3, expert=(8,), stop_gradient=False)
+    model = build("stem", 3, expert_widths=(8,), stop_gradient=False)
     assert reached(model, 3).all()
 
 
 def test_the_gate_is_trained_through_experts_of_other_tasks():
     """With everything else of a row's mixture fixed at equal outputs, only the others' experts move the gate."""
-    model = build("stem", 2, expert=(8,), task_experts=1, shared_experts=1)
+    model = build("stem", 2, expert_widths=(8,), task_experts=1, shared_experts=1)
     [level] = model.levels
     model(inputs(2))[:, 0].sum().backward()
     scores = level.gates[0].logits.biases[0].grad
@@ -163,7 +163,7 @@ def test_the_gate_is_trained_through_experts_of_other_tasks():
 
 @pytest.mark.parametrize("levels", [1, 2])
 def test_stem_with_both_switches_off_is_me_ple(levels):
-    sizes = {"shared_experts": 2, "task_experts": 1, "expert": (8,), "levels": levels}
+    sizes = {"shared_experts": 2, "task_experts": 1, "expert_widths": (8,), "levels": levels}
     off, me_ple = build("stem", 3, **sizes, cross_task=False, stop_gradient=False), build("me_ple", 3, **sizes)
     x = inputs(3)
     assert torch.equal(off(x), me_ple(x))
@@ -174,7 +174,7 @@ def test_stem_with_both_switches_off_is_me_ple(levels):
 
 
 def test_experts_of_me_mmoe_take_turns_at_the_tables():
-    model = build("me_mmoe", 2, experts=4, expert=(8,))
+    model = build("me_mmoe", 2, experts=4, expert_widths=(8,))
     assert model.sizes == [2, 1, 1]
     assert reached(model, 2).all()
     with pytest.raises(UserError, match=r"model.experts: 4 or more, .* 3 tasks .* not 3"):

@@ -26,7 +26,7 @@ from recmtl.training.schedule import Warmup
 # What `recmtl` itself silences (recmtl/quiet.py).
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")
 
-MODEL = MMoEConfig(experts=2, expert=(8,), tower=(4,))
+MODEL = MMoEConfig(experts=2, expert_widths=(8,), tower=(4,))
 DIM, BATCH, LR, EPS = 8, 48, 0.1, 1e-4
 ONE_CPU = Cluster(1, 1, "cpu", 4 * GIB)
 

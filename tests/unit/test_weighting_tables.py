@@ -75,7 +75,7 @@ def disagreeing(batch: Batch) -> Batch:
 def test_pcgrad_through_mmoe_into_tables(toy):
     """Projection written plainly, on the pooled embeddings and the experts; gates and towers are the tasks' own."""
     dataset, batch = toy
-    ranker = ranker_of(dataset, "pcgrad", experts=3, expert=(8,), tower=(4,))
+    ranker = ranker_of(dataset, "pcgrad", experts=3, expert_widths=(8,), tower=(4,))
     batch = disagreeing(batch)
     pooled, _, losses = losses_by_hand(ranker, batch)
     losses = torch.tensor([2.0, 0.5]) * losses
@@ -141,7 +141,7 @@ def test_a_models_own_term_is_added_as_it_is(toy, method):
 def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, sharding):
     """One step of SGD in backward, against the gradient of the unsharded ranker."""
     dataset, batch = toy
-    sizes = {"experts": 2, "expert": (8,), "tower": (4,)}
+    sizes = {"experts": 2, "expert_widths": (8,), "tower": (4,)}
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     with process_group("cpu"):
