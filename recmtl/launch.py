@@ -29,11 +29,14 @@ def main() -> None:
     if parsed.nproc_per_node.isdigit():
         # torchrun itself would give every rank one thread, whatever the number of cores.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(parsed.nproc_per_node))))
-    if parsed.standalone or parsed.nnodes in ("1", "1:1"):
+    alone = parsed.standalone or parsed.nnodes in ("1", "1:1")
+    if alone:
         # Ranks of one machine need no name of it, which in a container or on a laptop may lead nowhere.
         options = ["--local-addr", "localhost", *options]
-    # The store that torchrun would share with the ranks keeps, over a restart, the addresses of ranks that are gone.
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    if not alone or parsed.max_restarts:
+        # The store that torchrun shares with the ranks keeps, over a restart, the addresses of ranks that are gone. So
+        # rank 0 makes one of its own, on a port that may be taken between torchrun's choice and the rank's start.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # How long ranks may take to save after SIGTERM; schedulers have limits of their own.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     logging.disable(logging.ERROR)

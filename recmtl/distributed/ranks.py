@@ -158,7 +158,7 @@ def process_group(device: str) -> Iterator[Ranks]:
         device: auto, cpu or cuda; gloo connects CPUs, nccl connects GPUs.
 
     Raises:
-        UserError: there is no GPU, or fewer of them than ranks on this machine.
+        UserError: there is no GPU, or fewer of them than ranks on this machine, or another process has the port.
     """
     kind = resolve_device(device)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -177,7 +177,7 @@ def process_group(device: str) -> Iterator[Ranks]:
     if world_size == local_world_size:
         # Else gloo looks up the machine's own name, which in a container or on a laptop may lead nowhere.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    with ended_by_sigterm():  # ranks wait here for those that are still starting, or are gone
+    with ended_by_sigterm(), _taken_port_told():  # ranks wait here for those that are still starting, or are gone
         if world_size == 1 and "MASTER_ADDR" not in os.environ:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
         else:
@@ -194,6 +194,17 @@ def process_group(device: str) -> Iterator[Ranks]:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+@contextmanager
+def _taken_port_told() -> Iterator[None]:
+    try:
+        yield
+    except dist.DistNetworkError as problem:
+        if "EADDRINUSE" not in str(problem):
+            raise
+        port = os.environ["MASTER_PORT"]
+        raise UserError(f"another process has port {port}, where the ranks were to meet; start again") from None
 
 
 def is_lost_rank(problem: BaseException) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
-from jobs import last_step, training
+from jobs import last_step, running, standalone, training
 from launchers.torchx import ranks_of, results_of, torchx_start, wait_for
 from toy import write_toy
 
@@ -43,6 +45,27 @@ def test_a_mistake_that_one_rank_finds_is_told_once(run_recmtl, tmp_path):
 def test_a_mistake_in_the_launchers_options_is_one_line(arguments, said):
     ended = subprocess.run([sys.executable, "-m", "recmtl.launch", *arguments], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (2, f"error: {said}\n")
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_the_launcher_holds_the_port_where_ranks_meet(tmp_path, restarts):
+    """Until then another process might take it. Over a restart ranks must not find what the ones before them left."""
+    write_toy(tmp_path / "data", {"train": 300, "val": 50, "test": 50})
+    train = training(tmp_path / "data", tmp_path / "run")
+    with running(*train, launcher=standalone(2, restarts)) as job:
+        rank = job.wait_for(lambda: job.ranks().get(0))
+        held = {place.laddr.port for place in psutil.Process(job.process.pid).net_connections("tcp")}
+        assert (int(rank.environ()["MASTER_PORT"]) in held) == (restarts == 0)
+
+
+def test_a_port_that_another_process_took(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with running(*training(tmp_path / "data", tmp_path / "run"), env={**ranks, **place}) as job:
+            assert job.end() == 2
+    assert job.stderr == f"error: another process has port {port}, where the ranks were to meet; start again\n"
 
 
 def test_an_interrupt_is_no_error_of_torchruns(tmp_path):
