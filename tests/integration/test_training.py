@@ -1,8 +1,7 @@
-"""Training through the command line: alike on one rank and two, stopped and resumed, and the files a run leaves."""
+"""Training through the command line: alike on one rank and two, killed and resumed, and the files a run leaves."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -18,47 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from jobs import words
+from runs import EPOCH, FLAGS, TRAIN_ROWS, lines, losses, read, steps, train_here, write_data
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy import write_toy
 
 from recmtl import cli
 from recmtl.models import MODELS
-from recmtl.training.checkpoint import best_checkpoint
 
-TRAIN_ROWS, BATCH = 3000, 64
-EPOCH = math.ceil(TRAIN_ROWS / BATCH)  # 47 steps
-# Learning rates rise over the first checkpoints, so that resuming there must find its place in the rise.
-FLAGS = {
-    "training.batch_size": BATCH,
-    "training.max_epochs": 2,
-    "training.patience": 0,
-    "training.warmup_steps": 30,
-    "training.device": "cpu",
-    "metrics.every_steps": 1,
-    "checkpoint.every_steps": 20,
-    "checkpoint.keep": 100,
-}
 TASK_METRICS = {"auc", "gauc", "oracle_auc", "logloss", "ne", "calibration", "base_rate", "rows"}
-
-
-def read(run: Path, name: str = "results.json") -> dict[str, Any]:
-    return json.loads((run / name).read_text())
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> list[float]:
-    """The training loss of every step; all steps must be there, once and in order."""
-    logged = [line for line in lines(run) if "loss" in line]
-    assert [line["step"] for line in logged] == list(range(1, len(logged) + 1))
-    return [line["loss"] for line in logged]
-
-
-def steps(run: Path) -> list[int]:
-    """Of the checkpoints."""
-    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
 
 
 def assert_same_metrics(one: Path, other: Path, tolerance: float = 1e-4) -> None:
@@ -71,9 +36,7 @@ def assert_same_metrics(one: Path, other: Path, tolerance: float = 1e-4) -> None
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("toy") / "data"
-    write_toy(folder, {"train": TRAIN_ROWS, "val": 400, "test": 501})
-    return folder
+    return write_data(tmp_path_factory.mktemp("toy") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +63,6 @@ def one(start) -> Path:
 @pytest.fixture(scope="module")
 def two(start) -> Path:
     return start(ranks=2)
-
-
-def train_here(
-    data: Path, run: Path, preset: str = "mmoe", tasks: tuple[str, ...] = (), **flags: Any
-) -> dict[str, Any]:
-    """`recmtl train` on one rank within this process."""
-    flags = FLAGS | {key.replace("__", "."): value for key, value in flags.items()}
-    chosen = ["--tasks", *tasks] if tasks else []
-    cli.train([preset, "--data", str(data), "--run", str(run), *words(flags), *chosen])
-    return read(run)
 
 
 def as_killed_after(run: Path, step: int, to: Path) -> Path:
@@ -342,39 +295,8 @@ def test_losses_are_logged_before_a_checkpoint_and_at_the_end(data, one, tmp_pat
     assert [loss for _, loss in logged] == pytest.approx(means, rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def overfit(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that gets worse after its best epoch."""
-    run = tmp_path_factory.mktemp("runs") / "overfit"
-    flags = {"embedding__lr": 0.5, "training__patience": 2, "training__max_epochs": 20, "checkpoint__keep": 1}
-    train_here(data, run, **flags)
-    return run
-
-
-def test_training_stops_when_validation_no_longer_improves(overfit):
-    results = read(overfit)
-    val = [line["val/loss"] for line in lines(overfit) if "val/loss" in line]
-    assert len(val) == results["epochs"] == results["best_epoch"] + 2 < 20
-    assert min(val) == val[results["best_epoch"] - 1]
-
-
-def test_the_newest_and_the_best_checkpoint_are_kept(overfit):
-    results = read(overfit)
-    assert steps(overfit) == [results["best_epoch"] * EPOCH, results["epochs"] * EPOCH]
-    assert best_checkpoint(overfit).name == f"step-{results['best_epoch'] * EPOCH:09d}"
-
-
-def test_the_best_epochs_model_is_tested(data, overfit, tmp_path):
-    """A run that ends at that epoch tests the same model."""
-    results = read(overfit)
-    again = train_here(data, tmp_path / "run", embedding__lr=0.5, training__max_epochs=results["best_epoch"])
-    assert again["best_epoch"] == results["best_epoch"]
-    for task in ("click", "like"):
-        assert results["test"][task] == pytest.approx(again["test"][task], rel=1e-6)
-
-
-def test_evaluate_gives_the_numbers_of_the_run(data, two, overfit, run_recmtl):
-    """On one rank for a run of two, in a real process; and the best epoch's model, not the last one's."""
+def test_evaluate_gives_the_numbers_of_the_run(data, two, run_recmtl):
+    """On one rank for a run of two, in a real process."""
     ended = run_recmtl("evaluate", two, "--data", data)
     assert ended.returncode == 0, ended.stderr
     assert "Warning" not in ended.stderr
@@ -385,12 +307,6 @@ def test_evaluate_gives_the_numbers_of_the_run(data, two, overfit, run_recmtl):
     bins = read(two)["calibration_bins"]["test"]["like"]
     assert measured["calibration_bins"]["test"]["like"]["rows"] == bins["rows"]
     assert measured["calibration_bins"]["test"]["like"]["prediction"] == pytest.approx(bins["prediction"], rel=1e-6)
-
-    for split in ("test", "val"):
-        cli.evaluate([str(overfit), "--data", str(data), "--split", split])
-        assert read(overfit, f"evaluation_{split}.json")[split] == {
-            task: pytest.approx(metrics, rel=1e-9) for task, metrics in read(overfit)[split].items()
-        }
 
 
 def test_evaluate_measures_the_training_split_like_any_other(data, one, tmp_path):
@@ -428,20 +344,6 @@ def test_clipping_and_warm_up_change_the_run(data, one, tmp_path):
     assert found["clip"][-1] != pytest.approx(found["cold"][-1], rel=1e-3)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path):
-    with pytest.raises(cli.UserError, match=r"the loss is nan at step \d+; lower dense.lr and embedding.lr"):
-        train_here(data, tmp_path / "run", dense__optimizer="sgd", dense__lr=1e38, training__warmup_steps=0)
-
-
-def test_a_last_step_that_breaks_the_model_stops_the_run(data, tmp_path):
-    """Its own loss was still a number."""
-    flags = {"dense__optimizer": "sgd", "dense__lr": 1e38, "training__warmup_steps": 0, "training__max_steps": 1}
-    with pytest.raises(cli.UserError, match=r"the log loss on the val split is nan; lower dense.lr and embedding.lr"):
-        train_here(data, tmp_path / "run", **flags)
-    assert not list((tmp_path / "run").glob("checkpoints/*"))
-    assert not (tmp_path / "run" / "results.json").exists()
-
-
 def test_another_seed_is_another_run(data, one, tmp_path):
     train_here(data, tmp_path / "run", training__seed=1, training__max_steps=3)
     assert losses(tmp_path / "run") != pytest.approx(losses(one)[:3], rel=1e-4)
@@ -472,29 +374,3 @@ def test_a_task_with_one_class_has_no_auc(data, tmp_path, capsys):
     assert results["test"]["click"]["auc"] > 0.4
     assert results["test"]["click"]["gauc"] is None  # switched off
     assert capsys.readouterr().out.splitlines()[2].split()[:4] == ["like", "n/a", "n/a", "n/a"]
-
-
-def test_a_worse_part_of_an_epoch_does_not_count_for_patience(data, overfit, tmp_path):
-    """Training to a step after the best epoch, then on: as many epochs as in one go."""
-    worse = EPOCH * read(overfit)["best_epoch"] + 5
-    flags = {"embedding__lr": 0.5, "training__patience": 2, "training__max_epochs": 20, "checkpoint__keep": 1}
-    for steps_more in (0, EPOCH):
-        stopped = train_here(data, tmp_path / "run", **flags, training__max_steps=worse + steps_more)
-        assert stopped["steps"] == worse + steps_more
-    assert train_here(data, tmp_path / "run", **flags)["epochs"] == read(overfit)["epochs"]
-
-
-def test_without_validation_and_test_splits_the_newest_step_is_the_best(tmp_path):
-    write_toy(tmp_path / "data", {"train": 200, "val": 0, "test": 0}, extra_features=False)
-    results = train_here(tmp_path / "data", tmp_path / "run", training__max_steps=5)
-    assert (results["epochs"], results["best_epoch"], results["steps"]) == (1, 2, 5)
-    assert (results["test"], results["logloss_sum"]) == ({}, None)
-    assert best_checkpoint(tmp_path / "run").name == "step-000000005"
-
-
-def test_without_a_validation_split_the_last_epoch_is_tested(tmp_path):
-    write_toy(tmp_path / "data", {"train": 200, "val": 0, "test": 50}, extra_features=False)
-    results = train_here(tmp_path / "data", tmp_path / "run", metrics__tensorboard=False)
-    assert (results["epochs"], results["best_epoch"], results["val"]) == (2, 2, {})
-    assert results["test"]["click"]["rows"] == 50
-    assert not (tmp_path / "run" / "tensorboard").exists()

@@ -1,0 +1,96 @@
+"""When training stops, and which step's model is then measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runs import EPOCH, lines, read, steps, train_here, write_data
+from toy import write_toy
+
+from recmtl import cli
+from recmtl.training.checkpoint import best_checkpoint
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("toy") / "data")
+
+
+@pytest.fixture(scope="module")
+def overfit(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that gets worse after its best epoch."""
+    run = tmp_path_factory.mktemp("runs") / "overfit"
+    flags = {"embedding__lr": 0.5, "training__patience": 2, "training__max_epochs": 20, "checkpoint__keep": 1}
+    train_here(data, run, **flags)
+    return run
+
+
+def test_training_stops_when_validation_no_longer_improves(overfit):
+    results = read(overfit)
+    val = [line["val/loss"] for line in lines(overfit) if "val/loss" in line]
+    assert len(val) == results["epochs"] == results["best_epoch"] + 2 < 20
+    assert min(val) == val[results["best_epoch"] - 1]
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(overfit):
+    results = read(overfit)
+    assert steps(overfit) == [results["best_epoch"] * EPOCH, results["epochs"] * EPOCH]
+    assert best_checkpoint(overfit).name == f"step-{results['best_epoch'] * EPOCH:09d}"
+
+
+def test_the_best_epochs_model_is_tested(data, overfit, tmp_path):
+    """A run that ends at that epoch tests the same model."""
+    results = read(overfit)
+    again = train_here(data, tmp_path / "run", embedding__lr=0.5, training__max_epochs=results["best_epoch"])
+    assert again["best_epoch"] == results["best_epoch"]
+    for task in ("click", "like"):
+        assert results["test"][task] == pytest.approx(again["test"][task], rel=1e-6)
+
+
+def test_evaluate_measures_the_best_epochs_model(data, overfit):
+    for split in ("test", "val"):
+        cli.evaluate([str(overfit), "--data", str(data), "--split", split])
+        assert read(overfit, f"evaluation_{split}.json")[split] == {
+            task: pytest.approx(metrics, rel=1e-9) for task, metrics in read(overfit)[split].items()
+        }
+
+
+def test_a_worse_part_of_an_epoch_does_not_count_for_patience(data, overfit, tmp_path):
+    """Training to a step after the best epoch, then on: as many epochs as in one go."""
+    worse = EPOCH * read(overfit)["best_epoch"] + 5
+    flags = {"embedding__lr": 0.5, "training__patience": 2, "training__max_epochs": 20, "checkpoint__keep": 1}
+    for steps_more in (0, EPOCH):
+        stopped = train_here(data, tmp_path / "run", **flags, training__max_steps=worse + steps_more)
+        assert stopped["steps"] == worse + steps_more
+    assert train_here(data, tmp_path / "run", **flags)["epochs"] == read(overfit)["epochs"]
+
+
+def test_without_validation_and_test_splits_the_newest_step_is_the_best(tmp_path):
+    write_toy(tmp_path / "data", {"train": 200, "val": 0, "test": 0}, extra_features=False)
+    results = train_here(tmp_path / "data", tmp_path / "run", training__max_steps=5)
+    assert (results["epochs"], results["best_epoch"], results["steps"]) == (1, 2, 5)
+    assert (results["test"], results["logloss_sum"]) == ({}, None)
+    assert best_checkpoint(tmp_path / "run").name == "step-000000005"
+
+
+def test_without_a_validation_split_the_last_epoch_is_tested(tmp_path):
+    write_toy(tmp_path / "data", {"train": 200, "val": 0, "test": 50}, extra_features=False)
+    results = train_here(tmp_path / "data", tmp_path / "run", metrics__tensorboard=False)
+    assert (results["epochs"], results["best_epoch"], results["val"]) == (2, 2, {})
+    assert results["test"]["click"]["rows"] == 50
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path):
+    with pytest.raises(cli.UserError, match=r"the loss is nan at step \d+; lower dense.lr and embedding.lr"):
+        train_here(data, tmp_path / "run", dense__optimizer="sgd", dense__lr=1e38, training__warmup_steps=0)
+
+
+def test_a_last_step_that_breaks_the_model_stops_the_run(data, tmp_path):
+    """Its own loss was still a number."""
+    flags = {"dense__optimizer": "sgd", "dense__lr": 1e38, "training__warmup_steps": 0, "training__max_steps": 1}
+    with pytest.raises(cli.UserError, match=r"the log loss on the val split is nan; lower dense.lr and embedding.lr"):
+        train_here(data, tmp_path / "run", **flags)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert not (tmp_path / "run" / "results.json").exists()
