@@ -1,7 +1,7 @@
 """Peak memory of a training run beside what `recmtl plan` predicts for it, each preset in a process of its own.
 
     python benchmarks/memory.py 'merrec_*' --embedding-rows 1000000 4000000 13000000
-    python benchmarks/memory.py 'merrec_*' --dtypes float32 float16
+    python benchmarks/memory.py 'merrec_*' --dtypes float32 float16 --micro-batch-sizes 0 512
 
 On a CPU: resident memory of the process, with and without what the bare process holds, its imports done. On a GPU: the
 peak of PyTorch's allocator, what the allocator held, and what the driver says is taken.
@@ -26,7 +26,7 @@ from workload import LARGE, write_workload
 
 from recmtl.config import preset_names
 from recmtl.data.reader import Prefetcher
-from recmtl.distributed.memory import CPU_CODE, predict
+from recmtl.distributed.memory import CPU_GROWTH, predict
 from recmtl.distributed.ranks import process_group, resolve_device
 from recmtl.models import load_config
 from recmtl.models.ranker import Ranker
@@ -50,6 +50,8 @@ class Options:
     """embedding.dtype."""
     batch_size: int = 4096
     """Rows in a batch."""
+    micro_batch_sizes: tuple[int, ...] = (0,)
+    """training.micro_batch_size."""
     dim: int = 32
     """Embedding dimension."""
     examples: int = 400_000
@@ -62,11 +64,12 @@ class Options:
     """Folder for the results."""
 
 
-def run(preset: str, dtype: str, data: Path, options: Options, answer: Any) -> None:
+def run(preset: str, dtype: str, micro_batch_size: int, data: Path, options: Options, answer: Any) -> None:
     """Train in this process, which has done nothing else; send what it took and what was predicted."""
     config = load_config(preset)
     config.embedding.dim, config.embedding.dtype = options.dim, dtype  # type: ignore[assignment]
     config.training.batch_size, config.training.device = options.batch_size, options.device  # type: ignore[assignment]
+    config.training.micro_batch_size = micro_batch_size
     config.validate()
     bare = psutil.Process().memory_info().rss
     with process_group(options.device) as ranks:
@@ -85,16 +88,16 @@ def run(preset: str, dtype: str, data: Path, options: Options, answer: Any) -> N
                 "driver": total - free,
             }
         ranker = Ranker.of(config, dataset, tasks)
-        process = bare + CPU_CODE if ranks.device.type == "cpu" else None
+        process = bare + CPU_GROWTH if ranks.device.type == "cpu" else None
         [memory] = predict(ranker, engine.plan, config, dataset, reader.local_batch_size, process)
     answer.send({"measured": measured, "parts": asdict(memory), "predicted": memory.total})
 
 
-def measure(preset: str, dtype: str, data: Path, options: Options) -> dict[str, Any]:
+def measure(preset: str, dtype: str, micro_batch_size: int, data: Path, options: Options) -> dict[str, Any]:
     """What `run` sends."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=run, args=(preset, dtype, data, options, sender))
+    process = context.Process(target=run, args=(preset, dtype, micro_batch_size, data, options, sender))
     process.start()
     sender.close()
     try:
@@ -117,7 +120,9 @@ def line(found: dict[str, Any]) -> list[str | float]:
     shown = [f"{cell / 1e9:.3f}" for cell in cells]
     ratio = f"{peak / found['predicted']:.3f}"
     gpu = [f"{measured[key] / 1e9:.3f}" for key in ("allocated", "held")] if on_gpu else []
-    return [found["preset"], found["dtype"], f"{found['embedding_rows']:,}", *shown[:2], ratio, *shown[2:], *gpu]
+    size = f"{found['micro_batch_size']:,}" if found["micro_batch_size"] else "whole"
+    case = [found["preset"], found["dtype"], size, f"{found['embedding_rows']:,}"]
+    return [*case, *shown[:2], ratio, *shown[2:], *gpu]
 
 
 def main(options: Options) -> None:
@@ -129,11 +134,12 @@ def main(options: Options) -> None:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "data"
             write_workload(data, options.examples, rows)
-            for dtype, preset in itertools.product(options.dtypes, names):
-                found = measure(preset, dtype, data, options)
-                results.append({"preset": preset, "dtype": dtype, "embedding_rows": rows, **found})
+            for dtype, size, preset in itertools.product(options.dtypes, options.micro_batch_sizes, names):
+                found = measure(preset, dtype, size, data, options)
+                case = {"preset": preset, "dtype": dtype, "micro_batch_size": size, "embedding_rows": rows}
+                results.append({**case, **found})
                 print(json.dumps(results[-1]), flush=True)
-    header = ["preset", "tables", "rows", "predicted GB", "peak GB", "measured / predicted"]
+    header = ["preset", "tables", "micro-batch", "rows", "predicted GB", "peak GB", "measured / predicted"]
     header += ["weights", "states", "all else", "without the bare process"]
     if resolve_device(options.device) == "cuda":
         header += ["allocated", "held by the allocator"]

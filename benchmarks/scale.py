@@ -42,8 +42,6 @@ MEMORY_BANDWIDTH, NODE_BANDWIDTH, NETWORK_BANDWIDTH = 3.35e12, 450e9, 50e9
 DENSE_FLOPS = 0.5 * 67e12
 """Float32 outside tensor cores, half of the peak."""
 GPUS_PER_NODE = 8
-TRACED_STEPS = 2
-"""Steps in a trace of the dense part."""
 WIDEST = 1024
 """Columns of the widest rows tried."""
 
@@ -155,7 +153,7 @@ def dense_ms(ranker: Ranker, cluster: Cluster, batch_size: int) -> dict[str, flo
     gradients = sum(p.numel() * p.element_size() for p in ranker.head.parameters())
     bandwidth = cluster.node_bandwidth if cluster.world_size <= GPUS_PER_NODE else cluster.network_bandwidth
     ring = 2 * gradients * (cluster.world_size - 1) / cluster.world_size / bandwidth
-    return {"dense": 1000 * counter.get_total_flops() / TRACED_STEPS / DENSE_FLOPS, "all-reduce": 1000 * ring}
+    return {"dense": 1000 * counter.get_total_flops() / DENSE_FLOPS, "all-reduce": 1000 * ring}
 
 
 def workloads() -> Iterable[tuple[str, Dataset]]:

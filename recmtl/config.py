@@ -89,6 +89,9 @@ class TrainingConfig:
 
     batch_size: int = 4096
     """Rows in a global batch, over all ranks."""
+    micro_batch_size: int = 0
+    """Rows of a rank's batch that go through the dense part at a time, for less memory; 0: all. Their gradients add
+    up: the step stays the same."""
     max_epochs: int = 20
     """Passes over the training split, at most."""
     max_steps: int = 0
@@ -202,6 +205,7 @@ class Config:
             "embedding.replica_mib": self.embedding.replica_mib,
             "dense.weight_decay": self.dense.weight_decay,
             "weighting.alpha": self.weighting.alpha,
+            "training.micro_batch_size": self.training.micro_batch_size,
             "training.max_steps": self.training.max_steps,
             "training.patience": self.training.patience,
             "training.seed": self.training.seed,

@@ -23,6 +23,10 @@ from recmtl.data.dataset import Dataset, Task
 from recmtl.data.parquet import Gather, Lists, ParquetSplit, Rows
 from recmtl.errors import UserError
 
+SHUFFLED_ROWS = 4096
+"""Rows of a row group that are put in their order at a time: all at once they would lie beside those in the cache a
+second time, and those of one batch at a time take three times as long."""
+
 READ_SECONDS = 240.0
 """How long a step waits for its batch: a file system that does not answer must not hold up a job forever. Less than
 what ranks wait for each other in a step, so that the rank that waits for its data is the one that says so."""
@@ -98,11 +102,9 @@ class Reader:
         """Batches start … stop − 1 of an epoch (default: all of them)."""
         stop = self.steps if stop is None else min(stop, self.steps)
         cursors = [
-            _Cursor(self.data, int(low), int(high), (self.seed, epoch, int(s)) if self.shuffle else None)
-            for s, (low, high) in zip(self._mine, self._ranges[self._mine], strict=True)
+            _Cursor(self.data, low, high, (self.seed, epoch, s) if self.shuffle else None, start * self._share[s])
+            for s, (low, high) in zip(self._mine.tolist(), self._ranges[self._mine].tolist(), strict=True)
         ]
-        for cursor, share in zip(cursors, self._share[self._mine], strict=True):
-            cursor.skip(start * int(share))
         for step in range(start, stop):
             pieces = [
                 piece
@@ -156,6 +158,11 @@ class Reader:
         )
 
 
+SHUFFLED_ROWS = 4096
+"""Rows of a row group that are brought into their order at a time: all at once they would lie in memory a second time
+beside the cache, one batch's alone take three times as long."""
+
+
 class _Cursor:
     """Walks through one stream: the row range start … stop − 1 of a split.
 
@@ -164,9 +171,10 @@ class _Cursor:
         start: first row.
         stop: one past the last row.
         rng: seeds of this stream's order; None: the order of the files.
+        skip: rows to pass over; of their row groups only the last one gets decoded.
     """
 
-    def __init__(self, data: ParquetSplit, start: int, stop: int, rng: tuple[int, ...] | None) -> None:
+    def __init__(self, data: ParquetSplit, start: int, stop: int, rng: tuple[int, ...] | None, skip: int) -> None:
         self._data, self._rng = data, rng
         first = int(np.searchsorted(data.starts, start, side="right")) - 1
         self._chunks: list[tuple[int, int, int]] = []  # row group, first row in it, one past the last
@@ -179,44 +187,36 @@ class _Cursor:
         if rng is not None:
             order = np.random.default_rng(rng).permutation(len(self._chunks))
             self._chunks = [self._chunks[i] for i in order]
-        self._next = 0
+        self._blocks = self._read(skip)
         self._rows: Rows | None = None
         self._at = 0
-
-    def skip(self, rows: int) -> None:
-        """Pass over rows; only the row group that is reached gets decoded."""
-        while self._next < len(self._chunks):
-            _, low, high = self._chunks[self._next]
-            if rows < high - low:
-                self._load()
-                self._at = rows
-                return
-            rows -= high - low
-            self._next += 1
 
     def take(self, rows: int) -> Iterator[Rows]:
         """The next `rows` rows in pieces; fewer at the end of the stream."""
         while rows:
             if self._rows is None or self._at == len(self._rows):
-                if self._next == len(self._chunks):
+                self._rows, self._at = next(self._blocks, None), 0
+                if self._rows is None:
                     return
-                self._load()
-            assert self._rows is not None
             stop = min(self._at + rows, len(self._rows))
             yield self._rows.slice(self._at, stop)
             rows -= stop - self._at
             self._at = stop
 
-    def _load(self) -> None:
-        number, low, high = self._chunks[self._next]
-        rows = self._data.read(number)
-        if self._rng is not None:
-            order = np.random.default_rng((*self._rng, number)).permutation(high - low)
-            rows = rows.take(order + low)
-        elif (low, high) != (0, len(rows)):
-            rows = rows.slice(low, high)
-        self._rows, self._at = rows, 0
-        self._next += 1
+    def _read(self, skip: int) -> Iterator[Rows]:
+        """All rows but the first `skip`, in blocks."""
+        for number, low, high in self._chunks:
+            if skip >= high - low:
+                skip -= high - low
+                continue
+            rows = self._data.read(number)
+            if self._rng is None:
+                yield rows.slice(low + skip, high)
+            else:
+                order = low + np.random.default_rng((*self._rng, number)).permutation(high - low)
+                for start in range(skip, len(order), SHUFFLED_ROWS):
+                    yield rows.take(order[start : start + SHUFFLED_ROWS])
+            skip = 0
 
 
 class Prefetcher(Iterator[Batch]):

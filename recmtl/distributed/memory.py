@@ -15,17 +15,18 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from recmtl.config import Config
 from recmtl.data.dataset import Dataset
 from recmtl.data.parquet import CACHE_BYTES
+from recmtl.data.reader import SHUFFLED_ROWS
 from recmtl.data.shards import ROW_GROUP_ROWS
-from recmtl.distributed.heap import LiveBytes
+from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.plan import GIB, Plan
 from recmtl.distributed.storage import FLOAT
 from recmtl.models.ranker import Ranker
 
 CUDA_PROCESS = GIB // 2
 """CUDA's context and libraries on a GPU. Assumed: PyTorch's allocator does not see them."""
-CPU_CODE = 24 * 10**6
-"""Pages of PyTorch's and FBGEMM's code that a process on a CPU reads from disk in its first steps. Measured: the same
-for every model."""
+CPU_GROWTH = 60 * 10**6
+"""What a process on a CPU grows by in its first steps, whatever it trains. Measured: 24 MB of PyTorch's and FBGEMM's
+code that is read from disk; the rest are objects of planning, sharding and threads."""
 DENSE_STATES = {"adam": 2, "adamw": 2, "adagrad": 1, "sgd": 0}
 """Copies of the dense parameters that their optimiser keeps."""
 
@@ -41,15 +42,15 @@ class Memory:
     lookups: int
     """Ids and pooled embeddings of a batch, as TorchRec's planner counts them."""
     dense: int
-    """Dense parameters, gradients and optimiser state."""
+    """Dense parameters and their optimiser's state, and with several ranks the buckets that gradients travel in."""
     activations: int
-    """What the dense part keeps and makes on the way forward and back."""
+    """What the dense part keeps and makes on the way forward and back, gradients among it."""
     holes: int
-    """What the heap that holds them loses between them; 0 on GPUs."""
+    """What the heap loses around them: as much as lies in it at once, measured with glibc 2.36; 0 on GPUs."""
     reader: int
     """Decoded rows on the host; 0 on GPUs."""
     process: int
-    """What a process holds that has done nothing yet, and the code it reads."""
+    """What a process holds that has done nothing yet, and what it grows by whatever it trains."""
 
     @property
     def total(self) -> int:
@@ -69,11 +70,11 @@ def predict(
         dataset: its data.
         batch_size: rows in one rank's batch.
         process: bytes that a process takes by itself; None: on a CPU as much as this one now, which has imported the
-            same, and `CPU_CODE`, on a GPU `CUDA_PROCESS`.
+            same, and `CPU_GROWTH`, on a GPU `CUDA_PROCESS`.
     """
     on_cpu, world_size = plan.cluster.device == "cpu", plan.cluster.world_size
     if process is None:
-        process = psutil.Process().memory_info().rss + CPU_CODE if on_cpu else CUDA_PROCESS
+        process = psutil.Process().memory_info().rss + CPU_GROWTH if on_cpu else CUDA_PROCESS
     weights: dict[int, int] = defaultdict(int)
     states: dict[int, int] = defaultdict(int)
     lookups: dict[int, int] = defaultdict(int)
@@ -82,9 +83,9 @@ def predict(
         states[shard.rank] += shard.state_bytes
         lookups[shard.rank] += shard.total_bytes - shard.weight_bytes - shard.state_bytes
     parameters = sum(p.numel() * p.element_size() for p in ranker.head.parameters())
-    dense = parameters * (2 + DENSE_STATES[config.dense.optimizer])
-    live = trace_activations(ranker, batch_size)
-    activations, holes = live.peak, live.heap.peak - live.peak if on_cpu else 0
+    dense = parameters * (1 + DENSE_STATES[config.dense.optimizer] + (world_size > 1))
+    live = trace_activations(ranker, batch_size, buckets=world_size > 1)
+    activations, holes = live.peak, live.heap_peak if on_cpu else 0
     if world_size > 1:  # pooled embeddings are there twice: as looked up, and as received
         activations += FLOAT * batch_size * sum(_outputs(ranker)[1])
     reader = reader_bytes(dataset, config, batch_size, world_size) if on_cpu else 0
@@ -97,42 +98,58 @@ def predict(
 def reader_bytes(dataset: Dataset, config: Config, batch_size: int, world_size: int) -> int:
     """Host memory of a rank's reader of the training split.
 
-    Its cache, the row groups that its streams are in, shuffled, and batches ahead of the step.
+    Its cache, the row groups that its streams are in, blocks of them in their order, and batches ahead of the step.
     """
     lists = [f for f in dataset.features if f.kind == "list"]
     numbers = len(dataset.features) + len(dataset.select_tasks(tuple(config.training.tasks)))
     row = FLOAT * (numbers + sum(1.0 if f.mean_length is None else f.mean_length for f in lists))
-    split = dataset.rows.get("train", 0) * row / world_size
+    rows = dataset.rows.get("train", 0) / world_size
     streams = min(config.reader.streams, config.training.batch_size) / world_size
-    open_groups = streams * ROW_GROUP_ROWS * row if config.reader.shuffle else 0
-    return int(min(split, CACHE_BYTES) + min(split, open_groups) + config.reader.prefetch * batch_size * row)
+    decoded = min(rows, CACHE_BYTES / row + streams * ROW_GROUP_ROWS)
+    shuffled = min(rows, streams * SHUFFLED_ROWS) if config.reader.shuffle else 0
+    return int(row * (decoded + shuffled + config.reader.prefetch * batch_size))
 
 
-def trace_activations(ranker: Ranker, batch_size: int) -> LiveBytes:
-    """What is alive at once in the dense part's forward and backward pass: its parameters and the pooled embeddings
-    left out, the gradient of these counted.
+def trace_activations(ranker: Ranker, batch_size: int, buckets: bool = False) -> LiveBytes:
+    """What is alive at once in the dense part's forward and backward pass, gradients until the next step begins; its
+    parameters and the pooled embeddings left out.
 
     Found by running it on the meta device, which allocates nothing. Mixed precision is taken as a network that is
     bfloat16 throughout.
+
+    Args:
+        ranker: what to run.
+        batch_size: rows.
+        buckets: gradients are handed on to buckets that have memory of their own.
     """
     dtype = torch.bfloat16 if ranker.head.amp else torch.float32
     model = copy.deepcopy(ranker.head.model).to("meta", dtype)
-    for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(_forget)  # a gradient counts as dense memory
+    size = ranker.head.micro_batch_size
+    whole = not 0 < size < batch_size
+    if buckets and whole:
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(_forget)
     names, widths = _outputs(ranker)
     pooled = torch.zeros(batch_size, sum(widths), device="meta", requires_grad=True)
-    pooled.register_post_accumulate_grad_hook(_forget)
+    pooled.register_post_accumulate_grad_hook(_forget)  # the tables take it
 
-    def step() -> None:
-        x = ranker.embeddings.regroup(KeyedTensor(names, widths, pooled))
-        if numbers := ranker.embeddings.width - next(iter(x.values())).shape[1]:
-            numeric = torch.zeros(batch_size, numbers, device="meta")
+    def forward_and_backward(x: dict[str, Tensor]) -> None:
+        first = next(iter(x.values()))
+        if numbers := ranker.embeddings.width - first.shape[1]:
+            numeric = torch.zeros(len(first), numbers, device="meta")
             x = {group: torch.cat([values, numeric], dim=1) for group, values in x.items()}
         model({group: values.to(dtype) for group, values in x.items()}).float().sum().backward()
 
     with LiveBytes() as live:
-        step()
-        step()  # finds the holes that the first left
+        x = ranker.embeddings.regroup(KeyedTensor(names, widths, pooled))
+        if whole:
+            forward_and_backward(x)
+        else:
+            gradients = [torch.empty_like(values) for values in x.values()]
+            for _ in range(2):  # the second finds the gradients that the first left
+                forward_and_backward({group: values[:size].detach().requires_grad_() for group, values in x.items()})
+            if len(gradients) > 1:  # those of a single group reach the tables without a copy
+                torch.autograd.backward(list(x.values()), gradients)
     return live
 
 

@@ -130,7 +130,9 @@ class Forecast:
         """Changes of one thing after which the fullest rank needs no more than `limit`, and how much it needs then."""
         config, cluster = self.config, self.plan.cluster
         batches = [config.training.batch_size >> n for n in range(1, HALVINGS + 1)]
+        rows = config.training.micro_batch_size or config.training.batch_size // cluster.world_size
         keys: dict[str, list[Any]] = {
+            "training.micro_batch_size": [size for n in range(1, HALVINGS + 1) if (size := rows >> n)],
             "training.batch_size": [batch for batch in batches if batch >= cluster.world_size],
             "embedding.dim": [dim for n in range(1, HALVINGS + 1) if (dim := (config.embedding.dim >> n) // 4 * 4)],
             "embedding.dtype": ["float16"] if config.embedding.dtype == "float32" else [],
@@ -147,7 +149,7 @@ class Forecast:
         for name, config, cluster in variants:
             try:
                 forecast = Forecast.of(config, self.dataset, cluster, self.memory[0].process)
-            except UserError:  # not even the tables fit
+            except UserError:  # not even the tables fit, or the model needs the whole batch at once
                 continue
             if (needs := forecast.memory[forecast.fullest].total) <= limit:
                 yield name, needs

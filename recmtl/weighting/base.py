@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,17 @@ class Weighting(nn.Module):
     a [T] are the recipe's weights. They multiply what a method makes of each task, so that they say which task matters
     more whatever the method: none of them learns a away.
 
-    A subclass computes `combine`. What it must remember over steps is a parameter (trained by Adam at `weighting.lr`)
-    or a persistent buffer, the same on every rank: checkpoints hold both.
+    A subclass sets `factors` in `begin_step` or, where the losses of the step decide them, in `combine`. What it must
+    remember over steps is a parameter (trained by Adam at `weighting.lr`) or a persistent buffer, the same on every
+    rank: checkpoints hold both.
 
     Args:
         config: the `weighting` section of the configuration.
         recipe: a [T].
     """
+
+    known_ahead: ClassVar[bool] = True
+    """Whether what multiplies the losses of a step is known before them, as micro-batches need it."""
 
     def __init__(self, config: WeightingConfig, recipe: Tensor) -> None:
         super().__init__()
@@ -43,10 +48,16 @@ class Weighting(nn.Module):
             pooled: the pooled embeddings that the model read, each [B, ΣD].
             parameters: the model's.
         """
-        return self.combine(losses, pooled, parameters) if torch.is_grad_enabled() else losses.sum()
+        if not torch.is_grad_enabled():
+            return losses.sum()
+        self.begin_step()
+        return self.combine(losses, pooled, parameters)
+
+    def begin_step(self) -> None:
+        """Set `factors`, as far as they do not depend on the losses of the step."""
 
     def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-        """As `forward`, with gradients."""
+        """As `forward`, with gradients and after `begin_step`."""
         return (self.recipe * self.factors * losses).sum()
 
     def weights(self) -> Tensor:
@@ -60,7 +71,24 @@ class Weighting(nn.Module):
         """An epoch is complete."""
 
 
-def with_gradients(loss: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """`loss`, whose backward pass also gives every one of `tensors` the gradient named for it."""
-    surrogate = torch.stack([(t * g).sum() for t, g in zip(tensors, gradients, strict=True)]).sum()
-    return loss + (surrogate - surrogate.detach())
+class GivenGradients(torch.autograd.Function):
+    """A loss whose backward pass gives tensors the gradients that are named for them.
+
+    Args:
+        loss: a scalar.
+        gradients: of every tensor, None where it gets none; the backward pass hands them over and empties the list.
+        tensors: whose gradients they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *tensors: Tensor) -> Tensor:
+        """The loss."""
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """That of the loss as it comes, the given ones times it."""
+        given = [None if one is None else one.mul_(gradient) for one in ctx.gradients]
+        ctx.gradients.clear()
+        return gradient, None, *given

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -24,12 +22,11 @@ class DWA(Weighting):
         """Losses summed over the steps of the running epoch, the one before and the one before that [3, T]."""
         self.register_buffer("sums", torch.zeros(3, len(recipe)))
 
-    def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-        """The loss; see the class."""
+    def begin_step(self) -> None:
+        """The factors, which change with the epoch."""
         _, last, before = self.sums
         rates = torch.where(before > 0, last / before, 1.0)
         self.factors.copy_(len(rates) * torch.softmax(rates / self.config.temperature, dim=0))
-        return super().combine(losses, pooled, parameters)
 
     def observe(self, losses: Tensor) -> None:
         """Add to the running epoch."""

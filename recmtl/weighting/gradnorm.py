@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recmtl.collectives import sum_over_ranks, world_size
 from recmtl.config import WeightingConfig
-from recmtl.weighting.base import Weighting, with_gradients
+from recmtl.weighting.base import GivenGradients, Weighting
 
 FLOOR = 1e-6
 """Weights that a step made negative get this one."""
@@ -25,6 +25,8 @@ class GradNorm(Weighting):
     G, or w would learn it away. The paper takes the norm at the last layer that all tasks share; the pooled embeddings
     are what the tasks of every model share.
     """
+
+    known_ahead = False
 
     def __init__(self, config: WeightingConfig, recipe: Tensor) -> None:
         super().__init__(config, recipe)
@@ -50,4 +52,4 @@ class GradNorm(Weighting):
             sizes = self.w * norms
             excess = sizes - sizes.mean() * rates**self.config.alpha
             gradient = excess.sign() * norms
-        return with_gradients(super().combine(losses, pooled, parameters), [self.w], [gradient])
+        return GivenGradients.apply(super().combine(losses, pooled, parameters), [gradient], self.w)

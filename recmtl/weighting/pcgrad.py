@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recmtl.collectives import sum_over_ranks, world_size
-from recmtl.weighting.base import Weighting, with_gradients
+from recmtl.weighting.base import GivenGradients, Weighting
 
 
 class PCGrad(Weighting):
@@ -24,6 +24,8 @@ class PCGrad(Weighting):
     Gradients are global: those of parameters are averaged over ranks, inner products of embeddings' are summed. The
     order is drawn from the step: the same on every rank and after an interruption.
     """
+
+    known_ahead = False
 
     def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """The loss Σ_t a_t L_t with the changed gradient in place of its own."""
@@ -48,7 +50,7 @@ class PCGrad(Weighting):
             for tensor, g, one in zip(inputs, [*embedded, *dense], shared, strict=True):
                 factors = torch.where(one, self.factors.unsqueeze(1), 1.0)
                 changed.append((factors.unsqueeze(2) * g).sum(0).view_as(tensor))
-        return with_gradients(losses.sum().detach(), inputs, changed)
+        return GivenGradients.apply(losses.sum().detach(), changed, *inputs)
 
     def _orders(self, tasks: int) -> Tensor:
         """For every task the others, in the order it meets them [T, T − 1]."""

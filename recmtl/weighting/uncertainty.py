@@ -23,8 +23,11 @@ class Uncertainty(Weighting):
         super().__init__(config, recipe)
         self.log_variance = nn.Parameter(torch.zeros_like(recipe))
 
+    def begin_step(self) -> None:
+        """The factors e^{−s}."""
+        self.factors.copy_(torch.exp(-self.log_variance.detach()))
+
     def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """The loss; see the class."""
         precision = torch.exp(-self.log_variance)
-        self.factors.copy_(precision.detach())
         return (self.recipe * (precision * losses + self.log_variance / 2)).sum()

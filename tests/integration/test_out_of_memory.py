@@ -51,7 +51,8 @@ def test_a_batch_too_large(tmp_path, where):
         line = the_line(job)
     assert line.startswith("error: out of memory on rank 0: by its plan it needs ")
     assert "and 1000.000 GiB should be there; activations " in line
-    assert "; what would fit: training.batch_size 15000 (" in line
+    assert "; what would fit: training.micro_batch_size 15000 (" in line
+    assert "), training.batch_size 15000 (" in line
 
 
 def test_what_is_too_large_for_sure_is_not_tried(tmp_path):
@@ -61,7 +62,8 @@ def test_what_is_too_large_for_sure_is_not_tried(tmp_path):
         line = the_line(job)
     assert line.startswith("error: rank 0 needs ")
     assert " of 4.000 GiB: activations " in line
-    assert "; what would fit: training.batch_size " in line
+    assert "; what would fit: training.micro_batch_size " in line
+    assert "), training.batch_size " in line
     assert not (tmp_path / "run").exists()
 
 

@@ -13,8 +13,8 @@ import torch
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig, TrainingConfig
 from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.distributed.allocator import LARGEST_BLOCK
-from recmtl.distributed.heap import Heap, LiveBytes
-from recmtl.distributed.memory import CPU_CODE, predict, reader_bytes, trace_activations
+from recmtl.distributed.live_bytes import LiveBytes
+from recmtl.distributed.memory import CPU_GROWTH, predict, reader_bytes, trace_activations
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.models.mmoe import MMoEConfig
 from recmtl.models.ranker import Ranker
@@ -80,7 +80,8 @@ def test_parts_of_a_rank(world_size):
     assert len(memory) == world_size
     parameters = sum(p.numel() for p in ranker.head.parameters())
     for rank in memory:
-        assert rank.dense == 4 * 4 * parameters  # weights, gradients, Adam's moments
+        # Weights, Adam's moments, and buckets for the gradients where they are exchanged.
+        assert rank.dense == (3 if world_size == 1 else 4) * 4 * parameters
         assert (rank.holes, rank.reader, rank.process) == (0, 0, 7)
         assert rank.total == sum([rank.weights, rank.states, rank.lookups, rank.dense, rank.activations, 7])
     user, item = 1000 * DIM * 4, 5000 * DIM * 4
@@ -94,7 +95,7 @@ def test_the_readers_part_is_bounded_and_follows_the_data():
     row = 4 * (4 + 10 + 2)  # columns, ids of the list, labels
     assert reader_bytes(DATASET, config, BATCH, 1) == 2 * 1000 * row + 4 * BATCH * row
     large = Dataset("d", "d", {"train": 10**9}, TABLES, FEATURES, DATASET.tasks)
-    assert reader_bytes(large, config, BATCH, 1) == 256 * 2**20 + 64 * 16384 * row + 4 * BATCH * row
+    assert reader_bytes(large, config, BATCH, 1) == 256 * 2**20 + (64 * (16384 + 4096) + 4 * BATCH) * row
 
 
 def test_a_folder_without_mean_lengths_is_readable(tmp_path: Path):
@@ -105,41 +106,41 @@ def test_a_folder_without_mean_lengths_is_readable(tmp_path: Path):
     assert [f.mean_length for f in Dataset.load(tmp_path).features] == [None] * 4
 
 
-def test_a_heap_takes_the_smallest_hole_and_joins_neighbours():
-    heap = Heap()
-    a, b, c, d, e = (heap.take(size) for size in (100, 50, 30, 50, 10))
-    assert [a, b, c, d, e] == [0, 100, 150, 180, 230]
-    heap.give_back(a, 100)
-    heap.give_back(c, 30)
-    assert heap.take(20) == c  # of two holes the smaller one
-    assert heap.take(101) == 240  # larger than both
-    heap.give_back(b, 50)
-    assert heap.take(150) == a  # joined with its neighbour
-    assert heap.size == heap.peak == 341
+def test_large_blocks_lie_outside_the_heap():
+    with LiveBytes() as live:
+        x = torch.zeros(1000, device="meta")
+        large = torch.zeros(2 * LARGEST_BLOCK, dtype=torch.int8, device="meta")
+        del x
+        y = torch.zeros(10, device="meta")
+    assert live.peak == 4000 + len(large)
+    assert (live.heap_peak, live.now) == (4000, len(large) + 4 * len(y))
 
 
-def test_a_heap_maps_large_blocks_by_themselves():
-    heap = Heap()
-    small, large = 1000, 2 * LARGEST_BLOCK
-    start = heap.take(large)
-    heap.take(small)
-    heap.give_back(start, large)
-    assert (heap.size, heap.peak) == (small, large + small)
-    assert heap.take(large) == start
-    assert heap.peak == large + small
-
-
-def test_on_a_cpu_the_heaps_holes_and_the_code_that_is_read_count():
+def test_on_a_cpu_the_heaps_holes_and_a_processs_growth_count():
     config = Config(model=MMoEConfig(), embedding=EmbeddingConfig(dim=DIM))
     ranker = ranker_of(config)
     plan = make_plan(ranker, config, Cluster(1, 1, "cpu", GIB), BATCH)
     [memory] = predict(ranker, plan, config, DATASET, BATCH, process=7)
     live = trace_activations(ranker, BATCH)
-    assert (memory.activations, memory.holes) == (live.peak, live.heap.peak - live.peak)
-    assert 0 < memory.holes < live.peak
+    assert (memory.activations, memory.holes) == (live.peak, live.heap_peak)
     assert memory.process == 7
     [here] = predict(ranker, plan, config, DATASET, BATCH)
-    assert here.process > 10 * 2**20 + CPU_CODE  # what this process holds, which has imported PyTorch
+    assert here.process > 10 * 2**20 + CPU_GROWTH  # what this process holds, which has imported PyTorch
+
+
+def test_a_micro_batch_needs_its_share_of_activations():
+    """Beside the gradients of parameters and pooled embeddings, which are there whole."""
+    width, batch = 512, 8192
+    found = {}
+    for size in (0, batch // 8):
+        model = SharedBottomConfig(bottom=(width,) * 4, tower=(4,))
+        config = Config(model=model, training=TrainingConfig(micro_batch_size=size))
+        ranker = ranker_of(config)
+        gradients = 4 * sum(p.numel() for p in ranker.head.parameters())
+        found[size] = trace_activations(ranker, batch).peak
+    pooled = 4 * batch * 3 * 32  # of the features with tables
+    share = found[0] / 8
+    assert share + pooled < found[batch // 8] < share + pooled + 2 * gradients
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])

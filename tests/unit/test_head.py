@@ -1,0 +1,115 @@
+"""The dense part in micro-batches: the step of the whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from toy import write_toy
+
+from recmtl.config import WeightingConfig
+from recmtl.data.batch import Batch
+from recmtl.data.dataset import Dataset
+from recmtl.data.reader import Reader
+from recmtl.errors import UserError
+from recmtl.models import MODELS, model_class
+from recmtl.models.head import Head
+from recmtl.models.ranker import Ranker
+
+ROWS, SIZE = 48, 20
+PADDING = 5
+KNOWN_AHEAD = ("fixed", "uncertainty", "dwa")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Batch]:
+    """Two tasks with weights, like given click, and one batch whose last rows are padding."""
+    folder: Path = tmp_path_factory.mktemp("toy") / "data"
+    dataset = write_toy(folder, {"train": ROWS, "val": 0, "test": 0})
+    click, like = dataset.tasks
+    like = replace(like, weight=0.5, parent="click", relation="given")
+    dataset = replace(dataset, tasks=(replace(click, weight=2.0), like))
+    batch = next(Reader(folder, dataset, "train", dataset.tasks, batch_size=ROWS, streams=4).batches())
+    batch.rows = ROWS - PADDING
+    batch.weights[batch.rows :] = 0
+    return dataset, batch
+
+
+def head_of(dataset: Dataset, name: str, method: str = "fixed", micro_batch_size: int = 0) -> tuple[Head, Ranker]:
+    torch.manual_seed(0)
+    weighting = WeightingConfig(method=method)  # type: ignore[arg-type]
+    ranker = Ranker(
+        dataset,
+        dataset.tasks,
+        model_class(name).Config(),
+        dim=8,
+        weighting=weighting,
+        micro_batch_size=micro_batch_size,
+    )
+    ranker.head.weighting.step = 3
+    if method == "dwa":
+        ranker.head.weighting.sums.copy_(torch.tensor([[0.0, 0], [3, 4], [4, 4]]))
+    return ranker.head, ranker
+
+
+def step(head: Head, ranker: Ranker, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Loss, losses of the tasks, logits, gradients by name, those of the pooled embeddings among them."""
+    generator = torch.Generator().manual_seed(1)
+    width = ranker.embeddings.width - batch.numeric.shape[1]
+    pooled = {
+        group: torch.randn(len(batch.weights), width, generator=generator).requires_grad_()
+        for group in ranker.embeddings.regroup.groups
+    }
+    loss, (losses, logits, _) = head(pooled, batch)
+    (2 * loss).backward()  # what goes back need not be 1
+    gradients = {name: p.grad for name, p in (*head.named_parameters(), *pooled.items())}
+    return loss, losses, logits, {name: g for name, g in gradients.items() if g is not None}
+
+
+@pytest.mark.parametrize("method", KNOWN_AHEAD)
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("home", "single_task")])
+def test_micro_batches_add_up_to_the_step_of_the_whole_batch(toy, name, method):
+    dataset, batch = toy
+    whole = step(*head_of(dataset, name, method), batch)
+    pieces = step(*head_of(dataset, name, method, SIZE), batch)
+    for wanted, found in zip(whole[:3], pieces[:3], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert set(pieces[3]) == set(whole[3])
+    for key, wanted in whole[3].items():
+        torch.testing.assert_close(pieces[3][key], wanted, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_a_micro_batch_holds_the_activations_of_its_rows(toy):
+    dataset, batch = toy
+    rows: list[int] = []
+    head, ranker = head_of(dataset, "mmoe", micro_batch_size=SIZE)
+    head.model.register_forward_hook(lambda _, inputs, out: rows.append(len(out)))
+    step(head, ranker, batch)
+    assert rows == [20, 20, 3]
+
+
+def test_predictions_do_not_depend_on_micro_batches(toy):
+    dataset, batch = toy
+    with torch.no_grad():
+        found = []
+        for size in (0, SIZE):
+            head, ranker = head_of(dataset, "stem", micro_batch_size=size)
+            generator = torch.Generator().manual_seed(1)
+            shape = ROWS, ranker.embeddings.width - batch.numeric.shape[1]
+            pooled = {group: torch.randn(shape, generator=generator) for group in ranker.embeddings.regroup.groups}
+            found.append(head.eval()(pooled, batch)[1][1])
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("method", ["gradnorm", "pcgrad"])
+def test_a_weighting_that_needs_the_whole_batch_is_refused(toy, method):
+    with pytest.raises(UserError, match=rf"training\.micro_batch_size: 0 with weighting\.method {method}"):
+        head_of(toy[0], "mmoe", method, SIZE)
+
+
+def test_a_model_that_normalises_over_the_batch_is_refused(toy):
+    with pytest.raises(UserError, match=r"training\.micro_batch_size: 0 with model\.name home"):
+        head_of(toy[0], "home", micro_batch_size=SIZE)
