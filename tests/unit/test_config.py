@@ -54,6 +54,7 @@ def test_every_key_survives_the_round_trip():
         "weighting": {"method": "dwa", "temperature": 1.0, "alpha": 0.5, "lr": 0.1},
         "training": {
             "batch_size": 1,
+            "micro_batch_size": 16,
             "max_epochs": 2,
             "max_steps": 3,
             "patience": 0,
@@ -143,6 +144,7 @@ OUT_OF_RANGE = {
     "weighting.alpha": [-0.5, float("nan")],
     "weighting.lr": [0.0],
     "training.batch_size": [0],
+    "training.micro_batch_size": [-1],
     "training.max_epochs": [0],
     "training.max_steps": [-1],
     "training.patience": [-1],
