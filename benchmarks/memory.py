@@ -4,7 +4,8 @@
     python benchmarks/memory.py 'merrec_*' --dtypes float32 float16 --micro-batch-sizes 0 512
 
 On a CPU: resident memory of the process, with and without what the bare process holds, its imports done. On a GPU: the
-peak of PyTorch's allocator, what the allocator held, and what the driver says is taken.
+peak of PyTorch's allocator, what the allocator held, and what the driver says is taken. *Tensors by plan* is the part of
+the prediction that a GPU would hold: no reader, no heap, no process.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ from recmtl.training.runs import open_dataset
 
 MERREC_ROWS = sum(LARGE.values()) + 23_846
 """Rows of MerRec's tables, the small ones among them."""
+
+
+TENSORS = ("weights", "states", "lookups", "dense", "activations")
+"""Parts of the memory that lie on a GPU where there is one."""
 
 
 @dataclass
@@ -117,6 +122,7 @@ def line(found: dict[str, Any]) -> list[str | float]:
     own = peak - (process if on_gpu else measured["bare"])
     rest = own - tables
     cells = [found["predicted"], peak, parts["weights"], parts["states"], rest, own]
+    cells.append(sum(parts[name] for name in TENSORS))
     shown = [f"{cell / 1e9:.3f}" for cell in cells]
     ratio = f"{peak / found['predicted']:.3f}"
     gpu = [f"{measured[key] / 1e9:.3f}" for key in ("allocated", "held")] if on_gpu else []
@@ -140,7 +146,7 @@ def main(options: Options) -> None:
                 results.append({**case, **found})
                 print(json.dumps(results[-1]), flush=True)
     header = ["preset", "tables", "micro-batch", "rows", "predicted GB", "peak GB", "measured / predicted"]
-    header += ["weights", "states", "all else", "without the bare process"]
+    header += ["weights", "states", "all else", "without the bare process", "tensors by plan"]
     if resolve_device(options.device) == "cuda":
         header += ["allocated", "held by the allocator"]
     body = (

@@ -18,6 +18,7 @@ import tyro
 from common import RESULTS, machine, write_results
 from scale_page import HIDDEN, figure, page, sections
 from torch.utils.flop_counter import FlopCounterMode
+from variants import configure, names
 from workload import SMALL, merrec_shaped, merrec_tables
 
 from recmtl.config import Config
@@ -26,7 +27,6 @@ from recmtl.distributed.memory import trace_activations
 from recmtl.distributed.plan import Cluster, Plan
 from recmtl.distributed.shortage import Forecast
 from recmtl.errors import UserError
-from recmtl.models import load_config
 from recmtl.models.ranker import Ranker
 
 WORKLOADS = {
@@ -51,7 +51,7 @@ class Options:
     """Plan on paper."""
 
     preset: str = "merrec_mmoe"
-    """A preset's name or a TOML file."""
+    """A preset or TOML file, with settings of its own or none: `NAME:key=value:key=value`."""
     gpus: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     """Numbers of GPUs."""
     batch_size: int = 4096
@@ -166,7 +166,7 @@ def workloads() -> Iterable[tuple[str, Dataset]]:
 def main(options: Options) -> None:
     """Plan, print and write."""
     place = machine()
-    config = load_config(options.preset)
+    config = configure(options.preset, {})
     found: dict[str, list[Estimate]] = {}
     for name, dataset in workloads():
         for gpus in options.gpus:
@@ -180,7 +180,7 @@ def main(options: Options) -> None:
         "workloads": WORKLOADS,
         "estimates": {name: [asdict(estimate) for estimate in estimates] for name, estimates in found.items()},
     }
-    write_results(options.out, "scale", options.preset, results, body)
+    write_results(options.out, "scale", names((options.preset,)), results, body)
     if options.page:
         plot = options.page.with_suffix(".svg")
         figure(found, MEMORY, plot)

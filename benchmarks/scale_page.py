@@ -30,8 +30,8 @@ GB = 1e9
 
 ASSUMED = """## What is assumed
 
-- **GPUs**: H100 SXM with 80 GB, of which the planner may fill {usable:.0%}: 3.35 TB/s of memory, 450 GB/s of NVLink
-  each way, 8 GPUs a machine, one 400 Gbit/s adapter (50 GB/s) each.
+- **GPUs**: H100 SXM with 80 GB, of which the planner may fill {usable:.0%} with tables: 3.35 TB/s of memory,
+  450 GB/s of NVLink each way, 8 GPUs a machine, one 400 Gbit/s adapter (50 GB/s) each.
 - **Model**: the preset `{preset}`; {batch_size:,} rows a GPU, so the global batch grows with the GPUs. Float32
   throughout, row-wise Adagrad (one number a row), one id for each of the 18 features.
 - **Rows**: the month as published. Six months: 5.6 M users and, in place of `product`, 83 M items; sessions are six
