@@ -4,8 +4,8 @@
     python benchmarks/memory.py 'merrec_*' --dtypes float32 float16 --micro-batch-sizes 0 512
 
 On a CPU: resident memory of the process, with and without what the bare process holds, its imports done. On a GPU: the
-peak of PyTorch's allocator, what the allocator held, and what the driver says is taken. *Tensors by plan* is the part of
-the prediction that a GPU would hold: no reader, no heap, no process.
+peak of PyTorch's allocator, what the allocator held, and what the driver says is taken. *Tensors by plan* are
+the parts of the prediction that a GPU would hold: no reader, no heap, no process.
 """
 
 from __future__ import annotations
