@@ -155,8 +155,10 @@ def main(options: Options) -> None:
         + markdown_table(header, map(line, results))
     )
     model = "+".join(options.presets).replace("*", "all")
-    sizes = "-".join(f"{rows / 1e6:.3g}m" for rows in options.embedding_rows)
-    write_results(options.out, "memory", f"{model}-{sizes}", {"machine": place, "runs": results}, body)
+    cases = [f"{rows / 1e6:.3g}m" for rows in options.embedding_rows]
+    cases += [dtype for dtype in options.dtypes if dtype != "float32"]
+    cases += [f"micro{size}" for size in options.micro_batch_sizes if size]
+    write_results(options.out, "memory", "-".join([model, *cases]), {"machine": place, "runs": results}, body)
 
 
 if __name__ == "__main__":
