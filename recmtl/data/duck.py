@@ -128,6 +128,14 @@ def query_progress(db: duckdb.DuckDBPyConnection) -> Callable[[], float]:
     return getattr(db, "query_progress", lambda: 0.0)
 
 
+@contextmanager
+def joined_as_written(db: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Joins hold their right side in memory, whatever DuckDB guesses: it does not know how long an Arrow stream is."""
+    db.execute("set disabled_optimizers = 'build_side_probe_side'")
+    yield
+    db.execute("reset disabled_optimizers")
+
+
 def arrow_batches(db: duckdb.DuckDBPyConnection, query: str, rows: int) -> pa.RecordBatchReader:
     """The result of `query`, streamed in batches of about `rows`."""
     relation = db.sql(query)

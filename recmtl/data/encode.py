@@ -137,11 +137,7 @@ def describe_feature(db: DB, feature: FeatureSpec) -> Feature:
 
 
 def encoding_query(recipe: Recipe, dataset: Dataset, kinds: dict[str, str]) -> str:
-    """The query that encodes the examples.
-
-    Its columns are those of `recmtl.data.shards.schema`; its rows come split after split, each in the order of the
-    hashes, which is a shuffle.
-    """
+    """The query that encodes the examples: `recmtl.data.shards.schema`'s columns, then `SPLIT` and `HASH`."""
     encoder = _Encoder(recipe, kinds)
     columns = [encoder.feature(*pair) for pair in zip(dataset.features, recipe.features, strict=True)]
     for task, spec in zip(dataset.tasks, recipe.tasks, strict=True):
@@ -151,8 +147,7 @@ def encoding_query(recipe: Recipe, dataset: Dataset, kinds: dict[str, str]) -> s
     if recipe.group is not None:
         columns.append(f"cast(hash({quote(recipe.group)}) >> 1 as bigint)")
     named = ", ".join(f"{column} as c{i}" for i, column in enumerate(columns))
-    order = f"(cast({SPLIT} as ubigint) << 62) | ({HASH} >> 2)"
-    return f"select {named} from {EXAMPLES} as e {' '.join(encoder.joins)} order by {order}"
+    return f"select {named}, {SPLIT}, {HASH} from {EXAMPLES} as e {' '.join(encoder.joins)}"
 
 
 class _Encoder:

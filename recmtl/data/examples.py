@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 
 from recmtl.data.dataset import SPLITS
-from recmtl.data.duck import first_row, line_number, literal, message, quote
+from recmtl.data.duck import arrow_batches, first_row, line_number, literal, message, quote
 from recmtl.data.recipe import FeatureSpec, Recipe
 from recmtl.data.sources import columns_hint
+from recmtl.data.stored import BATCH_ROWS, Stored, column_types, show
 from recmtl.errors import UserError
 
 ROWS = '"#rows"'
 """View: the recipe's query."""
 SELECTED = '"#selected"'
-MATERIALIZED = '"#materialized"'
+STORED = '"#stored"'
+"""View: what the query yielded, on disk, with `ROW`."""
 EXAMPLES = '"#examples"'
 """View: the columns that the recipe uses, with `HASH`, `SPLIT` and `ROW`."""
 HASH = '"#hash"'
@@ -49,7 +54,7 @@ def create_query(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[str, str
         db.execute(f"create view {ROWS} as\n{query}\n")
     except duckdb.Error as problem:
         raise UserError(f"{where}{_line(problem, 1)}: {message(problem)}") from None
-    return {name: kind for name, kind, *_ in db.execute(f"describe {ROWS}").fetchall()}
+    return column_types(db, ROWS)
 
 
 def _line(problem: Exception, before: int) -> str:
@@ -105,8 +110,8 @@ def _check_feature(feature: FeatureSpec, types: dict[str, str], where: str) -> N
         raise UserError(f"{found}; " + ("set kind = 'list'" if value.endswith("[]") else "its values must be simple"))
 
 
-def create_materialized(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str]) -> None:
-    """Create the empty table `MATERIALIZED`: the columns that the recipe uses, and the hash of all."""
+def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str]) -> None:
+    """Create the view `SELECTED`: the columns that the recipe uses, and the hash of all."""
     used = [feature.column for feature in recipe.features] + [task.label for task in recipe.tasks]
     used += [task.oracle for task in recipe.tasks if task.oracle] + ([recipe.group] if recipe.group else [])
     columns = [quote(name) for name in dict.fromkeys(used)]
@@ -117,12 +122,21 @@ def create_materialized(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: di
     if split.column is not None:
         columns.append(f"{quote(split.column)} as {MOMENT}")
     db.execute(f"create view {SELECTED} as select {', '.join(columns)} from {ROWS}")
-    db.execute(f"create table {MATERIALIZED} as select * from {SELECTED} limit 0")
 
 
-def materialize(db: duckdb.DuckDBPyConnection) -> None:
-    """Run the query on what its views show and keep what it yields."""
-    db.execute(f"insert into {MATERIALIZED} select * from {SELECTED}")
+def run_query(db: duckdb.DuckDBPyConnection, parts: Iterable[int], path: Path) -> Iterator[int]:
+    """Run the query on every part that its views show, and store what it yields; yields the number of parts done."""
+    columns = {**column_types(db, SELECTED), ROW.strip('"'): "BIGINT"}
+    schema = arrow_batches(db, f"select *, cast(0 as bigint) as {ROW} from {SELECTED} limit 0", BATCH_ROWS).schema
+    rows = 0
+    with pa.ipc.new_file(path, schema) as file:
+        for part in parts:
+            for batch in arrow_batches(db, f"select * from {SELECTED}", BATCH_ROWS):
+                number = pa.array(np.arange(rows, rows + batch.num_rows))
+                file.write_batch(pa.RecordBatch.from_arrays([*batch.columns, number], schema=schema))
+                rows += batch.num_rows
+            yield part + 1
+    show(db, Stored(path), STORED, columns)
 
 
 def count_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
@@ -138,7 +152,7 @@ def count_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
 
 
 def _count(db: duckdb.DuckDBPyConnection, condition: str = "true") -> int:
-    row = first_row(db, f"select count(*) from {MATERIALIZED} where {condition}")
+    row = first_row(db, f"select count(*) from {STORED} where {condition}")
     return row[0] if row else 0
 
 
@@ -151,9 +165,7 @@ def deal(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> None:
     rules: dict[str, Callable[[duckdb.DuckDBPyConnection, Recipe, int], str]]
     rules = {"random": _random, "time": _time, "column": _column}
     rule = rules[recipe.split.by](db, recipe, rows)
-    db.execute(
-        f"create view {EXAMPLES} as select *, rowid as {ROW}, cast({rule} as utinyint) as {SPLIT} from {MATERIALIZED}"
-    )
+    db.execute(f"create view {EXAMPLES} as select *, cast({rule} as utinyint) as {SPLIT} from {STORED}")
 
 
 def _random(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> str:
@@ -184,7 +196,7 @@ def _time(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> str:
 
 def _from_rank(db: duckdb.DuckDBPyConnection, rank: int) -> str:
     """Whether a row is not among the first `rank` ones by time."""
-    query = f"select cast({MOMENT} as varchar), {HASH}, typeof({MOMENT}) from {MATERIALIZED}"
+    query = f"select cast({MOMENT} as varchar), {HASH}, typeof({MOMENT}) from {STORED}"
     first = first_row(db, f"{query} order by {MOMENT}, {HASH} limit 1 offset {rank}")
     if first is None:
         return "false"
@@ -196,7 +208,7 @@ def _column(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> str:
     split = recipe.split
     names = f"cast({MOMENT} as varchar)"
     known = ", ".join(literal(name) for name in SPLITS)
-    found = db.execute(f"select {names}, count(*) from {MATERIALIZED} group by 1 order by 2 desc").fetchall()
+    found = db.execute(f"select {names}, count(*) from {STORED} group by 1 order by 2 desc").fetchall()
     for name, count in found:
         if name not in SPLITS:
             value = "null" if name is None else repr(name)

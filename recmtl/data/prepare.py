@@ -17,13 +17,14 @@ from pathlib import Path
 import duckdb
 
 from recmtl.data.dataset import Dataset, Feature, Table, Task
-from recmtl.data.duck import arrow_batches, connect, one_line_errors, query_progress, size
+from recmtl.data.duck import connect, one_line_errors, query_progress, size
 from recmtl.data.encode import create_vocabulary, describe_feature, encoding_query, table_type
-from recmtl.data.examples import check_columns, count_rows, create_materialized, create_query, deal, materialize
+from recmtl.data.examples import check_columns, count_rows, create_query, create_selected, deal, run_query
 from recmtl.data.labels import describe_tasks
 from recmtl.data.parts import cut, number_of_parts, shown
 from recmtl.data.recipe import Recipe
-from recmtl.data.shards import CHUNK_ROWS, write_shards
+from recmtl.data.shards import write_shards
+from recmtl.data.shuffle import scatter_by_hash, sorted_by_hash
 from recmtl.data.sources import count_raw_rows, create_views, find_files, query_errors
 from recmtl.data.stages import Stages, polled
 from recmtl.files import complete_or_absent
@@ -70,8 +71,11 @@ def _run(
     check_columns(recipe, types)
     kinds = {table.name: table_type(recipe, table, types) for table in recipe.tables}
 
+    stored = folder.with_name("stored")
+    stored.mkdir()
     with query_errors(recipe, files):
-        _read(db, recipe, types, memory, folder.with_name("parts"), stages)
+        create_selected(db, recipe, types)
+        _read(db, recipe, memory, stored, stages)
     total = count_rows(db, recipe)
 
     with stages.stage("splitting", 1):
@@ -90,34 +94,33 @@ def _run(
 
     fingerprint = _fingerprint(tables, features, tasks, digests)
     dataset = Dataset(recipe.name, fingerprint, rows, tuple(tables), features, tasks, recipe.group is not None)
-    with stages.stage("encoding and shuffling rows", total) as advance:
-        for written in write_shards(
-            arrow_batches(db, encoding_query(recipe, dataset, kinds), CHUNK_ROWS), dataset, folder
-        ):
+    ranges, encoded = number_of_parts(total, memory), stored / "encoded"
+    with stages.stage("encoding rows", total) as advance:
+        for done in scatter_by_hash(db, encoding_query(recipe, dataset, kinds), ranges, encoded):
+            advance(done)
+    (stored / "examples").unlink()
+    with stages.stage("writing shuffled rows", total) as advance:
+        for written in write_shards(sorted_by_hash(db, ranges, encoded), dataset, folder):
             advance(written)
     dataset.save(folder)
     return dataset
 
 
-def _read(
-    db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str], memory: int, folder: Path, stages: Stages
-) -> None:
+def _read(db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, folder: Path, stages: Stages) -> None:
     """Run the recipe's query, on parts of the events where there are many and the recipe allows it."""
-    create_materialized(db, recipe, types)
     source, rows = recipe.cut, count_raw_rows(db, recipe)
-    parts = number_of_parts(rows, memory)
+    parts, examples = number_of_parts(rows, memory), folder / "examples"
     if parts == 1 or source is None:
         with stages.stage("reading raw files", 100) as advance, polled(query_progress(db), advance):
-            materialize(db)
+            for _ in run_query(db, [0], examples):
+                pass
         return
-    folder.mkdir()
     with stages.stage("cutting events into parts", rows) as advance:
-        for dealt in cut(db, source, parts, folder):
-            advance(dealt)
+        for done in cut(db, source, parts, folder / "parts"):
+            advance(done)
     with stages.stage("running the query on every part", parts) as advance:
-        for part in shown(db, source, parts, folder):
-            materialize(db)
-            advance(part + 1)
+        for done in run_query(db, shown(db, source, parts, folder / "parts"), examples):
+            advance(done)
 
 
 def _fingerprint(
