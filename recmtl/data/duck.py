@@ -20,6 +20,10 @@ OVERHEAD_BYTES = 500 * 10**6
 COUNTED = 0.9
 """Share that the engine counts of the memory it takes: at 50 M events it held a tenth more than its own limit."""
 
+ENGINE_ERRORS = (duckdb.Error, pa.ArrowException, OSError, RuntimeError)
+"""What a query raises: one whose result is streamed Arrow's errors and an OSError that is none of the operating
+system's, one that is interrupted a RuntimeError."""
+
 
 def size(text: str) -> int:
     """A size such as ``4GB`` or ``512MiB`` in bytes.
@@ -48,6 +52,8 @@ def connect(memory_limit: str, threads: int | None, spill: Path) -> duckdb.DuckD
         "temp_directory": str(spill),
         # Order is asked for where it matters; elsewhere keeping it only costs memory.
         "preserve_insertion_order": "false",
+        # What goes through Arrow files must come back as it was.
+        "arrow_lossless_conversion": "true",
         # Preparing data must not reach for the network.
         "autoinstall_known_extensions": "false",
     }
@@ -93,9 +99,10 @@ def one_line_errors(where: str, memory_limit: str) -> Iterator[None]:
     """
     try:
         yield
-    # A result that is streamed fails as an Arrow error, an interrupted query as a RuntimeError.
-    except (duckdb.Error, pa.ArrowException, RuntimeError) as problem:
+    except ENGINE_ERRORS as problem:
         text = message(problem)
+        if is_of_the_system(problem):
+            raise
         if is_interrupted(problem):
             raise KeyboardInterrupt from None
         if is_out_of_memory(problem):
@@ -106,9 +113,15 @@ def one_line_errors(where: str, memory_limit: str) -> Iterator[None]:
         raise
 
 
+def is_of_the_system(problem: Exception) -> bool:
+    """Whether the operating system refused something, such as space on a disk."""
+    return getattr(problem, "errno", None) is not None
+
+
 def is_interrupted(problem: Exception) -> bool:
-    """Whether the query was stopped by Ctrl-C."""
-    return "interrupted" in str(problem).lower()
+    """Whether the query was stopped by Ctrl-C: in the engine, or in a stream of rows that it reads."""
+    text = str(problem)
+    return "interrupted" in text.lower() or "KeyboardInterrupt" in text
 
 
 def is_out_of_memory(problem: Exception) -> bool:

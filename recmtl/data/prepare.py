@@ -1,10 +1,11 @@
 """``recmtl prepare``: raw Parquet logs in, a prepared folder out.
 
     raw files ──part by part──▶ the recipe's SQL ──▶ examples ──hash, time or column──▶ splits
-        ──counts──▶ vocabularies ──joins──▶ ids ──one sort by hash──▶ shuffled shards
+        ──counts──▶ vocabularies ──joins──▶ ids ──buckets by hash, sorted one by one──▶ shuffled shards
 
-DuckDB does all of it on columns, within its memory limit, and spills to disk beside the output. What comes out
-depends on the recipe and the raw files alone, not on the number of threads.
+DuckDB does all of it on columns, within its memory limit. Between the steps rows lie on disk beside the output
+(`recmtl.data.stored`), and a step holds a part or a bucket of them: time is linear in the number of events. What comes
+out depends on the recipe and the raw files alone, not on the number of threads.
 """
 
 from __future__ import annotations

@@ -11,7 +11,16 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.duck import first_row, is_interrupted, is_out_of_memory, literal, message, quote
+from recmtl.data.duck import (
+    ENGINE_ERRORS,
+    first_row,
+    is_interrupted,
+    is_of_the_system,
+    is_out_of_memory,
+    literal,
+    message,
+    quote,
+)
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError
 
@@ -94,9 +103,8 @@ def query_errors(recipe: Recipe, files: dict[str, list[Path]]) -> Iterator[None]
     """
     try:
         yield
-    # A result that is streamed fails as an Arrow error or as an OSError that is none of the operating system's.
-    except (duckdb.Error, pa.ArrowException, OSError) as problem:
-        if is_interrupted(problem) or is_out_of_memory(problem) or getattr(problem, "errno", None) is not None:
+    except ENGINE_ERRORS as problem:
+        if is_interrupted(problem) or is_out_of_memory(problem) or is_of_the_system(problem):
             raise
         raise UserError(diagnose(files, f"{recipe.origin}: sql: {message(problem)}")) from None
 

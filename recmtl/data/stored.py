@@ -77,7 +77,7 @@ def show(db: duckdb.DuckDBPyConnection, stored: Stored, view: str, columns: dict
     """Let a view of these columns and types show stored rows."""
     name = f"#behind {view}"
     db.register(name, stored)
-    # Arrow does not know all of DuckDB's types.
+    # In Arrow an enum is text.
     cast = ", ".join(f"cast({quote(column)} as {kind}) as {quote(column)}" for column, kind in columns.items())
     db.execute(f"create or replace view {view} as select {cast} from {quote(name)}")
 

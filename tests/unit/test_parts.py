@@ -1,4 +1,4 @@
-"""Cutting a source into parts: nothing of the output changes, whatever the types, and mistakes are one line."""
+"""Parts of a source, buckets of the shuffle: nothing of the output changes, and mistakes are one line."""
 
 from __future__ import annotations
 
@@ -101,7 +101,6 @@ def test_the_output_is_that_of_the_whole(
     whole = contents(str(folder / "mine.toml"), folder / "raw", folder / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(parts, "PART_ROWS", part_rows)
-        patch.setattr(parts, "CHUNK_ROWS", 2048)
         cut = contents(str(folder / "mine.toml"), folder / "raw", folder / "cut")
     assert cut == whole
 
@@ -110,6 +109,8 @@ def test_merrec_in_parts_is_merrec(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     synthesize(tmp_path / "raw", 20_000)
     whole = contents("merrec", tmp_path / "raw", tmp_path / "whole")
     monkeypatch.setattr(parts, "PART_ROWS", 3000)
+    for chunk in ("parts.CHUNK_ROWS", "examples.BATCH_ROWS", "shuffle.CHUNK_ROWS"):
+        monkeypatch.setattr(f"recmtl.data.{chunk}", 2048)
     seen: list[int] = []
     shown = parts.shown
     monkeypatch.setattr("recmtl.data.prepare.shown", lambda *args: (seen.append(part) or part for part in shown(*args)))
