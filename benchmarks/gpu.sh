@@ -33,8 +33,9 @@ trap 'rm -rf "$work"' EXIT
 workload=(--examples "$examples" --embedding-rows "$rows" --device "$device")
 
 bench throughput.py merrec_aitm merrec_stem --batch-sizes $batches $turns "${workload[@]}"
-bench steps.py 'aitm:model.tower=[64]' "stem:model.expert_widths=[128,64]:model.shared_experts=1:model.tower=[64]" --batch-size "$batch" $turns "${workload[@]}"
-bench memory.py merrec_aitm merrec_stem --batch-size "$batch" "${workload[@]}"
+stem="stem:model.expert_widths=[128,64]:model.shared_experts=1:model.tower=[64]"
+bench steps.py "aitm:model.tower=[64]" "$stem" --batch-size "$batch" $turns "${workload[@]}"
+bench memory.py merrec_aitm merrec_stem --batch-size "${batches%% *}" "${workload[@]}"
 bench reference.py $reference --events "$events" --device "$device"
 bench reader.py --events "$events"
 bench evaluation.py --rows "$evaluated"
