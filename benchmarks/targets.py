@@ -2,6 +2,7 @@
 
 - the AITM preset at MerRec's cardinalities, from Parquet on disk: 2 M examples/s, with the GPU busy 80 % of the time
 - a step of STEM in 1.6 times that of AITM, where both have towers and MLPs of the same sizes
+- memory at those cardinalities: 1.2 GB for AITM, 3.0 GB for STEM
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from common import markdown_table
 EXAMPLES_PER_SECOND = 2_000_000
 BUSY = 0.8
 STEM_OVER_AITM = 1.6
+GB = {"merrec_aitm": 1.2, "merrec_stem": 3.0}
+"""Most that PyTorch's allocator may have given out at once."""
 
 
 @dataclass
@@ -44,6 +47,10 @@ def main(options: Options) -> None:
         ("merrec_aitm: GPU busy", busy, BUSY),
         ("a step of STEM / of AITM (at most)", stem, STEM_OVER_AITM),
     ]
+    for run in newest(options.folder, "memory")["runs"]:
+        allocated = run["measured"]["allocated"] / 1e9 if "allocated" in run["measured"] else "no GPU"
+        case = f"{run['preset']}, {run['embedding_rows']:,} rows: GB (at most)"
+        rows.append((case, allocated, GB[run["preset"]]))
     print(markdown_table(("target", "measured", "wanted"), rows))
 
 
