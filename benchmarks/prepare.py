@@ -43,7 +43,7 @@ class Options:
     threads: int = os.cpu_count() or 1
     """As of `recmtl prepare`."""
     work: Path | None = None
-    """Folder for events and output, removed afterwards; none: a temporary one. 50 M events take 12 GB."""
+    """Folder for events and output, removed afterwards; none: a temporary one. 50 M events take 17 GB."""
     out: Path = RESULTS
     """Folder for the results."""
 
