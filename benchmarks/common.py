@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,9 +49,15 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": [round(load, 2) for load in os.getloadavg()],
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command(sys.argv),
         "versions": versions(),
     }
+
+
+def command(words: list[str]) -> str:
+    """The command line that was started, without the folders in which it works and writes: others have their own."""
+    kept = [word for before, word in pairwise(["", *words]) if not {before, word} & {"--out", "--work"}]
+    return shlex.join(["python", *kept])
 
 
 Timing = tuple[float, float]

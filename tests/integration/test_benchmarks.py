@@ -25,6 +25,7 @@ def run(script: str, out: Path, *args: object) -> dict[str, Any]:
     (written,) = out.glob("*.json")
     assert written.with_suffix(".md").exists()
     assert written.with_suffix(".md").read_text() in done.stdout
+    assert str(out) not in written.with_suffix(".md").read_text()
     return json.loads(written.read_text())
 
 
