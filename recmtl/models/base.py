@@ -71,5 +71,8 @@ class Model(nn.Module):
         return self.relate(self.towers(self.represent(x)))
 
     def auxiliary_loss(self, logits: Tensor, weights: Tensor) -> Tensor | None:
-        """A term to add to the loss (a scalar), from logits [B, T] and row weights [B]; None: there is none."""
+        """A term to add to the loss (a scalar), from logits [B, T] and row weights [B]; None: there is none.
+
+        It is a sum over rows, as the loss is, so that it adds up over micro-batches and ranks.
+        """
         return None

@@ -22,6 +22,9 @@ from recmtl.weighting.base import GivenGradients
 Output = tuple[Tensor, Tensor, Batch]
 """(loss of every task [T], logits [B, T], the batch they belong to), all without gradient."""
 
+NORMALISING = (BatchNorm, nn.BatchNorm1d)
+"""Layers that need all rows of a batch at once."""
+
 
 class Head(nn.Module):
     """A model on pooled embeddings, and its loss.
@@ -48,7 +51,7 @@ class Head(nn.Module):
             raise UserError(
                 f"training.micro_batch_size: 0 with weighting.method {weighting.method}, not {micro_batch_size}"
             )
-        if micro_batch_size and any(isinstance(module, BatchNorm) for module in model.modules()):
+        if micro_batch_size and any(isinstance(module, NORMALISING) for module in model.modules()):
             raise UserError(
                 f"training.micro_batch_size: 0 with model.name {model.config.name}, which normalises over the batch, "
                 f"not {micro_batch_size}"
