@@ -11,6 +11,7 @@ Parts, on batches held in memory unless said otherwise:
     dense              the network forward and backward, the loss and the dense optimiser
     all-to-all         the exchange alone: ids, rows forward, their gradients backward
     all-reduce         the gradients of the network
+    bare step          all of a step in a plain loop, without pipeline and reader
 
 Training:
 
@@ -102,11 +103,17 @@ class Bench:
             ranker.head(pooled, batch)[0].backward()
             self.engine.optimizer.step()
 
+        def bare_step() -> None:
+            self.engine.optimizer.zero_grad()
+            self.engine.model(next(on_device))[0].backward()
+            self.engine.optimizer.step()
+
         parts: dict[str, Part] = {
             "read": lambda: next(self.endless),
             "lookup": lambda: ranker.embeddings(next(on_device).sparse),
             "lookup and update": update,
             "dense": dense,
+            "bare step": bare_step,
         }
         if self.ranks.world_size > 1:
             rows = torch.cat([x.detach().flatten() for x in pooled.values()])

@@ -8,7 +8,8 @@ what the parts are. The limit of a step is what its parts need that cannot be do
     on the CPU    their sum, in CPU time: they share the cores
     on a GPU      the larger of reading, which the host does beside it, and the rest, which is one queue of kernels
 
-`of the limit` is the limit over what the pipeline takes. Wanted: 0.9.
+`of the limit` is the limit over what the pipeline takes. Wanted: 0.9. Alone, a part has the caches for itself: the bare
+step beside it says what a step takes when its parts follow each other.
 """
 
 from __future__ import annotations
