@@ -22,7 +22,8 @@ from recmtl.distributed.ranks import Ranks
 from recmtl.distributed.shortage import Forecast
 from recmtl.errors import UserError
 from recmtl.metrics import Bins, Values
-from recmtl.models.ranker import Output, Ranker
+from recmtl.models.head import Output
+from recmtl.models.ranker import Ranker
 from recmtl.training.evaluation import evaluate, logloss_sum
 
 DIVERGED = "lower dense.lr and embedding.lr"

@@ -12,7 +12,7 @@ from recmtl.data.reader import Prefetcher, Reader
 from recmtl.distributed.ranks import Ranks
 from recmtl.errors import Stopped
 from recmtl.metrics import Bins, Metrics, Values
-from recmtl.models.ranker import Output
+from recmtl.models.head import Output
 from recmtl.training.tracking import ProgressLine
 
 
