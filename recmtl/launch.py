@@ -1,7 +1,7 @@
 """torchrun for recmtl: ``python -m recmtl.launch TORCHRUN-OPTIONS -- train CONFIG ...``.
 
 Two things that plain torchrun gets in the way of: it takes recmtl's ``--run`` for an abbreviation of its own
-``--run-path``, and it follows a rank's one-line error with a page of traceback of its own.
+``--run-path``, and it follows a rank's one-line error, or that of a machine it cannot reach, with pages of traceback.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import logging
 import os
 import sys
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main as torchrun
-from torch.distributed.run import parse_args
+from recmtl.ending import BUG, MISTAKE, leave
+from recmtl.quiet import silent_torch
 
-from recmtl.ending import MISTAKE, leave
+with silent_torch():
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
+    from torch.distributed.run import main as torchrun
+    from torch.distributed.run import parse_args
 
 
 def main() -> None:
@@ -44,6 +47,8 @@ def main() -> None:
         torchrun([*options, "-m", "--", "recmtl", *command])
     except ValueError as problem:  # of its options: a number of ranks that is none, GPUs that are not there
         leave(f"error: recmtl.launch: {problem}", MISTAKE)
+    except RendezvousError as problem:
+        leave(f"error: recmtl.launch: {_why_apart(problem, parsed.rdzv_endpoint)}", BUG)
     except SignalException as ended:
         sys.exit(128 + ended.sigval)
     except ChildFailedError as failed:
@@ -52,6 +57,15 @@ def main() -> None:
         if code < 0:  # a signal, which leaves no message
             print(f"error: local rank {failure.local_rank} was ended by signal {-code}", file=sys.stderr)
         sys.exit(code if code > 0 else 128 - code)
+
+
+def _why_apart(problem: RendezvousError, place: str) -> str:
+    """Why the launchers of several machines are not, or no longer, one job."""
+    if isinstance(problem, RendezvousTimeoutError):
+        return f"not all machines came to {place} in time; see which of them have not started"
+    if isinstance(problem, RendezvousClosedError):
+        return f"the job that met at {place} has ended; give the next one another --rdzv-id"
+    return f"no answer from {place}, where the machines meet; the log there may say why"
 
 
 if __name__ == "__main__":

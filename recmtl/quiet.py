@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def silence_third_parties() -> None:
@@ -23,3 +26,18 @@ def silence_third_parties() -> None:
     logging.getLogger().addFilter(lambda record: not record.getMessage().startswith(noise))
     # TorchRec asks whether it is being traced, in a way that torch.fx comments on.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+@contextmanager
+def silent_torch() -> Iterator[None]:
+    """Keep the C++ of a PyTorch that is imported in the block from logging, in this process and not in those it starts:
+    when another machine does not answer, it fills pages and raises an exception as well.
+    """
+    level = "TORCH_CPP_LOG_LEVEL"  # read once, by the import
+    asked = os.environ.get(level)
+    os.environ.setdefault(level, "FATAL")
+    try:
+        yield
+    finally:
+        if asked is None:
+            del os.environ[level]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -127,6 +128,12 @@ def running(*args: object, **options: Any) -> Iterator[Job]:
 def standalone(ranks: int, restarts: int = 0) -> list[str]:
     """Options of the launcher for ranks of this machine."""
     return ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.create_server(("localhost", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def last_step(run: Path) -> int:

@@ -10,8 +10,9 @@ import time
 
 import psutil
 import pytest
-from jobs import last_step, running, standalone, training
+from jobs import free_port, last_step, running, standalone, training
 from launchers.torchx import ranks_of, results_of, torchx_start, wait_for
+from torch.distributed import TCPStore
 from toy import write_toy
 
 
@@ -45,6 +46,35 @@ def test_a_mistake_that_one_rank_finds_is_told_once(run_recmtl, tmp_path):
 def test_a_mistake_in_the_launchers_options_is_one_line(arguments, said):
     ended = subprocess.run([sys.executable, "-m", "recmtl.launch", *arguments], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (2, f"error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("is_host=0,read_timeout=1", "no answer from {place}, where the machines meet; the log there may say why"),
+        ("join_timeout=1", "not all machines came to {place} in time; see which of them have not started"),
+    ],
+)
+def test_another_machine_that_does_not_come_is_one_line(settings, said):
+    place = f"localhost:{free_port()}"
+    ended = launch_at(place, "--nnodes=2", f"--rdzv-conf={settings}")
+    assert (ended.returncode, ended.stderr) == (1, f"error: recmtl.launch: {said.format(place=place)}\n")
+
+
+def test_a_job_that_has_ended_takes_no_other_machine():
+    meeting = TCPStore("localhost", 0, is_master=True)
+    place = f"localhost:{meeting.port}"
+    first, late = (launch_at(place, "--nnodes=1", "--rdzv-conf=is_host=0") for _ in range(2))
+    assert (first.returncode, late.returncode) == (2, 1)
+    said = f"the job that met at {place} has ended; give the next one another --rdzv-id"
+    assert late.stderr == f"error: recmtl.launch: {said}\n"
+
+
+def launch_at(place: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Start a machine's part of a job, which is a mistake, that meets at a place."""
+    meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={place}", "--rdzv-id=job", *options]
+    command = [sys.executable, "-m", "recmtl.launch", *meet, "--", "trian"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("restarts", [0, 1])

@@ -48,3 +48,4 @@ def test_mistake_ends_both_nodes(nodes, tmp_path):
     ended = on_both(tmp_path, 2, "train", "mmoe", "--data", tmp_path / "nowhere", "--run", tmp_path / "run")
     assert all(status != 0 for status, *_ in ended)
     assert "nowhere: no dataset.json in it" in ended[0][1] + ended[0][2]
+    assert "Traceback" not in ended[0][2] + ended[1][2]
