@@ -37,8 +37,6 @@ from recmtl.training.runs import open_dataset
 
 MERREC_ROWS = sum(LARGE.values()) + 23_846
 """Rows of MerRec's tables, the small ones among them."""
-
-
 TENSORS = ("weights", "states", "lookups", "dense", "activations")
 """Parts of the memory that lie on a GPU where there is one."""
 
@@ -121,8 +119,8 @@ def line(found: dict[str, Any]) -> list[str | float]:
     tables = parts["weights"] + parts["states"]
     own = peak - (process if on_gpu else measured["bare"])
     rest = own - tables
-    cells = [found["predicted"], peak, parts["weights"], parts["states"], rest, own]
-    cells.append(sum(parts[name] for name in TENSORS))
+    tensors = sum(parts[name] for name in TENSORS)
+    cells = [found["predicted"], peak, parts["weights"], parts["states"], rest, own, tensors]
     shown = [f"{cell / 1e9:.3f}" for cell in cells]
     ratio = f"{peak / found['predicted']:.3f}"
     gpu = [f"{measured[key] / 1e9:.3f}" for key in ("allocated", "held")] if on_gpu else []

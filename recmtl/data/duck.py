@@ -136,6 +136,11 @@ def first_row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...] | No
     return rows[0] if rows else None
 
 
+def column_types(db: duckdb.DuckDBPyConnection, view: str) -> dict[str, str]:
+    """Names and types of a view's columns."""
+    return {name: kind for name, kind, *_ in db.execute(f"describe {view}").fetchall()}
+
+
 def query_progress(db: duckdb.DuckDBPyConnection) -> Callable[[], float]:
     """Tells how far the running query is, in percent; always 0 in versions of DuckDB that cannot."""
     return getattr(db, "query_progress", lambda: 0.0)

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from recmtl.data.dataset import SPLITS
-from recmtl.data.duck import arrow_batches, first_row, line_number, literal, message, quote
+from recmtl.data.duck import arrow_batches, column_types, first_row, line_number, literal, message, quote
 from recmtl.data.recipe import FeatureSpec, Recipe
 from recmtl.data.sources import columns_hint
-from recmtl.data.stored import BATCH_ROWS, Stored, column_types, show
+from recmtl.data.stored import BATCH_ROWS, Stored, show
 from recmtl.errors import UserError
 
 ROWS = '"#rows"'

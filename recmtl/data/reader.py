@@ -158,11 +158,6 @@ class Reader:
         )
 
 
-SHUFFLED_ROWS = 4096
-"""Rows of a row group that are brought into their order at a time: all at once they would lie in memory a second time
-beside the cache, one batch's alone take three times as long."""
-
-
 class _Cursor:
     """Walks through one stream: the row range start … stop − 1 of a split.
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from recmtl.data.duck import (
     ENGINE_ERRORS,
+    column_types,
     first_row,
     is_interrupted,
     is_of_the_system,
@@ -64,7 +65,7 @@ def create_views(db: duckdb.DuckDBPyConnection, recipe: Recipe, files: dict[str,
 
 
 def _check_cut(db: duckdb.DuckDBPyConnection, source: Source, origin: str) -> None:
-    names = [name for name, *_ in db.execute(f"describe {quote(source.name)}").fetchall()]
+    names = column_types(db, quote(source.name))
     if source.parts_by is not None and source.parts_by not in names:
         where = f"{origin}: [sources] {source.name!r}: parts_by"
         raise UserError(f"{where}: no column {source.parts_by!r}; {columns_hint(source.parts_by, names)}")

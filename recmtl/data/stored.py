@@ -80,8 +80,3 @@ def show(db: duckdb.DuckDBPyConnection, stored: Stored, view: str, columns: dict
     # In Arrow an enum is text.
     cast = ", ".join(f"cast({quote(column)} as {kind}) as {quote(column)}" for column, kind in columns.items())
     db.execute(f"create or replace view {view} as select {cast} from {quote(name)}")
-
-
-def column_types(db: duckdb.DuckDBPyConnection, view: str) -> dict[str, str]:
-    """Names and types of a view's columns."""
-    return {name: kind for name, kind, *_ in db.execute(f"describe {view}").fetchall()}

@@ -96,7 +96,7 @@ class Head(nn.Module):
             losses += of_tasks.detach()
             auxiliary += of_model.detach()
         made = [*gradients.values(), *(p.grad for p in parameters.values())]
-        loss = self.weighting(losses, [], []) + auxiliary
+        loss = self.weighting.combine(losses, [], []) + auxiliary
         loss = GivenGradients.apply(loss, made, *pooled.values(), *self.model.parameters())
         return loss, (losses, logits, batch)
 
