@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from recmtl.data.content import ContentDigests
 from recmtl.data.dataset import SPLITS, Dataset, Feature, Table, Task
 from recmtl.data.recipe import load_recipe
 from recmtl.data.shards import CHUNK_ROWS, schema, write_shards
@@ -46,7 +48,6 @@ def merrec_shaped(sizes: dict[str, int], examples: int) -> Dataset:
     recipe = load_recipe("merrec")
     return Dataset(
         "merrec_shaped",
-        f"merrec-shaped-{sum(sizes.values())}",
         {"train": examples, "val": 8192, "test": 8192},
         tuple(Table(name, rows) for name, rows in sizes.items()),
         tuple(Feature(feature.name, table=feature.table) for feature in recipe.features),
@@ -77,8 +78,10 @@ def write_workload(folder: Path, examples: int, embedding_rows: int, seed: int =
     names = merrec_tables()
     dataset = merrec_shaped(table_sizes(names, embedding_rows), examples)
     folder.mkdir(parents=True)
-    for _ in write_shards(_batches(dataset, seed), dataset, folder):
+    content = ContentDigests()
+    for _ in write_shards(_batches(dataset, seed), dataset, folder, content):
         pass
+    dataset = replace(dataset, content=content.hexdigests())
     dataset.save(folder)
     return dataset
 

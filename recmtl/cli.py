@@ -34,6 +34,19 @@ class Listing:
 
 
 @dataclass
+class Catalogue:
+    """List what there is; `show NAME` prints the file of one."""
+
+
+@dataclass
+class Show:
+    """Print a file that comes with recmtl."""
+
+    name: Annotated[str, Positional, arg(metavar="NAME")]
+    """Its name in the list."""
+
+
+@dataclass
 class Synth:
     """Make raw event logs of a known dataset's shape."""
 
@@ -96,9 +109,9 @@ class Evaluate:
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """A run folder of `recmtl train`."""
     data: Path
-    """A prepared folder of the same recipe."""
-    split: Literal["train", "val", "test"] = "test"
-    """Which rows."""
+    """A prepared folder of the same encoding: that of the run, or other rows."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Which rows; all: the three splits one after the other."""
 
 
 @dataclass
@@ -146,7 +159,7 @@ def train(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Measure a run's best model."""
-    from recmtl.files import write_json
+    from recmtl.data.dataset import SPLITS
     from recmtl.models import load_config
     from recmtl.training.runs import evaluate_run
 
@@ -154,10 +167,12 @@ def evaluate(arguments: list[str]) -> None:
     path = args.run / "config.toml"
     if not path.exists():
         raise UserError(f"{args.run}: no config.toml in it; name a run folder that `recmtl train` wrote")
-    results = evaluate_run(load_config(str(path)), args.data, args.run, args.split)
+    splits = SPLITS if args.split == "all" else (args.split,)
+    results = evaluate_run(load_config(str(path)), args.data, args.run, splits)
     if _is_first_rank():
-        write_json(args.run / f"evaluation_{args.split}.json", results)
-        print(_summary(results, args.split))
+        for split, measured in results.items():
+            heading = f"{split}:\n" if len(splits) > 1 else ""
+            print(heading + _summary(measured, split))
 
 
 def plan(arguments: list[str]) -> None:
@@ -186,22 +201,39 @@ def models(arguments: list[str]) -> None:
 
 
 def recipes(arguments: list[str]) -> None:
-    """List the recipes."""
-    parse_words(Listing, arguments, "recipes")
-    from recmtl.data.recipe import load_recipe, recipe_names
+    """List the recipes, or print one."""
+    from recmtl.data.recipe import PACKAGED, load_recipe, recipe_names
 
+    if arguments[:1] == ["show"]:
+        return _show("recipe", recipe_names(), PACKAGED, arguments[1:])
+    parse_words(Catalogue, arguments, "recipes")
     for name in recipe_names():
         print(f"{name:16} {load_recipe(name).description}")
 
 
 def presets(arguments: list[str]) -> None:
-    """List the presets."""
-    parse_words(Listing, arguments, "presets")
-    from recmtl.config import config_path, preset_names
+    """List the presets, or print one."""
+    from recmtl.config import PRESETS, config_path, preset_names
 
+    if arguments[:1] == ["show"]:
+        return _show("preset", preset_names(), PRESETS, arguments[1:])
+    parse_words(Catalogue, arguments, "presets")
     for name in preset_names():
         first = config_path(name).read_text().splitlines()[0]
         print(f"{name:24} {first.lstrip('# ')}")
+
+
+def _show(kind: str, names: list[str], folder: Path, arguments: list[str]) -> None:
+    """Print the file of a recipe or preset, and say which one it extends."""
+    from recmtl.config import read_toml
+
+    name = parse_words(Show, arguments, f"{kind}s show").name
+    if name not in names:
+        raise UserError(f"no {kind} '{name}'; {nearest(name, names)}")
+    path = folder / f"{name}.toml"
+    print(path.read_text(encoding="utf-8"), end="")
+    if parent := read_toml(path).get("extends"):
+        print(f"{name} extends {parent}: `recmtl {kind}s show {parent}` prints what it builds on", file=sys.stderr)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
@@ -212,8 +244,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "plan": (plan, "show the sharding plan and memory a rank, on paper"),
     "report": (report, "put runs into a table and a page of plots"),
     "models": (models, "list the models"),
-    "recipes": (recipes, "list the recipes"),
-    "presets": (presets, "list the presets"),
+    "recipes": (recipes, "list the recipes, or print one"),
+    "presets": (presets, "list the presets, or print one"),
 }
 
 

@@ -14,7 +14,6 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field, is_dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,6 +28,8 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+
+PRESETS = Path(__file__).parent / "presets"
 
 ShardingType = Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"]
 
@@ -323,7 +324,7 @@ def config_class(model_class: type) -> type[Config]:
 
 def preset_names() -> list[str]:
     """Names of the presets in the package."""
-    return sorted(p.name[:-5] for p in resources.files("recmtl.presets").iterdir() if p.name.endswith(".toml"))
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def config_path(name_or_path: str) -> Path:
@@ -338,7 +339,7 @@ def config_path(name_or_path: str) -> Path:
         raise UserError(
             f"'{name_or_path}' is neither a preset nor a .toml file; {nearest(name_or_path, preset_names())}"
         )
-    return Path(str(resources.files("recmtl.presets") / f"{name_or_path}.toml"))
+    return PRESETS / f"{name_or_path}.toml"
 
 
 def to_toml(config: Config) -> str:

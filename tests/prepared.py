@@ -72,13 +72,13 @@ def run(
     return prepare(load_recipe(str(folder / "mine.toml")), raw, folder / out, **options)
 
 
-def read(folder: Path, split: str) -> pa.Table:
-    files = sorted((folder / "out" / split).glob("part-*.parquet"))
+def read(folder: Path, split: str, out: str = "out") -> pa.Table:
+    files = sorted((folder / out / split).glob("part-*.parquet"))
     return pa.concat_tables(map(pq.read_table, files)) if files else pa.table({})
 
 
-def read_all(folder: Path) -> pa.Table:
-    return pa.concat_tables(part for split in ("train", "val", "test") if (part := read(folder, split)).num_rows)
+def read_all(folder: Path, out: str = "out") -> pa.Table:
+    return pa.concat_tables(part for split in ("train", "val", "test") if (part := read(folder, split, out)).num_rows)
 
 
 def vocabulary(folder: Path, table: str) -> dict[Any, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "[model]\nname = {model}\nexperts = {experts}\n\n[training]\nseed = {seed}\ntasks = []\n"
+STEPS = 400
 BINS = {"rows": [500, 500], "prediction": [0.05, 0.2], "positives": [25, 100]}
 
 
@@ -18,8 +19,10 @@ def task(auc: float | None, **changes: Any) -> dict[str, Any]:
 
 
 def results(model: str = "mmoe", **changes: Any) -> dict[str, Any]:
-    """``results.json`` of a run of old, without calibration bins and times by part."""
+    """``results.json`` of a run, without calibration bins and times by part."""
     fields = {"model": model, "dataset": "merrec", "world_size": 2, "device": "cpu", "seed": 100, "epochs": 3}
+    fields |= {"data_fingerprint": "3f2a91bc" * 4, "encoding_fingerprint": "0" * 32, "steps": STEPS}
+    fields |= {"calibration_bins": {"test": {}, "val": {}}, "seconds": {}}
     fields |= {"best_epoch": 2, "test": {"view": task(0.77), "like": task(0.73)}, "val": {}, "logloss_sum": 0.8}
     fields |= {"train_val_seconds": 90.0, "examples_per_second": 85_123.4, "versions": {}, "config_sha256": "0"}
     return {**fields, "peak_memory_bytes": {"device": None, "host": 1.5e9}, **changes}

@@ -67,7 +67,6 @@ def write(folder: Path, rows: int, *, files: int = 2, row_group: int = 10) -> Da
         pq.write_table(table_of(start, stop), path, row_group_size=row_group)
     dataset = Dataset(
         name="rows",
-        fingerprint="rows",
         rows={"train": rows},
         tables=(Table("row", ROWS_IN_TABLE), Table("tag", 11)),
         features=(

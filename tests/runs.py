@@ -11,6 +11,7 @@ from jobs import words
 from toy import write_toy
 
 from recmtl import cli
+from recmtl.data.dataset import Dataset
 
 TRAIN_ROWS, BATCH = 3000, 64
 EPOCH = math.ceil(TRAIN_ROWS / BATCH)  # 47 steps
@@ -45,6 +46,11 @@ def train_here(
 
 def read(run: Path, name: str = "results.json") -> dict[str, Any]:
     return json.loads((run / name).read_text())
+
+
+def evaluation(data: Path, split: str) -> str:
+    """Where a run folder holds what `recmtl evaluate` measured."""
+    return f"evaluations/{Dataset.load(data).data_fingerprint}-{split}.json"
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

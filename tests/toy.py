@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recmtl.data.content import ContentDigests
 from recmtl.data.dataset import Dataset, Feature, Table, Task
 
 ROW_GROUP = 256
@@ -35,6 +36,7 @@ def write_toy(
         features += [Feature("tags", kind="list", table="tag", pooling="mean"), Feature("price", kind="numeric")]
     tables = (Table("user", users), Table("item", items), *([Table("tag", 20)] if extra_features else []))
     base_rate: dict[str, dict[str, float]] = {"click": {}, "like": {}}
+    content = ContentDigests()
     for split, count in rows.items():
         user, item = rng.integers(0, users, count), rng.integers(0, items, count)
         p_click = 1 / (1 + np.exp(-(taste[user] + worth[item])))
@@ -57,6 +59,7 @@ def write_toy(
             columns |= {"tags": tags, "price": pa.array(rng.normal(size=count), pa.float32())}
         (folder / split).mkdir(parents=True)
         table = pa.table(columns)
+        content.add(split, table)
         half = count // 2
         pq.write_table(table.slice(0, half), folder / split / "part-00000.parquet", row_group_size=ROW_GROUP)
         pq.write_table(table.slice(half), folder / split / "part-00001.parquet", row_group_size=ROW_GROUP)
@@ -64,12 +67,12 @@ def write_toy(
             base_rate["click"][split], base_rate["like"][split] = click.mean().item(), like.mean().item()
     dataset = Dataset(
         "toy",
-        f"toy-{users}-{items}-{extra_features}",
         rows,
         tables,
         tuple(features),
         tuple(Task(name, oracle=True, base_rate=base_rate[name]) for name in ("click", "like")),
         group=True,
+        content=content.hexdigests(),
     )
     dataset.save(folder)
     return dataset

@@ -7,19 +7,24 @@ it and the reader reads through it.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from recmtl.errors import UserError, nearest
 from recmtl.files import write_whole
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "dataset.json"
 SPLITS = ("train", "val", "test")
 GROUP_COLUMN = "group"
 """int64 column that identifies the user a row belongs to, for grouped AUC; there when `Dataset.group` is."""
+
+PLANNING_FIGURES = ("mean_length", "missing", "unseen")
+"""Fields of a feature that a model does not depend on: they help to plan and to look at the data."""
 
 FeatureKind = Literal["categorical", "list", "numeric"]
 Pooling = Literal["sum", "mean"]
@@ -47,6 +52,10 @@ class Table:
     """Embedding dimension the recipe asks for; None: the run's `embedding.dim`."""
     hashed: bool = False
     """Ids are hashes of the values into a fixed number of rows; there is no vocabulary file."""
+    value_type: str = ""
+    """SQL type of the values, such as BIGINT or VARCHAR: the number 7 and the text '7' are different values."""
+    vocabulary: str = ""
+    """Digest of the values and their ids; empty when they are hashed."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,11 @@ class Feature:
     """Divided by at the end; measured on the training split, 1 unless the transform standardizes."""
     mean_length: float | None = None
     """Ids in a row of a list feature, on average over the training split, rare values included; for planning only.
-    None: not a list, or the folder is older than this field."""
+    None: not a list, or unknown."""
+    max_length: int | None = None
+    """Longest list kept, from its start; None: no limit."""
+    separator: str = ""
+    """What splits a text column into a list; empty: the column holds lists."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +99,15 @@ class Task:
     """The files hold the true probability in `oracle_column(name)`."""
     base_rate: dict[str, float] = field(default_factory=dict)
     """Fraction of positive labels, by split; no entry for a split without rows."""
+    label: str = ""
+    """Column of the recipe's query that holds the label."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The contents of ``dataset.json``."""
+    """The contents of ``dataset.json``, which also holds both fingerprints."""
 
     name: str
-    fingerprint: str
-    """Hash of the encoding (features, tables, vocabularies). Equal fingerprints: a model trained on one folder
-    can read the other."""
     rows: dict[str, int]
     """Number of rows, by split."""
     tables: tuple[Table, ...]
@@ -103,6 +115,36 @@ class Dataset:
     tasks: tuple[Task, ...]
     group: bool = False
     """The files hold `GROUP_COLUMN`."""
+    split: dict[str, Any] = field(default_factory=dict)
+    """The rule by which rows were dealt into splits."""
+    content: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Digest of every column, by split (`recmtl.data.content`)."""
+    sql: str = ""
+    """Digest of the recipe's queries. Part of no fingerprint: it tells why the content may differ."""
+    sources: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows of every raw file, by source and name. Part of no fingerprint either."""
+
+    @cached_property
+    def encoding_fingerprint(self) -> str:
+        """Digest of what a model needs to be right: features and tables, with their vocabularies and statistics.
+
+        A model trained on one folder can be measured on another one of the same encoding.
+        """
+        features = [
+            {key: value for key, value in asdict(feature).items() if key not in PLANNING_FIGURES}
+            for feature in self.features
+        ]
+        return _digest({"features": features, "tables": [asdict(table) for table in self.tables]})
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Digest of what a training run depends on: the encoding, tasks, split, and the content of every column.
+
+        A run goes on only on data of the fingerprint it began with, and only runs of one fingerprint are compared.
+        """
+        tasks = [{key: value for key, value in asdict(task).items() if key != "base_rate"} for task in self.tasks]
+        rest = {"split": self.split, "group": self.group, "rows": self.rows, "content": self.content}
+        return _digest({"encoding": self.encoding_fingerprint, "tasks": tasks, **rest})
 
     def table(self, name: str) -> Table:
         return next(table for table in self.tables if table.name == name)
@@ -130,31 +172,38 @@ class Dataset:
 
     def save(self, folder: Path) -> None:
         """Write ``dataset.json`` into `folder`."""
-        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+        text = json.dumps({"format": FORMAT, **self._fingerprints(), **asdict(self)}, indent=2)
         write_whole(folder / FILE_NAME, text + "\n")
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in ("encoding_fingerprint", "data_fingerprint")}
 
     @staticmethod
     def load(folder: Path) -> Dataset:
         """Read ``dataset.json`` from a prepared folder.
 
         Raises:
-            UserError: the folder was not written by ``recmtl prepare`` or by another version of it.
+            UserError: the folder was not written by ``recmtl prepare``, by another version of it, or was changed.
         """
         path = folder / FILE_NAME
         if not path.is_file():
             raise UserError(f"{folder}: no {FILE_NAME} in it; name a folder that `recmtl prepare` wrote")
         try:
-            fields: dict[str, Any] = json.loads(path.read_text())
-            if fields.pop("format") != FORMAT:
+            values: dict[str, Any] = json.loads(path.read_text())
+            if values.pop("format") != FORMAT:
                 raise UserError(f"{path}: written by another version of recmtl; prepare the data again")
-            return Dataset(
-                **{key: fields[key] for key in ("name", "fingerprint", "rows", "group")},
-                tables=tuple(Table(**table) for table in fields["tables"]),
-                features=tuple(Feature(**feature) for feature in fields["features"]),
-                tasks=tuple(Task(**task) for task in fields["tasks"]),
-            )
-        except (ValueError, KeyError, TypeError) as problem:
-            raise UserError(f"{path}: damaged ({problem!r}); prepare the data again") from None
+            written = {name: values.pop(name) for name in ("encoding_fingerprint", "data_fingerprint")}
+            values |= {
+                "tables": tuple(Table(**table) for table in values["tables"]),
+                "features": tuple(Feature(**feature) for feature in values["features"]),
+                "tasks": tuple(Task(**task) for task in values["tasks"]),
+            }
+            dataset = Dataset(**{slot.name: values.pop(slot.name) for slot in fields(Dataset)})
+            if values or dataset._fingerprints() != written:
+                raise UserError(f"{path}: changed after it was written; prepare the data again")
+            return dataset
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged ({error!r}); prepare the data again") from None
 
     def files(self, folder: Path, split: str) -> list[Path]:
         """The Parquet files of one split, in order.
@@ -168,3 +217,8 @@ class Dataset:
         if not files and self.rows.get(split, 0):
             raise UserError(f"{folder / split}: no part-*.parquet files; prepare the data again")
         return files
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 of a value's JSON, the first 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

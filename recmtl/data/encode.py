@@ -69,13 +69,13 @@ def _list(feature: FeatureSpec) -> str:
 # --- vocabularies ----------------------------------------------------------------------------------------------
 
 
-def create_vocabulary(db: DB, recipe: Recipe, table: TableSpec, kind: str, folder: Path) -> tuple[Table, str]:
-    """Number the values of a table by descending count and write ``<table>.parquet``; return it and its hash.
+def create_vocabulary(db: DB, recipe: Recipe, table: TableSpec, kind: str, folder: Path) -> Table:
+    """Number the values of a table by descending count and write ``<table>.parquet``.
 
     The file has the columns value and id, ordered by id from 1. Frequent values have low ids: near in memory.
     """
     if table.hash_rows is not None:
-        return Table(table.name, table.hash_rows, table.dim, hashed=True), ""
+        return Table(table.name, table.hash_rows, table.dim, hashed=True, value_type=kind)
     where = f"where {SPLIT} = 0" if recipe.split.vocab_from == "train" else ""
     parts = []
     for feature in recipe.features_of(table.name):
@@ -93,7 +93,7 @@ def create_vocabulary(db: DB, recipe: Recipe, table: TableSpec, kind: str, folde
         db, f"select count(*), bit_xor(md5_number_lower(concat(id, ':', cast(value as varchar)))) from {name}"
     )
     assert row is not None
-    return Table(table.name, row[0] + 1, table.dim), f"{row[1] or 0:016x}"
+    return Table(table.name, row[0] + 1, table.dim, value_type=kind, vocabulary=f"{row[1] or 0:016x}")
 
 
 def _vocabulary(table: str) -> str:
@@ -120,7 +120,15 @@ def describe_feature(db: DB, feature: FeatureSpec) -> Feature:
     if feature.kind == "list":
         row = first_row(db, f"select avg(coalesce(list_count({_list(feature)}), 0)) from {EXAMPLES} where {SPLIT} = 0")
         assert row is not None
-        return Feature(feature.name, "list", feature.table, feature.pooling, mean_length=float(f"{row[0] or 0:.6g}"))
+        return Feature(
+            feature.name,
+            "list",
+            feature.table,
+            feature.pooling,
+            mean_length=float(f"{row[0] or 0:.6g}"),
+            max_length=feature.max_length,
+            separator=feature.separator,
+        )
     mean, std = 0.0, 1.0
     if feature.transform.endswith("standardize"):
         query = (

@@ -33,7 +33,7 @@ def describe_tasks(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> tuple[dict[
             where = f"{recipe.origin}: [[task]] {spec.name!r}: oracle: column {spec.oracle!r}"
             raise UserError(f"{where} must be a probability in every row, or null in all of them")
         base_rate = {split: numbers[split][1] / rows[split] for split in by_split}
-        tasks.append(Task(spec.name, spec.weight, spec.parent, spec.relation, bool(known), base_rate))
+        tasks.append(Task(spec.name, spec.weight, spec.parent, spec.relation, bool(known), base_rate, spec.label))
     if not rows["train"]:
         raise UserError(f"{recipe.origin}: [split]: no row is left for training; change the split")
     return rows, tuple(tasks)

@@ -11,13 +11,14 @@ out depends on the recipe and the raw files alone, not on the number of threads.
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 
-from recmtl.data.dataset import Dataset, Feature, Table, Task
+from recmtl.data.content import ContentDigests
+from recmtl.data.dataset import Dataset
 from recmtl.data.duck import connect, one_line_errors, query_progress, size
 from recmtl.data.encode import create_vocabulary, describe_feature, encoding_query, table_type
 from recmtl.data.examples import check_columns, count_rows, create_query, create_selected, deal, run_query
@@ -55,7 +56,14 @@ def prepare(recipe: Recipe, raw: Path, out: Path, *, memory_limit: str = "4GB", 
         try:
             with Stages() as stages, one_line_errors(recipe.origin, memory_limit):
                 create_views(db, recipe, files, raw)
-                return _run(db, recipe, files, size(memory_limit), work / "data", stages)
+                described = replace(
+                    _run(db, recipe, files, size(memory_limit), work / "data", stages),
+                    split=recipe.split.rule,
+                    sql=_sql_digest(recipe),
+                    sources=_raw_rows(files, raw),
+                )
+                described.save(work / "data")
+                return described
         finally:
             db.close()
 
@@ -83,28 +91,25 @@ def _run(
         deal(db, recipe, total)
         rows, tasks = describe_tasks(db, recipe)
 
-    tables, digests = [], []
+    tables = []
     (folder / VOCABULARIES).mkdir()
     with stages.stage("numbering values", len(recipe.tables)) as advance:
         for done, spec in enumerate(recipe.tables, 1):
-            table, digest = create_vocabulary(db, recipe, spec, kinds[spec.name], folder / VOCABULARIES)
-            tables.append(table)
-            digests.append(digest)
+            tables.append(create_vocabulary(db, recipe, spec, kinds[spec.name], folder / VOCABULARIES))
             advance(done)
         features = tuple(describe_feature(db, spec) for spec in recipe.features)
 
-    fingerprint = _fingerprint(tables, features, tasks, digests)
-    dataset = Dataset(recipe.name, fingerprint, rows, tuple(tables), features, tasks, recipe.group is not None)
+    dataset = Dataset(recipe.name, rows, tuple(tables), features, tasks, recipe.group is not None)
     ranges, encoded = number_of_parts(total, memory), stored / "encoded"
     with stages.stage("encoding rows", total) as advance:
         for done in scatter_by_hash(db, encoding_query(recipe, dataset, kinds), ranges, encoded):
             advance(done)
     (stored / "examples").unlink()
+    content = ContentDigests()
     with stages.stage("writing shuffled rows", total) as advance:
-        for written in write_shards(sorted_by_hash(db, ranges, encoded), dataset, folder):
+        for written in write_shards(sorted_by_hash(db, ranges, encoded), dataset, folder, content):
             advance(written)
-    dataset.save(folder)
-    return dataset
+    return replace(dataset, content=content.hexdigests())
 
 
 def _read(db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, folder: Path, stages: Stages) -> None:
@@ -124,10 +129,15 @@ def _read(db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, folder: Pa
             advance(done)
 
 
-def _fingerprint(
-    tables: list[Table], features: tuple[Feature, ...], tasks: tuple[Task, ...], digests: list[str]
-) -> str:
-    """Hash of all that a model trained on these files relies on."""
-    described = [{key: value for key, value in asdict(f).items() if key != "mean_length"} for f in features]
-    parts = [*map(asdict, tables), *described, [task.name for task in tasks], digests]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+def _sql_digest(recipe: Recipe) -> str:
+    """SHA-256 of the recipe's queries, the first 32 hexadecimal digits."""
+    queries = "\n".join([recipe.sql, *(source.sql for source in recipe.sources)])
+    return hashlib.sha256(queries.encode()).hexdigest()[:32]
+
+
+def _raw_rows(files: dict[str, list[Path]], raw: Path) -> dict[str, dict[str, int]]:
+    """Rows of every raw file, by source and by its name in the raw folder."""
+    return {
+        source: {str(path.relative_to(raw)): pq.read_metadata(path).num_rows for path in paths}
+        for source, paths in files.items()
+    }

@@ -101,6 +101,12 @@ class SplitSpec:
     def test_fraction(self) -> float:
         return self.test if self.test is not None else 0.1
 
+    @property
+    def rule(self) -> dict[str, Any]:
+        """What decides the split of a row, defaults filled in."""
+        fractions = {"val": self.val_fraction, "test": self.test_fraction}
+        return {"by": self.by, "column": self.column, "key": list(self.key), **fractions}
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recmtl.data.content import ContentDigests
 from recmtl.data.dataset import GROUP_COLUMN, SPLITS, Dataset, label_column, oracle_column
 
 ROW_GROUP_ROWS = 16_384
@@ -30,8 +31,17 @@ def schema(dataset: Dataset) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
 
 
-def write_shards(batches: Iterable[pa.RecordBatch], dataset: Dataset, folder: Path) -> Iterator[int]:
-    """Write rows that come split after split; yields the number of rows written so far, again and again."""
+def write_shards(
+    batches: Iterable[pa.RecordBatch], dataset: Dataset, folder: Path, content: ContentDigests
+) -> Iterator[int]:
+    """Write rows that come split after split; yields the number of rows written so far, again and again.
+
+    Args:
+        batches: the rows, in the columns of `schema`.
+        dataset: says how many rows each split has.
+        folder: the prepared folder.
+        content: takes in what is written.
+    """
     layout = schema(dataset)
     rows = _Rows(batches, layout)
     written = 0
@@ -46,6 +56,7 @@ def write_shards(batches: Iterable[pa.RecordBatch], dataset: Dataset, folder: Pa
                 while left > shard_end:
                     chunk = rows.take(min(CHUNK_ROWS, left - shard_end))
                     file.write_table(chunk, row_group_size=ROW_GROUP_ROWS)
+                    content.add(split, chunk)
                     left -= chunk.num_rows
                     written += chunk.num_rows
                     yield written

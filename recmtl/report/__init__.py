@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from recmtl.errors import UserError
 from recmtl.report.page import page
-from recmtl.report.rows import by_dataset
-from recmtl.report.runs import Run
+from recmtl.report.rows import Row, by_dataset
+from recmtl.report.runs import Run, RunWithoutResults, load_run
 from recmtl.report.table import csv, markdown, tabulate
+from recmtl.report.without_results import html_section, markdown_section
 
 
 def report(runs: list[Path], out: Path) -> str:
@@ -19,18 +22,26 @@ def report(runs: list[Path], out: Path) -> str:
     differ only in their seed share a row: mean ± standard deviation (of a sample, n − 1). Bold is best. The CSV has
     the same table in full precision. The page adds plots; it is one file that loads nothing.
 
+    Runs on other data are another dataset, also where it has the same name. A run that is unfinished, went on since it
+    was measured, or has a damaged file is listed by name, and a line on stderr says why; the others are reported.
+
     Args:
-        runs: folders of finished runs.
+        runs: run folders.
         out: folder for the report; made if it is not there.
 
     Raises:
-        UserError: no runs, or a file of a run is missing or damaged.
+        UserError: no runs, a folder is none of a run, or no run has results.
     """
     if not runs:
         raise UserError("no runs to report; name at least one run folder")
-    datasets = by_dataset([Run.load(folder) for folder in dict.fromkeys(runs)])
-    tables = {dataset: tabulate(rows) for dataset, rows in datasets.items()}
-    files = {"report.md": markdown(tables), "report.csv": csv(tables), "report.html": page(datasets, tables)}
+    loaded = [load_run(folder) for folder in dict.fromkeys(runs)]
+    measured = [run for run in loaded if isinstance(run, Run)]
+    others = [run for run in loaded if isinstance(run, RunWithoutResults)]
+    if not measured:
+        raise UserError(f"no run has results: {'; '.join(run.reason for run in others)}")
+    for run in others:
+        print(run.reason, file=sys.stderr)
+    files = _files(by_dataset(measured), others)
     for name, text in files.items():
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -38,3 +49,13 @@ def report(runs: list[Path], out: Path) -> str:
         except OSError as problem:
             raise UserError(f"{out / name}: cannot be written ({problem.strerror})") from None
     return files["report.md"]
+
+
+def _files(datasets: dict[str, list[Row]], others: Sequence[RunWithoutResults]) -> dict[str, str]:
+    """The text of every file by its name."""
+    tables = {dataset: tabulate(rows) for dataset, rows in datasets.items()}
+    return {
+        "report.md": "\n\n".join([markdown(tables), *([markdown_section(others)] if others else [])]),
+        "report.csv": csv(tables, others),
+        "report.html": page(datasets, tables, html_section(others) if others else ""),
+    }

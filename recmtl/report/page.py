@@ -16,16 +16,17 @@ from recmtl.report.runs import Plan, Run
 from recmtl.report.table import Cell, Column, Line, Table
 
 
-def page(datasets: dict[str, list[Row]], tables: dict[str, Table]) -> str:
+def page(datasets: dict[str, list[Row]], tables: dict[str, Table], others: str = "") -> str:
     """The whole page.
 
     Args:
-        datasets: the rows of every dataset.
+        datasets: the rows of every dataset, by its heading.
         tables: their tables.
+        others: the section of runs without results; empty where there are none.
     """
     style = resources.files("recmtl.report").joinpath("page.css").read_text(encoding="utf-8")
     names = ", ".join(datasets)
-    sections = "\n".join(_section(rows, tables[name]) for name, rows in datasets.items())
+    sections = "\n".join(_section(name, rows, tables[name]) for name, rows in datasets.items())
     every = [run for rows in datasets.values() for row in rows for run in row.runs]
     return f"""<!doctype html>
 <html lang=en>
@@ -40,6 +41,7 @@ def page(datasets: dict[str, list[Row]], tables: dict[str, Table]) -> str:
 <body>
 <main>
 {sections}
+{others}
 {_versions(every)}
 <footer>recmtl {escape(__version__)}</footer>
 </main>
@@ -47,14 +49,14 @@ def page(datasets: dict[str, list[Row]], tables: dict[str, Table]) -> str:
 </html>"""
 
 
-def _section(rows: list[Row], table: Table) -> str:
+def _section(heading: str, rows: list[Row], table: Table) -> str:
     runs = [run for row in rows for run in row.runs]
     models = {run.model for run in runs}
     settings = f" in {_count(len(rows), 'setting')}" if len(rows) > len(models) else ""
     count = f"{_count(len(runs), 'run')} of {_count(len(models), 'model')}{settings}"
     tested = f", {runs[0].test_rows:,} test rows" if runs[0].test_rows else ""
     return f"""<section>
-<header><h1>{escape(runs[0].dataset)}</h1><p>{count}, {_devices(runs)}{tested}</p></header>
+<header><h1>{escape(heading)}</h1><p>{count}, {_devices(runs)}{tested}</p></header>
 {_tiles(table)}
 {_table(table, runs)}
 {_plots(rows)}

@@ -6,13 +6,14 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 from recmtl.report.runs import Run, Value
 
 LABEL_LETTERS = 40
 """Settings that take more are not for a label."""
+SHOWN_DIGITS = 8
+"""Of a fingerprint, in headings."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,28 @@ class Row:
 
 
 def by_dataset(runs: list[Run]) -> dict[str, list[Row]]:
-    """The rows of every dataset, datasets by name, rows in the order of the runs.
+    """The rows of every dataset by its heading, datasets by name, rows in the order of the runs.
 
-    Of one name, what was tested on other numbers of rows is another dataset: its AUCs do not compare.
+    Runs on data of one name but of another fingerprint do not compare: they are of another dataset, and the first
+    digits of the fingerprint tell the headings apart.
     """
-    ordered = sorted(runs, key=lambda run: (run.dataset, run.test_rows))
-    groups = {key: list(group) for key, group in groupby(ordered, key=lambda run: (run.dataset, run.test_rows))}
-    names = [dataset for dataset, _ in groups]
-    return {
-        dataset if names.count(dataset) == 1 else f"{dataset}, {rows:,} test rows": _rows(group)
-        for (dataset, rows), group in groups.items()
-    }
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.dataset):
+        groups.setdefault((run.dataset, run.data_fingerprint), []).append(run)
+    namesakes: dict[str, list[str]] = {}
+    for name, fingerprint in groups:
+        namesakes.setdefault(name, []).append(fingerprint)
+    return {_heading(*key, namesakes[key[0]]): _rows(group) for key, group in groups.items()}
+
+
+def _heading(name: str, fingerprint: str, namesakes: list[str]) -> str:
+    """The name, with as many digits of the fingerprint as tell it apart, from 8 up, where others have the name."""
+    if len(namesakes) == 1:
+        return name
+    digits = SHOWN_DIGITS
+    while len({other[:digits] for other in namesakes}) < len(namesakes):
+        digits += 1
+    return f"{name} ({fingerprint[:digits]})"
 
 
 def tasks(rows: list[Row]) -> list[str]:

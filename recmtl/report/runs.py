@@ -1,16 +1,20 @@
-"""What the folder of a run holds."""
+"""What the folder of a run holds: its results, or how far it came without any that hold."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recmtl.config import read_toml
+from recmtl.data.dataset import FILE_NAME, Dataset
 from recmtl.errors import UserError
+
+RESULTS = "results.json"
 
 Value = float | None
 TaskMetrics = dict[str, Value]
@@ -54,6 +58,9 @@ class Run:
     folder: Path
     model: str
     dataset: str
+    data_fingerprint: str
+    steps: int
+    """Steps that the run had made when it was measured."""
     world_size: int
     device: str
     seed: int
@@ -66,9 +73,9 @@ class Run:
     host_bytes: Value
     versions: dict[str, str]
     seconds: dict[str, Value]
-    """Time by part; empty in runs of old."""
+    """Time by part."""
     bins: dict[str, Bins]
-    """Of the test split, by task; empty in runs of old."""
+    """Of the test split, by task."""
     config: dict[str, Any]
     """Empty without ``config.toml``."""
     config_text: str
@@ -88,13 +95,15 @@ class Run:
         Raises:
             UserError: ``results.json`` is missing, or a file is damaged.
         """
-        path, config = folder / "results.json", folder / "config.toml"
+        path, config = folder / RESULTS, folder / "config.toml"
         try:
             fields: dict[str, Any] = json.loads(path.read_text())
             return Run(
                 folder=folder,
                 model=str(fields["model"]),
                 dataset=str(fields["dataset"]),
+                data_fingerprint=str(fields["data_fingerprint"]),
+                steps=int(fields["steps"]),
                 world_size=int(fields["world_size"]),
                 device=str(fields["device"]),
                 seed=int(fields["seed"]),
@@ -106,17 +115,72 @@ class Run:
                 device_bytes=_number(fields["peak_memory_bytes"]["device"]),
                 host_bytes=_number(fields["peak_memory_bytes"]["host"]),
                 versions={name: str(version) for name, version in fields["versions"].items()},
-                seconds=_numbers(fields.get("seconds", {})),
-                bins={task: Bins(**bins) for task, bins in fields.get("calibration_bins", {}).get("test", {}).items()},
+                seconds=_numbers(fields["seconds"]),
+                bins={task: Bins(**bins) for task, bins in fields["calibration_bins"]["test"].items()},
                 config=read_toml(config) if config.exists() else {},
                 config_text=config.read_text(encoding="utf-8") if config.exists() else "",
                 plan=_plan(folder / "plan.json"),
                 history=_history(folder / "metrics.jsonl"),
             )
         except OSError as problem:
-            raise UserError(f"{path}: cannot be read ({problem.strerror}); name folders of finished runs") from None
+            raise UserError(f"{path}: cannot be read ({problem.strerror})") from None
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise UserError(f"{path}: damaged ({problem!r}); train or evaluate again") from None
+            raise UserError(
+                f"{path}: damaged ({problem!r}); remove it, then the same `recmtl train` command measures again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class RunWithoutResults:
+    """A run that has no results, or none that hold."""
+
+    folder: Path
+    state: str
+    """unfinished: it was not measured yet; outdated: it went on since; damaged: a file cannot be read."""
+    step: int
+    """Of its newest checkpoint; 0: none."""
+    reason: str
+    """One line that names the file, for the user."""
+    model: str
+    """Empty where the folder does not say; so is `dataset`."""
+    dataset: str
+
+
+def load_run(folder: Path) -> Run | RunWithoutResults:
+    """Read a run folder, whatever state it is in.
+
+    Raises:
+        UserError: it is no run folder.
+    """
+    if not any((folder / name).exists() for name in (RESULTS, "config.toml", "checkpoints", ".lock")):
+        raise UserError(f"{folder}: no run in it; name folders that `recmtl train` wrote")
+    step = _newest_step(folder)
+    if not (folder / RESULTS).exists():
+        reason = f"{folder}: unfinished at step {step}, without {RESULTS}; the same `recmtl train` command goes on"
+        return _without_results(folder, "unfinished", step, reason)
+    try:
+        run = Run.load(folder)
+    except UserError as error:
+        return _without_results(folder, "damaged", step, str(error))
+    if run.steps < step:
+        reason = f"{folder}: outdated at step {step}, {RESULTS} is of step {run.steps}; let it finish"
+        return _without_results(folder, "outdated", step, reason)
+    return run
+
+
+def _without_results(folder: Path, state: str, step: int, reason: str) -> RunWithoutResults:
+    model = dataset = ""
+    with suppress(UserError, AttributeError):
+        model = str(read_toml(folder / "config.toml").get("model", {}).get("name", ""))
+    with suppress(UserError):
+        dataset = Dataset.load(folder).name if (folder / FILE_NAME).exists() else ""
+    return RunWithoutResults(folder, state, step, reason, model, dataset)
+
+
+def _newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint; 0: there is none."""
+    names = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def metric(task: str, name: str) -> Callable[[Run], Value]:

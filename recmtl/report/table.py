@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv as csv_files
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from recmtl.entropy import entropy
 from recmtl.report.numbers import NOTHING, show_bytes, show_count, show_epochs, show_metric, show_seconds
 from recmtl.report.rows import Row, tasks
-from recmtl.report.runs import Run, Value, metric, total_logloss
+from recmtl.report.runs import Run, RunWithoutResults, Value, metric, total_logloss
 
 
 @dataclass(frozen=True)
@@ -91,25 +91,32 @@ def _markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def csv(tables: dict[str, Table]) -> str:
-    """One table of all datasets: mean and deviation of every column in full precision, empty where unknown."""
+def csv(tables: dict[str, Table], others: Sequence[RunWithoutResults] = ()) -> str:
+    """One table of all datasets: mean and deviation of every column in full precision, empty where unknown.
+
+    Lines of `others` have no metrics, but a state and a step.
+    """
     heads = list(dict.fromkeys(column.head for table in tables.values() for column in table.columns))
     out = io.StringIO()
     writer = csv_files.writer(out, lineterminator="\n")
-    writer.writerow(["dataset", "model", "runs", *(cell for head in heads for cell in (head, f"{head} deviation"))])
+    writer.writerow(
+        ["dataset", "model", "runs", "state", "step", *(cell for head in heads for cell in (head, f"{head} deviation"))]
+    )
     for dataset, table in tables.items():
         for line in table.lines:
             cells = {column.head: cell for column, cell in zip(table.columns, line.cells, strict=True)}
             values = [cells.get(head, Cell(None)) for head in heads]
             numbers = ["" if n is None else n for cell in values for n in (cell.mean, cell.deviation)]
-            writer.writerow([dataset, line.name, line.runs or "", *numbers])
+            writer.writerow([dataset, line.name, line.runs or "", "", "", *numbers])
+    for run in others:
+        writer.writerow([run.dataset, f"{run.model} ({run.folder})", 1, run.state, run.step] + [""] * 2 * len(heads))
     return out.getvalue().rstrip("\n")
 
 
 def _columns(rows: list[Row], runs: list[Run]) -> list[Column]:
     names = tasks(rows)
     entropies = [value for task in names if (value := _base_logloss(task, runs)) is not None]
-    total_entropy = sum(entropies) if len(entropies) == len(names) else None
+    total_entropy = sum(entropies) if names and len(entropies) == len(names) else None
     on_device = bool(_known(lambda run: run.device_bytes, runs))
     device = Column("device GB", lambda run: run.device_bytes, show_bytes, min, "device bytes", optional=True)
     host = Column("host GB", lambda run: run.host_bytes, show_bytes, min, "host bytes", optional=True)

@@ -38,14 +38,14 @@ class Engine:
     dataset: Dataset
     tasks: tuple[Task, ...]
     ranks: Ranks
-    measure: str | None = None
-    """The one split to measure; None: to train, validate and test."""
+    measure: tuple[str, ...] = ()
+    """The splits to measure; none: to train, validate and test."""
 
     def __post_init__(self) -> None:
         config, ranks = self.config, self.ranks
         # Readers come first: they find what is wrong with the data before anything is built or written.
         if self.measure:
-            self.readers = {self.measure: self._reader(self.measure, evaluation=True)}
+            self.readers = {split: self._reader(split, evaluation=True) for split in self.measure}
         else:
             self.readers = {split: self._reader(split, split != "train") for split in SPLITS}
         torch.manual_seed(config.training.seed)

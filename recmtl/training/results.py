@@ -19,6 +19,8 @@ def describe(engine: Engine) -> Results:
     return {
         "model": engine.config.model.name,
         "dataset": engine.dataset.name,
+        "data_fingerprint": engine.dataset.data_fingerprint,
+        "encoding_fingerprint": engine.dataset.encoding_fingerprint,
         "world_size": engine.ranks.world_size,
         "device": engine.ranks.device.type,
         "seed": engine.config.training.seed,

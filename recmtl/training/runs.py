@@ -6,13 +6,16 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from recmtl.config import Config, check_continues
-from recmtl.data.dataset import Dataset, Task
+from recmtl.data.dataset import FILE_NAME, Dataset, Task
+from recmtl.data.difference import data_difference, encoding_difference
 from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.errors import UserError
-from recmtl.files import locked, os_errors
+from recmtl.files import locked, os_errors, write_json
 from recmtl.training.checkpoint import Checkpoints, best_checkpoint, checkpoint_paths, read_progress
 from recmtl.training.engine import Engine
 from recmtl.training.evaluation import logloss_sum
@@ -21,6 +24,8 @@ from recmtl.training.trainer import Trainer, is_done
 
 LOCK = ".lock"
 """File in the run folder that the process that trains holds locked."""
+EVALUATIONS = "evaluations"
+"""Folder in the run folder for what `recmtl evaluate` measured."""
 
 
 def train(config: Config, data: Path, run: Path) -> Results:
@@ -46,24 +51,52 @@ def train(config: Config, data: Path, run: Path) -> Results:
                 return Trainer(engine, run).fit()
 
 
-def evaluate_run(config: Config, data: Path, run: Path, split: str) -> Results:
-    """Measure a run's best model on a split of a prepared folder.
+def evaluate_run(config: Config, data: Path, run: Path, splits: tuple[str, ...]) -> dict[str, Results]:
+    """Measure a run's best model on splits of a prepared folder of the same encoding, such as tomorrow's rows.
+
+    Tasks, weights, relations and parents are those of the run; labels, groups and true probabilities are the data's.
+
+    Args:
+        config: the run's configuration.
+        data: the prepared folder.
+        run: the run folder, which gets ``evaluations/DATA-SPLIT.json``; DATA is the data's fingerprint.
+        splits: which rows; of several splits those without rows are passed over.
+
+    Returns:
+        What was written, by split.
 
     Raises:
-        UserError: the split has no rows, or the run no such model that is whole.
+        UserError: the split has no rows, the data is encoded otherwise or lacks a task, or the run has no such model
+            that is whole.
     """
     with process_group(config.training.device) as ranks:
-        dataset, tasks = open_dataset(data, config)
-        if not dataset.rows.get(split):
-            raise UserError(f"{data}: split '{split}' has no rows")
-        check_run(run, dataset, data)
         checkpoint = ranks.first(lambda: best_checkpoint(run))
-        engine = Engine(config, data, dataset, tasks, ranks, measure=split)
+        dataset, tasks = open_evaluated(data, run, config)
+        with_rows = tuple(split for split in splits if dataset.rows.get(split))
+        empty = [f"{data}: split '{split}' has no rows" for split in splits if split not in with_rows]
+        if not with_rows:
+            raise UserError(empty[0])
+        for line in empty:
+            ranks.say(line)
+        engine = Engine(config, data, dataset, tasks, ranks, measure=with_rows)
+        results = {}
         with engine.shortage_told():
             Checkpoints(run / "checkpoints", engine).load_whole(checkpoint)
-            metrics, bins = engine.evaluate(split, split)
-        measured = {"split": split, split: metrics, "logloss_sum": logloss_sum(metrics)}
-        return {**describe(engine), **measured, "calibration_bins": {split: bins}}
+            for split in with_rows:
+                metrics, bins = engine.evaluate(split, split)
+                measured = {"split": split, split: metrics, "logloss_sum": logloss_sum(metrics)}
+                rest = {"checkpoint": checkpoint.name, "calibration_bins": {split: bins}}
+                results[split] = {**describe(engine), **measured, **rest}
+                ranks.first(partial(_write_evaluation, run, dataset, split, results[split]))
+        return results
+
+
+def _write_evaluation(run: Path, dataset: Dataset, split: str, results: Results) -> None:
+    """Another data's results have another name, so that none are overwritten."""
+    folder = run / EVALUATIONS
+    with os_errors(folder):
+        folder.mkdir(exist_ok=True)
+    write_json(folder / f"{dataset.data_fingerprint}-{split}.json", results)
 
 
 @contextmanager
@@ -115,8 +148,9 @@ def finished_results(config: Config, data: Path, dataset: Dataset, run: Path) ->
     Raises:
         UserError: the run is not one that `config` may go on with.
     """
-    check_run(run, dataset, data)
     paths = checkpoint_paths(run / "checkpoints")
+    if paths or (run / FILE_NAME).exists():
+        check_data(run, dataset, data)
     if not paths:
         return None
     if not config.checkpoint.resume:
@@ -137,17 +171,46 @@ def open_dataset(data: Path, config: Config) -> tuple[Dataset, tuple[Task, ...]]
     return dataset, dataset.select_tasks(tuple(config.training.tasks))
 
 
-def check_run(run: Path, dataset: Dataset, data: Path) -> None:
-    """Refuse data of another recipe than the one a run was trained on.
+def open_evaluated(data: Path, run: Path, config: Config) -> tuple[Dataset, tuple[Task, ...]]:
+    """The prepared folder to measure a run on, and the run's tasks.
 
     Raises:
-        UserError: the fingerprints differ.
+        UserError: the data is encoded otherwise than what the run was trained on, or has no labels of one of its tasks.
     """
-    if not (run / "dataset.json").exists():
-        return
-    trained = Dataset.load(run)
-    if trained.fingerprint != dataset.fingerprint:
+    given, trained = Dataset.load(data), trained_dataset(run)
+    if difference := encoding_difference(trained, given):
         raise UserError(
-            f"{data}: prepared as '{dataset.name}' ({dataset.fingerprint[:8]}), but {run} was trained on "
-            f"'{trained.name}' ({trained.fingerprint[:8]}); name the data folder of that run"
+            f"{data}: encoded otherwise than what {run} was trained on: {difference}; "
+            "give data of the same recipe and vocabularies"
         )
+    labels = {task.name: task for task in given.tasks}
+    tasks = trained.select_tasks(tuple(config.training.tasks))
+    for task in tasks:
+        if task.name not in labels:
+            raise UserError(f"{data}: no task '{task.name}', which {run} was trained on; add it to the recipe")
+    return given, tuple(replace(task, oracle=labels[task.name].oracle) for task in tasks)
+
+
+def check_data(run: Path, dataset: Dataset, data: Path) -> None:
+    """Refuse other data than a run was trained on.
+
+    Raises:
+        UserError: the fingerprints differ; names what does.
+    """
+    if difference := data_difference(trained_dataset(run), dataset):
+        raise UserError(
+            f"{data}: not the data that {run} was trained on: {difference}; "
+            "give that data, or name another --run folder"
+        )
+
+
+def trained_dataset(run: Path) -> Dataset:
+    """What a run was trained on.
+
+    Raises:
+        UserError: the run does not say, or its file is damaged.
+    """
+    path = run / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{path}: missing, so nothing says what data the run was trained on; name another run folder")
+    return Dataset.load(run)

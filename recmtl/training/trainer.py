@@ -92,7 +92,9 @@ class Trainer:
             progress.val, progress.val_bins = {}, {}
 
     def _describe_run(self) -> None:
+        """Write what the run is from here on; results of where it stood before would no longer be its own."""
         with os_errors(self.run):
+            (self.run / RESULTS).unlink(missing_ok=True)
             write_whole(self.run / "config.toml", to_toml(self.config))
             write_json(self.run / "plan.json", self.engine.plan.to_json())
             self.engine.dataset.save(self.run)

@@ -84,7 +84,7 @@ def empty(data: Path) -> None:
 
 
 def describe_badly(data: Path) -> None:
-    (data / "dataset.json").write_text('{"format": 1, "name": "x"}')
+    (data / "dataset.json").write_text('{"format": 2, "name": "x"}')
 
 
 def describe_another_version(data: Path) -> None:
@@ -232,7 +232,7 @@ def test_data_of_another_recipe_is_refused(good, trained, tmp_path):
     ):
         with pytest.raises(UserError) as caught:
             command()
-        assert_one_line(str(caught.value), [f"{other}: prepared as 'toy'", f"{trained} was trained on"])
+        assert_one_line(str(caught.value), [f"{trained} was trained on: the encoding of table 'user': rows 50, now 60"])
         assert contents(trained) == before
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from runs import evaluation
 from toy import write_toy
 
 from recmtl.models import MODELS
@@ -82,5 +83,5 @@ def test_batch_normalisation_is_the_same_on_one_rank_and_on_two(run_recmtl, tmp_
 
     ended = run_recmtl("evaluate", tmp_path / "2", "--data", data)
     assert ended.returncode == 0, ended.stderr
-    measured = json.loads((tmp_path / "2" / "evaluation_test.json").read_text())["logloss_sum"]
+    measured = json.loads((tmp_path / "2" / evaluation(data, "test")).read_text())["logloss_sum"]
     assert measured == pytest.approx(results[1][-1], rel=1e-6)

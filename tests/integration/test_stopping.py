@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import EPOCH, lines, read, steps, train_here, write_data
+from runs import EPOCH, evaluation, lines, read, steps, train_here, write_data
 from toy import write_toy
 
 from recmtl import cli
@@ -51,7 +51,7 @@ def test_the_best_epochs_model_is_tested(data, overfit, tmp_path):
 def test_evaluate_measures_the_best_epochs_model(data, overfit):
     for split in ("test", "val"):
         cli.evaluate([str(overfit), "--data", str(data), "--split", split])
-        assert read(overfit, f"evaluation_{split}.json")[split] == {
+        assert read(overfit, evaluation(data, split))[split] == {
             task: pytest.approx(metrics, rel=1e-9) for task, metrics in read(overfit)[split].items()
         }
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from jobs import words
-from runs import EPOCH, FLAGS, TRAIN_ROWS, lines, losses, read, steps, train_here, write_data
+from runs import EPOCH, FLAGS, TRAIN_ROWS, evaluation, lines, losses, read, steps, train_here, write_data
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recmtl import cli
@@ -194,7 +194,8 @@ def test_results_hold_the_contracts_fields(one):
     results = read(one)
     # DESIGN: the fields that scripts depend on; `steps`, `calibration_bins`, `seconds` and `gauc` are beside them.
     assert list(results) == [
-        *("model", "dataset", "world_size", "device", "seed", "epochs", "best_epoch", "steps", "test", "val"),
+        *("model", "dataset", "data_fingerprint", "encoding_fingerprint", "world_size", "device"),
+        *("seed", "epochs", "best_epoch", "steps", "test", "val"),
         *("logloss_sum", "calibration_bins", "train_val_seconds", "seconds", "examples_per_second"),
         *("peak_memory_bytes", "versions", "config_sha256"),
     ]
@@ -300,7 +301,7 @@ def test_evaluate_gives_the_numbers_of_the_run(data, two, run_recmtl):
     ended = run_recmtl("evaluate", two, "--data", data)
     assert ended.returncode == 0, ended.stderr
     assert "Warning" not in ended.stderr
-    measured = read(two, "evaluation_test.json")
+    measured = read(two, evaluation(data, "test"))
     assert measured["split"] == "test"
     for task, metrics in read(two)["test"].items():
         assert measured["test"][task] == pytest.approx(metrics, rel=1e-6)
@@ -316,7 +317,7 @@ def test_evaluate_measures_the_training_split_like_any_other(data, one, tmp_path
     shutil.copytree(data / "train", tmp_path / "data" / "train")
     shutil.copy(data / "dataset.json", tmp_path / "data")
     cli.evaluate([str(run), "--data", str(tmp_path / "data"), "--split", "train"])
-    measured = read(run, "evaluation_train.json")["train"]
+    measured = read(run, evaluation(data, "train"))["train"]
     for task, metrics in measured.items():
         assert set(metrics) == TASK_METRICS
         assert metrics["rows"] == TRAIN_ROWS

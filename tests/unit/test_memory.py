@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -29,7 +28,7 @@ FEATURES = (
     Feature("seen", kind="list", table="item", mean_length=10.0),
     Feature("age", kind="numeric"),
 )
-DATASET = Dataset("d", "d", {"train": 1000}, TABLES, FEATURES, (Task("click"), Task("like")))
+DATASET = Dataset("d", {"train": 1000}, TABLES, FEATURES, (Task("click"), Task("like")))
 
 
 def ranker_of(config: Config) -> Ranker:
@@ -94,16 +93,8 @@ def test_the_readers_part_is_bounded_and_follows_the_data():
     config = Config(model=MMoEConfig())
     row = 4 * (4 + 10 + 2)  # columns, ids of the list, labels
     assert reader_bytes(DATASET, config, BATCH, 1) == 2 * 1000 * row + 4 * BATCH * row
-    large = Dataset("d", "d", {"train": 10**9}, TABLES, FEATURES, DATASET.tasks)
+    large = Dataset("d", {"train": 10**9}, TABLES, FEATURES, DATASET.tasks)
     assert reader_bytes(large, config, BATCH, 1) == 256 * 2**20 + (64 * (16384 + 4096) + 4 * BATCH) * row
-
-
-def test_a_folder_without_mean_lengths_is_readable(tmp_path: Path):
-    DATASET.save(tmp_path)
-    path = tmp_path / "dataset.json"
-    path.write_text("\n".join(line for line in path.read_text().splitlines() if "mean_length" not in line))
-    path.write_text(path.read_text().replace('"std": 1.0,', '"std": 1.0'))
-    assert [f.mean_length for f in Dataset.load(tmp_path).features] == [None] * 4
 
 
 def test_large_blocks_lie_outside_the_heap():

@@ -350,7 +350,6 @@ def test_autocast_changes_the_dense_part_a_little(toy):
 def test_columns_say_where_features_lie():
     dataset = Dataset(
         "d",
-        "f",
         {},
         (Table("a", 5, dim=12), Table("b", 5)),
         (
@@ -372,6 +371,6 @@ def test_list_features_of_a_table_must_pool_alike():
         Feature("f1", kind="list", table="a", pooling="sum"),
         Feature("f2", kind="list", table="a", pooling="mean"),
     )
-    dataset = Dataset("d", "f", {}, (Table("a", 5),), features, (Task("t"),))
+    dataset = Dataset("d", {}, (Table("a", 5),), features, (Task("t"),))
     with pytest.raises(UserError, match="table 'a': its list features must all pool"):
         Embeddings(dataset, 4)

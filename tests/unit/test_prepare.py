@@ -168,7 +168,7 @@ class TestEncoding:
         assert first.tasks[0].base_rate == {"train": 0.0, "test": 1.0}
         second = run(tmp_path, table, text + 'vocab_from = "all"\n', out="all")
         assert second.tables[0].rows == 3
-        assert first.fingerprint != second.fingerprint
+        assert first.encoding_fingerprint != second.encoding_fingerprint
 
     def test_oracle_is_kept_or_absent(self, tmp_path: Path) -> None:
         table, text = only("categorical", pa.array(["a"] * 10))
@@ -229,16 +229,6 @@ class TestSame:
         outs = [contents(path.parent) for path in sorted(tmp_path.rglob("dataset.json"))]
         assert len(outs) == 3
         assert outs[0] == outs[1] == outs[2]
-
-    def test_fingerprint_follows_the_encoding(self, tmp_path: Path) -> None:
-        first = run(tmp_path, events(500), out="a")
-        weighted = run(
-            tmp_path, events(500), RECIPE.replace('label = "clicked"', 'label = "clicked"\nweight = 2'), out="b"
-        )
-        pooled = run(tmp_path, events(500), RECIPE.replace('"mean"', '"sum"'), out="c")
-        other = run(tmp_path, events(500, seed=1), out="d")
-        assert first.fingerprint == weighted.fingerprint
-        assert len({first.fingerprint, pooled.fingerprint, other.fingerprint}) == 3
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

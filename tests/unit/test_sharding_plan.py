@@ -18,7 +18,7 @@ ONE_CPU = Cluster(1, 1, "cpu", 4 * GIB)
 def paper_dataset(rows: int = 10_000_000) -> Dataset:
     """One large table and several small ones."""
     tables = (Table("large", rows), *(Table(f"small_{i}", 1000 + i) for i in range(10)))
-    return Dataset("paper", "paper", {}, tables, tuple(Feature(t.name, table=t.name) for t in tables), (Task("t"),))
+    return Dataset("paper", {}, tables, tuple(Feature(t.name, table=t.name) for t in tables), (Task("t"),))
 
 
 def plan_of(dataset: Dataset, cluster: Cluster, dim: int = 64, **sharding) -> Plan:
@@ -113,7 +113,7 @@ def test_lists_are_planned_at_their_mean_length():
         Feature("long", kind="list", table="t", mean_length=40.0),
         Feature("old", kind="list", table="t"),
     )
-    dataset = Dataset("lists", "lists", {}, (Table("t", 1000),), features, (Task("t"),))
+    dataset = Dataset("lists", {}, (Table("t", 1000),), features, (Task("t"),))
     [shard] = plan_of(dataset, Cluster(1, 1, "cpu", GIB)).shards
     outputs = 3 * 512 * 64 * 4
     assert shard.total_bytes - shard.weight_bytes - shard.state_bytes == 512 * (1 + 40 + 1) * 8 + outputs

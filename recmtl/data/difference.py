@@ -1,0 +1,109 @@
+"""What differs between the data that a run was trained on and the data that it is given now, in one phrase.
+
+Each function returns the first difference it finds, None where the fingerprints are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from recmtl.data.dataset import GROUP_COLUMN, PLANNING_FIGURES, SPLITS, Dataset, label_column
+
+Named = dict[str, dict[str, Any]]
+"""{name: fields}, in order."""
+
+
+def encoding_difference(trained: Dataset, given: Dataset) -> str | None:
+    """What of the encoding differs: a table or a feature, and how."""
+    if trained.encoding_fingerprint == given.encoding_fingerprint:
+        return None
+    return next(_encoding_differences(trained, given), "the encoding differs")
+
+
+def data_difference(trained: Dataset, given: Dataset) -> str | None:
+    """What of the data differs: of the encoding, tasks, split, numbers of rows, then content; and why it may."""
+    if trained.data_fingerprint == given.data_fingerprint:
+        return None
+    found = next(_data_differences(trained, given), "the data differs")
+    cause = next(_causes(trained, given), None)
+    return f"{found} ({cause})" if cause else found
+
+
+def _encoding_differences(trained: Dataset, given: Dataset) -> Iterator[str]:
+    tables, features = ((_named(trained, kind), _named(given, kind)) for kind in ("tables", "features"))
+    yield from _differences("the encoding of table", *tables)
+    yield from _differences("the encoding of feature", *features)
+
+
+def _data_differences(trained: Dataset, given: Dataset) -> Iterator[str]:
+    yield from _encoding_differences(trained, given)
+    yield from _differences("task", _named(trained, "tasks"), _named(given, "tasks"))
+    yield from _differences("[split]", {"": trained.split}, {"": given.split})
+    if trained.group != given.group:
+        yield "the group of rows is in one of them only"
+    for split in SPLITS:
+        before, now = trained.rows.get(split, 0), given.rows.get(split, 0)
+        if before != now:
+            yield f"rows in {split} {before:,}, now {now:,}"
+    for split in SPLITS:
+        yield from _content_differences(trained, given, split)
+
+
+def _content_differences(trained: Dataset, given: Dataset, split: str) -> Iterator[str]:
+    before, now = trained.content.get(split, {}), given.content.get(split, {})
+    differing = [name for name in now if before.get(name) != now[name]]
+    if differing and len(differing) == len(now):
+        yield f"rows of split {split} differ"
+    labels = {label_column(task.name): f"labels of task '{task.name}'" for task in given.tasks}
+    for name in sorted(differing, key=lambda name: name not in labels):
+        what = labels.get(name, "groups" if name == GROUP_COLUMN else f"values of column '{name}'")
+        yield f"{what} in split {split} differ"
+
+
+def _causes(trained: Dataset, given: Dataset) -> Iterator[str]:
+    """What of the recipe's SQL and the raw files may be the reason."""
+    if trained.sql != given.sql:
+        yield "the recipe's sql is another"
+    for source, files in given.sources.items():
+        before = trained.sources.get(source, {})
+        for name in [*before, *files]:
+            if before.get(name) != files.get(name):
+                rows = f"{_shown_rows(before.get(name))}, now {_shown_rows(files.get(name))}"
+                yield f"file {name} of source '{source}' had {rows}"
+
+
+def _shown_rows(rows: int | None) -> str:
+    return "no rows" if rows is None else f"{rows:,} rows"
+
+
+def _named(dataset: Dataset, kind: str) -> Named:
+    left_out = ("name", "base_rate", *PLANNING_FIGURES)
+    entries = [asdict(entry) for entry in getattr(dataset, kind)]
+    return {entry["name"]: {key: v for key, v in entry.items() if key not in left_out} for entry in entries}
+
+
+def _differences(what: str, trained: Named, given: Named) -> Iterator[str]:
+    """How entries of one kind differ: which are new or gone, then which keys of which entry."""
+    for name in [*trained, *given]:
+        if (name in trained) != (name in given):
+            yield f"{what} '{name}' is {'new' if name in given else 'gone'}"
+    for name, fields in given.items():
+        place = f"{what} '{name}'" if name else what
+        for key, now in fields.items():
+            before = trained[name].get(key)
+            if before != now:
+                yield f"{place}: {_change(key, before, now)}"
+    if list(trained) != list(given):
+        yield f"{what} '{next(new for old, new in zip(trained, given, strict=True) if old != new)}' is in another place"
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    if key == "vocabulary":
+        return "other values, or in another order"
+    return f"{key} {_shown(before)}, now {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    return "none" if value in (None, "") else f"{value}"
