@@ -53,8 +53,9 @@ def _data_differences(trained: Dataset, given: Dataset) -> Iterator[str]:
 
 def _content_differences(trained: Dataset, given: Dataset, split: str) -> Iterator[str]:
     before, now = trained.content.get(split, {}), given.content.get(split, {})
-    differing = [name for name in now if before.get(name) != now[name]]
-    if differing and len(differing) == len(now):
+    columns = list({**before, **now})
+    differing = [name for name in columns if before.get(name) != now.get(name)]
+    if len(differing) == len(columns) > 0:
         yield f"rows of split {split} differ"
     labels = {label_column(task.name): f"labels of task '{task.name}'" for task in given.tasks}
     for name in sorted(differing, key=lambda name: name not in labels):
@@ -85,18 +86,20 @@ def _named(dataset: Dataset, kind: str) -> Named:
 
 
 def _differences(what: str, trained: Named, given: Named) -> Iterator[str]:
-    """How entries of one kind differ: which are new or gone, then which keys of which entry."""
-    for name in [*trained, *given]:
+    """How entries of one kind differ: which are new or gone, which keys of which entry, then their order."""
+    for name in {**trained, **given}:
         if (name in trained) != (name in given):
             yield f"{what} '{name}' is {'new' if name in given else 'gone'}"
+            return
     for name, fields in given.items():
         place = f"{what} '{name}'" if name else what
-        for key, now in fields.items():
-            before = trained[name].get(key)
+        for key in {**trained[name], **fields}:
+            before, now = trained[name].get(key), fields.get(key)
             if before != now:
                 yield f"{place}: {_change(key, before, now)}"
-    if list(trained) != list(given):
-        yield f"{what} '{next(new for old, new in zip(trained, given, strict=True) if old != new)}' is in another place"
+    for before, now in zip(trained, given, strict=True):
+        if before != now:
+            yield f"{what} '{now}' is in another place"
 
 
 def _change(key: str, before: Any, now: Any) -> str:

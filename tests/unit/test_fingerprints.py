@@ -188,6 +188,38 @@ def test_differences_are_named(other: Dataset, difference: str) -> None:
     assert difference in found
 
 
+def some(entries: list) -> st.SearchStrategy[tuple]:
+    """Some of them, each name once, in any order."""
+    return st.lists(st.sampled_from(entries), unique_by=lambda entry: entry.name, min_size=1).map(tuple)
+
+
+FIELDS: dict[str, st.SearchStrategy] = {
+    "rows": st.fixed_dictionaries({"train": st.integers(1, 2)}),
+    "tables": some([*FOLDER.tables, Table("a", 5, vocabulary="1"), Table("a", 5, value_type="DATE")]),
+    "features": some([*FOLDER.features, *(Feature("x", "list", "a", separator=mark) for mark in ("", ","))]),
+    "tasks": some([Task("v"), Task("v", weight=0.5), Task("v", oracle=True), Task("w"), Task("w", parent="v")]),
+    "group": st.booleans(),
+    "split": st.sampled_from([{}, {"by": "random"}, {"by": "time", "column": "t"}]),
+    "content": st.dictionaries(
+        st.sampled_from(["train", "test"]),
+        st.dictionaries(st.sampled_from(["x", "label_v"]), st.sampled_from("01"), min_size=1),
+    ),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(one=st.builds(Dataset, st.just("d"), **FIELDS), field=st.sampled_from(list(FIELDS)), data=st.data())
+def test_every_difference_has_a_name(one: Dataset, field: str, data: st.DataObject) -> None:
+    """A phrase of its own wherever the fingerprints differ, none where they are equal."""
+    other = replace(one, **{field: data.draw(FIELDS[field])})
+    found, encoding = data_difference(one, other), encoding_difference(one, other)
+    assert (found is None) == (one.data_fingerprint == other.data_fingerprint) == (one == other)
+    same_encoding = (one.tables, one.features) == (other.tables, other.features)
+    assert (encoding is None) == (one.encoding_fingerprint == other.encoding_fingerprint) == same_encoding
+    assert found != "the data differs"
+    assert encoding != "the encoding differs"
+
+
 def test_figures_for_people_are_no_difference() -> None:
     x, y, z = FOLDER.features
     other = replace(

@@ -37,7 +37,7 @@ def test_what_a_recipe_extends_is_noted_beside_it(capsys: pytest.CaptureFixture[
     ("kind", "words", "message"),
     [
         ("recipe", ["show", "merec"], "no recipe 'merec'; did you mean 'merrec'?"),
-        ("preset", ["show", "mnoe"], "no preset 'mnoe'; did you mean 'mmoe'?"),
+        ("preset", ["show", "mmo"], "no preset 'mmo'; did you mean 'mmoe'?"),
         ("preset", ["show", "../presets/mmoe"], "no preset '../presets/mmoe'; "),
         ("recipe", ["show"], "recmtl recipes show: NAME missing; the command is recmtl recipes show NAME"),
         ("preset", ["show", "mmoe", "ple"], "recmtl presets show: nothing takes 'ple'"),
