@@ -252,7 +252,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: it isn't there or isn't TOML; names the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows start a file with a byte order mark, which this encoding takes away.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as problem:

@@ -24,6 +24,9 @@ ENGINE_ERRORS = (duckdb.Error, pa.ArrowException, OSError, RuntimeError)
 """What a query raises: one whose result is streamed Arrow's errors and an OSError that is none of the operating
 system's, one that is interrupted a RuntimeError."""
 
+REFUSED = "#refused"
+"""Stands around the line that says why a column cannot be read."""
+
 
 def size(text: str) -> int:
     """A size such as ``4GB`` or ``512MiB`` in bytes.
@@ -77,10 +80,22 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def refused_column(line: str) -> str:
+    """SQL of a column that must not be read: a query may carry it along, but what uses its values raises `line`."""
+    text = literal(f"{REFUSED} {line} {REFUSED}")
+    return f"cast(error({text}) as enum({text}))"
+
+
+def refusal(text: str) -> str | None:
+    """The line of a `refused_column` that an error, or the type of a column, is about."""
+    found = re.search(f"{REFUSED} (.*?) {REFUSED}", text, re.DOTALL)
+    return found and " ".join(found[1].replace("''", "'").split())
+
+
 def message(problem: Exception) -> str:
     """What DuckDB says, in one line, without its excerpt of the query."""
     text = re.split(r"\n+LINE \d+:", str(problem))[0]
-    return " ".join(text.split())
+    return refusal(text) or " ".join(text.split())
 
 
 def line_number(problem: Exception) -> int | None:

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from recmtl.data.dataset import SPLITS
-from recmtl.data.duck import arrow_batches, column_types, first_row, line_number, literal, message, quote
+from recmtl.data.duck import arrow_batches, column_types, first_row, literal, quote, refusal
+from recmtl.data.queries import create_query_view
 from recmtl.data.recipe import FeatureSpec, Recipe
 from recmtl.data.sources import columns_hint
 from recmtl.data.stored import BATCH_ROWS, Stored, show
@@ -42,24 +43,8 @@ def create_query(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[str, str
     Raises:
         UserError: the query is not one valid select; names the line.
     """
-    where = f"{recipe.origin}: sql"
-    try:
-        statements = db.extract_statements(recipe.sql)
-    except duckdb.Error as problem:
-        raise UserError(f"{where}{_line(problem, 0)}: {message(problem)}") from None
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise UserError(f"{where}: must be one select, not {len(statements)} statements or another kind")
-    query = recipe.sql.rstrip().rstrip(";")
-    try:
-        db.execute(f"create view {ROWS} as\n{query}\n")
-    except duckdb.Error as problem:
-        raise UserError(f"{where}{_line(problem, 1)}: {message(problem)}") from None
+    create_query_view(db, ROWS, recipe.sql, f"{recipe.origin}: sql")
     return column_types(db, ROWS)
-
-
-def _line(problem: Exception, before: int) -> str:
-    line = line_number(problem)
-    return "" if line is None else f", line {line - before}"
 
 
 def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
@@ -89,6 +74,8 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
 def _type(types: dict[str, str], column: str, where: str) -> str:
     if column not in types:
         raise UserError(f"{where}: sql yields no column {column!r}; {columns_hint(column, types)}")
+    if line := refusal(types[column]):
+        raise UserError(f"{where}: {line}")
     return types[column]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import duckdb
 
-from recmtl.data.duck import arrow_batches, column_types, joined_as_written, quote
+from recmtl.data.duck import arrow_batches, column_types, joined_as_written, quote, refusal
 from recmtl.data.recipe import Source
 from recmtl.data.stored import CHUNK_ROWS, Stored, scatter, show
 
@@ -34,9 +34,11 @@ def cut(db: duckdb.DuckDBPyConnection, source: Source, parts: int, path: Path) -
     """Write the rows of a source into parts; yields the number of rows written so far."""
     assert source.parts_by is not None
     key = f"cast(hash({quote(source.parts_by)}) % {parts} as usmallint)"
+    columns = [quote(name) for name, kind in column_types(db, quote(source.name)).items() if not refusal(kind)]
+    query = f"select {', '.join([*columns, key])} from {quote(source.name)}"
     # What a log is joined with is smaller.
     with joined_as_written(db):
-        yield from scatter(arrow_batches(db, f"select *, {key} from {quote(source.name)}", CHUNK_ROWS), parts, path)
+        yield from scatter(arrow_batches(db, query, CHUNK_ROWS), parts, path)
 
 
 def shown(db: duckdb.DuckDBPyConnection, source: Source, parts: int, path: Path) -> Iterator[int]:

@@ -24,10 +24,11 @@ from recmtl.data.encode import create_vocabulary, describe_feature, encoding_que
 from recmtl.data.examples import check_columns, count_rows, create_query, create_selected, deal, run_query
 from recmtl.data.labels import describe_tasks
 from recmtl.data.parts import cut, number_of_parts, shown
+from recmtl.data.raw_files import find_files
 from recmtl.data.recipe import Recipe
 from recmtl.data.shards import write_shards
 from recmtl.data.shuffle import scatter_by_hash, sorted_by_hash
-from recmtl.data.sources import count_raw_rows, create_views, find_files, query_errors
+from recmtl.data.sources import count_raw_rows, create_views, leave_out_refused, query_errors
 from recmtl.data.stages import Stages, polled
 from recmtl.files import complete_or_absent
 
@@ -78,6 +79,7 @@ def _run(
 ) -> Dataset:
     types = create_query(db, recipe)
     check_columns(recipe, types)
+    types = leave_out_refused(types)
     kinds = {table.name: table_type(recipe, table, types) for table in recipe.tables}
 
     stored = folder.with_name("stored")

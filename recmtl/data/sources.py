@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -18,57 +19,61 @@ from recmtl.data.duck import (
     is_interrupted,
     is_of_the_system,
     is_out_of_memory,
-    literal,
     message,
     quote,
+    refusal,
 )
+from recmtl.data.footers import Schema, fold, read_schemas, scan, unreadable
+from recmtl.data.partitions import partition_columns
+from recmtl.data.queries import create_query_view
+from recmtl.data.raw_files import some
 from recmtl.data.recipe import Recipe, Source
+from recmtl.data.union import Column, having, unite
 from recmtl.errors import UserError
 
 FILENAME, FILE_ROW_NUMBER = "filename", "file_row_number"
 """Columns that a view of files has beside those of the files."""
 
-
-def find_files(recipe: Recipe, raw: Path) -> dict[str, list[Path]]:
-    """The files of every source, in order of their names.
-
-    Raises:
-        UserError: there is no raw folder, or a source that is not optional has no files.
-    """
-    if not raw.is_dir():
-        raise UserError(f"{raw}: no such folder; give the folder with the raw Parquet files")
-    return {source.name: _glob(source, raw) for source in recipe.sources if source.files}
-
-
-def _glob(source: Source, raw: Path) -> list[Path]:
-    found = {path for pattern in source.files for path in raw.glob(pattern) if path.is_file()}
-    files = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(raw).parts))
-    if not files and not source.optional:
-        raise UserError(f"{raw}: no file matches {' or '.join(source.files)}, which source {source.name!r} reads")
-    return files
+QUERY_ERRORS = (
+    "Binder",
+    "Catalog",
+    "Constraint",
+    "Conversion",
+    "Invalid Type",
+    "Mismatch Type",
+    "Out of Range",
+    "Parser",
+)
+"""Kinds of errors that a damaged file never raises."""
 
 
 def create_views(db: duckdb.DuckDBPyConnection, recipe: Recipe, files: dict[str, list[Path]], raw: Path) -> None:
     """Create a view a source; of files it has two more columns: filename (relative to `raw`) and file_row_number.
 
+    A column whose types in several files have no type in common is a `refused_column`.
+
     Raises:
         UserError: a file cannot be read, or a source's query is not valid.
     """
     for source in recipe.sources:
-        query = source.sql.rstrip().rstrip(";") if source.sql else _select(source, files[source.name], raw)
-        try:
-            db.execute(f"create view {quote(source.name)} as\n{query}\n")
-        except duckdb.Error as problem:
-            where = f"{recipe.origin}: [sources] {source.name!r}"
-            raise UserError(diagnose(files, f"{where}: {message(problem)}")) from None
-        _check_cut(db, source, recipe.origin)
+        where = f"{recipe.origin}: [sources] {source.name!r}"
+        if source.sql:
+            create_query_view(db, quote(source.name), source.sql, f"{where}: sql")
+        elif files[source.name]:
+            db.execute(f"create view {quote(source.name)} as {_select(db, source, files[source.name], raw)}")
+        else:
+            create_query_view(db, quote(source.name), _empty(source), f"{where}: columns")
+        _check_cut(db, source, where)
 
 
-def _check_cut(db: duckdb.DuckDBPyConnection, source: Source, origin: str) -> None:
-    names = column_types(db, quote(source.name))
-    if source.parts_by is not None and source.parts_by not in names:
-        where = f"{origin}: [sources] {source.name!r}: parts_by"
-        raise UserError(f"{where}: no column {source.parts_by!r}; {columns_hint(source.parts_by, names)}")
+def _check_cut(db: duckdb.DuckDBPyConnection, source: Source, where: str) -> None:
+    if source.parts_by is None:
+        return
+    types = column_types(db, quote(source.name))
+    if source.parts_by not in types:
+        raise UserError(f"{where}: parts_by: no column {source.parts_by!r}; {columns_hint(source.parts_by, types)}")
+    if line := refusal(types[source.parts_by]):
+        raise UserError(f"{where}: parts_by: {line}")
 
 
 def columns_hint(column: str, names: Iterable[str]) -> str:
@@ -78,15 +83,70 @@ def columns_hint(column: str, names: Iterable[str]) -> str:
     return f"{hint} columns are {', '.join(name for name in names if name not in (FILENAME, FILE_ROW_NUMBER))}"
 
 
-def _select(source: Source, files: list[Path], raw: Path) -> str:
-    if not files:
-        columns = {**source.columns, FILENAME: "VARCHAR", FILE_ROW_NUMBER: "BIGINT"}
-        nulls = ", ".join(f"cast(null as {kind}) as {quote(name)}" for name, kind in columns.items())
-        return f"select {nulls} where false"
-    paths = ", ".join(literal(str(path)) for path in files)
+def _empty(source: Source) -> str:
+    columns = {**source.columns, FILENAME: "VARCHAR", FILE_ROW_NUMBER: "BIGINT"}
+    nulls = ", ".join(f"cast(null as {kind}) as {quote(name)}" for name, kind in columns.items())
+    return f"select {nulls} where false"
+
+
+def _select(db: duckdb.DuckDBPyConnection, source: Source, files: list[Path], raw: Path) -> str:
+    schemas = read_schemas(db, files)
+    columns = unite(schemas)
+    if not columns:
+        raise UserError(f"{some(files)}: no columns in any file of source {source.name!r}; write them again")
+    if taken := having(schemas, FILE_ROW_NUMBER):
+        raise UserError(
+            f"{taken[0][0].files[0]}: has a column {FILE_ROW_NUMBER!r}, which in recipes is the number of a row in its "
+            "file; write the file anew with another name for it"
+        )
+    # Files without rows only say which columns there are.
+    read = [schema for schema in schemas if schema.rows] or [schema for schema in schemas if schema.types][:1]
+    names = {fold(column.name): column.name for column in columns}
+    path = _free(f"#{FILENAME}", names)
     # Relative, so that the examples do not depend on where the folder lies.
-    relative = f"substr(filename, {len(str(raw / 'x'))}) as filename"
-    return f"select * replace ({relative}) from read_parquet([{paths}], filename = true, file_row_number = true)"
+    relative = f"substr({quote(path)}, {len(str(raw.absolute() / 'x'))})"
+    partitions = partition_columns(files, raw, relative, {*names, FILENAME, FILE_ROW_NUMBER})
+    if FILENAME in names:
+        names[FILENAME] = _free(f"{FILENAME}_1", {**names, **dict.fromkeys(map(fold, partitions))})
+        _note(f"{having(schemas, FILENAME)[0][0].files[0]}: its own column {FILENAME!r} is called {names[FILENAME]!r}")
+    for line in _absent(columns, read):
+        _note(f"source {source.name!r}: {line}")
+    extra = [f"{expression} as {quote(name)}" for name, expression in partitions.items()]
+    extra += [FILE_ROW_NUMBER, f"{relative} as {FILENAME}"]
+    branches = []
+    for schema in read:
+        values = [f"{column.of(schema)} as {quote(names[fold(column.name)])}" for column in columns]
+        options = f", filename = '{path}', file_row_number = true"
+        branches.append(f"select {', '.join(values + extra)} from {scan(schema.files, options)}")
+    return "\nunion all\n".join(branches)
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    """`name`, or the first longer one that is not taken."""
+    return name if name not in taken else _free(f"{name}_1", taken)
+
+
+def _absent(columns: list[Column], schemas: list[Schema]) -> Iterator[str]:
+    """Which columns some files lack."""
+    absent: dict[tuple[Path, ...], list[str]] = {}
+    for column in columns:
+        present = [id(schema) for schema, *_ in having(schemas, column.name)]
+        paths = tuple(path for schema in schemas if id(schema) not in present for path in schema.files)
+        if paths:
+            absent.setdefault(paths, []).append(column.name)
+    for paths, names in absent.items():
+        yield f"no column {', '.join(map(repr, names))} in {some(list(paths))}; it is null there"
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def leave_out_refused(types: dict[str, str]) -> dict[str, str]:
+    """The columns of a query that can be read; says which are left out, and why."""
+    for line in filter(None, map(refusal, types.values())):
+        _note(f"left out: {line}")
+    return {name: kind for name, kind in types.items() if not refusal(kind)}
 
 
 def count_raw_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
@@ -104,20 +164,30 @@ def query_errors(recipe: Recipe, files: dict[str, list[Path]]) -> Iterator[None]
     """
     try:
         yield
-    except ENGINE_ERRORS as problem:
-        if is_interrupted(problem) or is_out_of_memory(problem) or is_of_the_system(problem):
+    except ENGINE_ERRORS as error:
+        if is_interrupted(error) or is_out_of_memory(error) or is_of_the_system(error):
             raise
-        raise UserError(diagnose(files, f"{recipe.origin}: sql: {message(problem)}")) from None
+        raise UserError(diagnose(files, error) or f"{recipe.origin}: sql: {message(error)}") from None
 
 
-def diagnose(files: dict[str, list[Path]], otherwise: str) -> str:
-    """Why reading failed: the first damaged file, else `otherwise`."""
-    for path in (path for paths in files.values() for path in paths):
+def diagnose(files: dict[str, list[Path]], error: Exception) -> str | None:
+    """The damaged file that an error comes from, None if the query is at fault.
+
+    The footers of all files are whole, or there would be no views. Pages are read only after an error that no query
+    raises on files that are whole.
+    """
+    text = str(error)
+    is_of_file = "arquet" in text or "Failed to read" in text or "Invalid Input Error" not in text
+    if refusal(text) or not is_of_file or any(f"{kind} Error" in text for kind in QUERY_ERRORS):
+        return None
+    paths = [path for paths in files.values() for path in paths]
+    if named := next((path for path in paths if str(path.absolute()) in text), None):
+        return unreadable(named, message(error))
+    for path in paths:
         try:
-            with pq.ParquetFile(path) as file:
+            with path.open("rb") as opened, pq.ParquetFile(opened) as file:
                 for _ in file.iter_batches():
                     pass
-        except (OSError, pa.ArrowException) as problem:
-            reason = " ".join(str(problem).split())
-            return f"{path}: not readable as Parquet ({reason}); it may be cut short, fetch or write it again"
-    return otherwise
+        except (OSError, pa.ArrowException) as damage:
+            return unreadable(path, damage)
+    return None

@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.duck import quote
+from recmtl.data.duck import quote, refusal, refused_column
 
 BATCH_ROWS = 2**16
 """Rows of a batch, at most about: few enough that all threads have some to scan."""
@@ -77,6 +77,13 @@ def show(db: duckdb.DuckDBPyConnection, stored: Stored, view: str, columns: dict
     """Let a view of these columns and types show stored rows."""
     name = f"#behind {view}"
     db.register(name, stored)
+    values = {column: _value(column, kind) for column, kind in columns.items()}
+    selected = ", ".join(f"{value} as {quote(column)}" for column, value in values.items())
+    db.execute(f"create or replace view {view} as select {selected} from {quote(name)}")
+
+
+def _value(column: str, kind: str) -> str:
+    """A stored column; one that cannot be read is not stored, and stays what it was."""
+    line = refusal(kind)
     # In Arrow an enum is text.
-    cast = ", ".join(f"cast({quote(column)} as {kind}) as {quote(column)}" for column, kind in columns.items())
-    db.execute(f"create or replace view {view} as select {cast} from {quote(name)}")
+    return refused_column(line) if line else f"cast({quote(column)} as {kind})"
