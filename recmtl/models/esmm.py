@@ -62,9 +62,7 @@ class ESMM(Model):
 
     def relate(self, logits: Tensor) -> Tensor:
         """Logits [B, T] of the products from b [B, T]."""
-        # Not in bfloat16 under autocast: differences of logarithms follow.
-        own = logits.float() if logits.dtype == torch.bfloat16 else logits
-        yes, no = F.logsigmoid(own).unbind(1), F.logsigmoid(-own).unbind(1)
+        yes, no = F.logsigmoid(logits).unbind(1), F.logsigmoid(-logits).unbind(1)
         log_p: dict[int, Tensor] = {}
         log_not: dict[int, Tensor] = {}
         for task in self.order:
@@ -77,4 +75,4 @@ class ESMM(Model):
                 open_, closed = closed, open_
             log_p[task] = open_ + yes[task]
             log_not[task] = torch.logaddexp(closed, open_ + no[task])
-        return torch.stack([log_p[task] - log_not[task] for task in range(len(own.t()))], dim=1)
+        return torch.stack([log_p[task] - log_not[task] for task in range(len(self.parents))], dim=1)

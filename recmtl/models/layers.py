@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,7 @@ class MLPs(nn.Module):
         hidden: widths of the hidden layers.
         out_features: width of a last, linear layer; None: none.
         dropout: probability of dropping a hidden unit.
+        precise_output: compute that last layer in the precision of its weights, under autocast too.
 
     Shape:
         input: [B, in] (all networks read the same) or [n, B, in] or, with `sizes`, a tensor [B, in] for each group of
@@ -40,11 +42,13 @@ class MLPs(nn.Module):
         hidden: Sequence[int],
         out_features: int | None = None,
         dropout: float = 0.0,
+        precise_output: bool = False,
     ) -> None:
         super().__init__()
         widths = [in_features, *hidden, *(() if out_features is None else (out_features,))]
         self.count = count
         self.activations = len(hidden)
+        self.precise_output = precise_output
         self.in_widths = tuple(widths[:-1])
         self.out_features = widths[-1]
         self.weights = nn.ParameterList(torch.empty(count, m, n) for m, n in pairwise(widths))
@@ -67,9 +71,6 @@ class MLPs(nn.Module):
             sizes: number of networks in each group, where groups read different inputs.
             scales: what each layer's input is multiplied by, [n, B, ·] a layer (`in_widths`); none: nothing.
         """
-        if scales:
-            assert isinstance(x, Tensor)
-            x = x * scales[0]
         if not self.weights:
             assert isinstance(x, Tensor)
             return x if x.dim() == 3 else x.expand(self.count, *x.shape)
@@ -77,17 +78,37 @@ class MLPs(nn.Module):
         if not isinstance(x, Tensor):
             groups = zip(x, weight.split(list(sizes)), bias.split(list(sizes)), strict=True)
             return self.finish(torch.cat([side_by_side(one, [w], [b])[0] for one, w, b in groups]))
-        h = side_by_side(x, [weight], [bias])[0] if x.dim() == 2 else torch.baddbmm(bias, x, weight)
-        return self.finish(h, scales)
+        return self.finish(self._product(0, x, scales), scales)
 
     def finish(self, h: Tensor, scales: Sequence[Tensor] = ()) -> Tensor:
         """The outputs from x W_{i,0} + b_{i,0} [n, B, ·], the first layer before its activation."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        for layer in range(len(self.weights)):
             if layer:
-                h = torch.baddbmm(bias, h * scales[layer] if scales else h, weight)
+                h = self._product(layer, h, scales)
             if layer < self.activations:
                 h = self.dropout(torch.relu(h))
         return h
+
+    def _product(self, layer: int, h: Tensor, scales: Sequence[Tensor]) -> Tensor:
+        """h W_{i,l} + b_{i,l} of every network [n, B, ·], from h [B, ·] or [n, B, ·] times its scales."""
+        weight, bias = self.weights[layer], self.biases[layer]
+        scale = scales[layer] if scales else None
+        if not (self.precise_output and layer == self.activations):
+            return _scaled_product(h, scale, weight, bias)
+        with no_autocast(h.device):
+            scale = None if scale is None else scale.to(weight.dtype)
+            return _scaled_product(h.to(weight.dtype), scale, weight, bias)
+
+
+def _scaled_product(h: Tensor, scale: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    if scale is not None:
+        h = h * scale
+    return side_by_side(h, [weight], [bias])[0] if h.dim() == 2 else torch.baddbmm(bias, h, weight)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which autocast changes no types; PyTorch has none for the meta device."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 ALIGNMENT, LEAST = 8, 16
@@ -169,6 +190,9 @@ def mix(gates: Tensor, experts: Tensor) -> Tensor:
 class Towers(nn.Module):
     """One MLP a task that ends in one logit.
 
+    Under bfloat16 autocast the last layer stays float32, and so do the logits: with eight bits of mantissa thousands of
+    rows would share a few hundred logits, and rank by chance within each.
+
     Args:
         tasks: number of tasks T.
         in_features: input width.
@@ -181,7 +205,7 @@ class Towers(nn.Module):
 
     def __init__(self, tasks: int, in_features: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
-        self.mlps = MLPs(tasks, in_features, hidden, 1, dropout)
+        self.mlps = MLPs(tasks, in_features, hidden, 1, dropout, precise_output=True)
 
     def forward(self, x: Tensor, scales: Sequence[Tensor] = ()) -> Tensor:
         """Apply every tower; see the class for shapes, and `MLPs` for scales."""
