@@ -159,6 +159,6 @@ def _forget(parameter: Tensor) -> None:
 
 def _outputs(ranker: Ranker) -> tuple[list[str], list[int]]:
     """Names and widths of what the tables return."""
-    tables = ranker.embeddings.collection.embedding_bag_configs()
+    tables = ranker.embeddings.tables
     names = [name for names in get_embedding_names_by_table(tables) for name in names]
     return names, [table.embedding_dim for table in tables for _ in table.feature_names]

@@ -75,10 +75,8 @@ def _table_of_ranks(plan: Plan, memory: list[Memory]) -> Table:
     cluster = plan.cluster
     tables = [part.weights + part.states + part.lookups for part in memory]
     mean = sum(tables) / cluster.world_size
-    title = (
-        f"Ranks: {cluster.world_size} x {size(cluster.memory)} ({cluster.device}); "
-        f"fullest over mean {max(tables) / mean:.2f}"
-    )
+    uneven = f"; fullest over mean {max(tables) / mean:.2f}" if mean else ""
+    title = f"Ranks: {cluster.world_size} x {size(cluster.memory)} ({cluster.device}){uneven}"
     parts = [field.name for field in fields(Memory)]
     table = Table("rank", *parts, "in all", "of memory", "lookups a step", box=None, title=title)
     for rank, part in enumerate(memory[:RANKS_SHOWN]):

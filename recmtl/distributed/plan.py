@@ -159,12 +159,14 @@ def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int)
     Raises:
         UserError: a table is named that isn't there, or the tables don't fit; names the largest.
     """
-    tables = {table.name: table for table in ranker.embeddings.collection.embedding_bag_configs()}
+    tables = {table.name: table for table in ranker.embeddings.tables}
     replicated = replicas(ranker.embeddings.task_tables, config.embedding, cluster.world_size)
     sharding, lengths = config.sharding, ranker.embeddings.lengths
     for name in sharding.tables:
         if name not in tables:
-            raise UserError(f"sharding.tables: no table '{name}'; {nearest(name, tables)}")
+            raise UserError(f"sharding.tables: no table '{name}'; {nearest(name, tables) if tables else 'there is none'}")
+    if not tables:
+        return Plan(cluster, (), ShardingPlan({}))
     constraints = {
         name: ParameterConstraints(
             sharding_types=allowed_types(sharding, name, cluster, replicated),
@@ -208,7 +210,8 @@ def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int)
         plan = planner.plan(ranker, [sharder()])
     except PlannerError:
         largest = max(tables.values(), key=lambda t: t.num_embeddings * t.embedding_dim)
-        weights = sum(bag.weight.nbytes for bag in ranker.embeddings.collection.embedding_bags.values())
+        itemsize = {DataType.FP32: 4, DataType.FP16: 2}
+        weights = sum(t.num_embeddings * t.embedding_dim * itemsize[t.data_type] for t in tables.values())
         raise UserError(
             f"the tables ({weights / GIB:.1f} GiB of weights, largest '{largest.name}' with "
             f"{largest.num_embeddings:,} rows of {largest.embedding_dim}) do not fit "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_configs import DataType
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recmtl.data.dataset import Dataset
 from recmtl.errors import UserError
@@ -43,7 +43,9 @@ class Regroup(nn.Module):
         self.groups, self.parts = groups, parts
 
     def forward(self, pooled: KeyedTensor) -> dict[str, Tensor]:
-        """Values [B, ΣD] of every group."""
+        """Values [B, ΣD] of every group; [B, 0] where there are no keys."""
+        if not pooled.keys():
+            return dict.fromkeys(self.groups, pooled.values())
         places: dict[tuple[str, int], tuple[int, int]] = {}
         end = 0
         for key, width in zip(pooled.keys(), pooled.length_per_key(), strict=True):
@@ -128,7 +130,9 @@ class Embeddings(nn.Module):
                         pooling=PoolingType.MEAN if poolings == {"mean"} else PoolingType.SUM,
                     )
                 )
-        self.collection = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+        self.tables = configs
+        """All tables; none where all features are numeric, and then there is no collection: nothing to shard."""
+        self.collection = EmbeddingBagCollection(tables=configs, device=torch.device("meta")) if configs else None
         own = [copy for copy in copies if copy in groups and copy != SHARED]
         names = {table_name(table.name, copy, copies) for copy in own for table in dataset.tables}
         self.task_tables = [table for table in configs if table.name in names]
@@ -158,4 +162,8 @@ class Embeddings(nn.Module):
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
         """Pooled embeddings [B, ΣD] of every group; see `columns` for where features lie."""
+        if self.collection is None:
+            # With a gradient, as weightings ask for one; it has no values.
+            nothing = torch.empty(sparse.stride(), 0, device=sparse.device(), requires_grad=True)
+            return self.regroup(KeyedTensor([], [], nothing))
         return self.regroup(self.collection(sparse))

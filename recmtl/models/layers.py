@@ -90,7 +90,7 @@ class MLPs(nn.Module):
         return h
 
     def _product(self, layer: int, h: Tensor, scales: Sequence[Tensor]) -> Tensor:
-        """h W_{i,l} + b_{i,l} of every network [n, B, ·], from h [B, ·] or [n, B, ·] times its scales."""
+        """H W_{i,l} + b_{i,l} of every network [n, B, ·], from h [B, ·] or [n, B, ·] times its scales."""
         weight, bias = self.weights[layer], self.biases[layer]
         scale = scales[layer] if scales else None
         if not (self.precise_output and layer == self.activations):

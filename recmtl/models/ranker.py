@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from recmtl.config import Config, WeightingConfig
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset, Task
+from recmtl.errors import UserError
 from recmtl.models import Inputs, model_class
 from recmtl.models.embeddings import Embeddings
 from recmtl.models.head import Head, Output
@@ -29,6 +30,9 @@ class Ranker(nn.Module):
         amp: bfloat16 autocast of the dense part.
         weighting: the `weighting` section of the configuration; none: the recipe's weights.
         micro_batch_size: rows that go through the dense part at a time; 0: all.
+
+    Raises:
+        UserError: the weighting has no embeddings to look at.
     """
 
     def __init__(
@@ -46,6 +50,11 @@ class Ranker(nn.Module):
     ) -> None:
         super().__init__()
         cls = model_class(model_config.name)
+        if not dataset.sparse_features and weighting and weighting.method == "gradnorm":
+            raise UserError(
+                f"weighting.method: gradnorm balances gradients of embeddings, and all features of {dataset.name} are "
+                "numeric; choose another method"
+            )
         self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(model_config, tasks), layout, dtype)
         inputs = Inputs(tasks, self.embeddings.width, self.embeddings.columns)
         self.head = Head(cls(model_config, inputs), amp, weighting or WeightingConfig(), micro_batch_size)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from recmtl.config import Config
@@ -27,6 +29,30 @@ from recmtl.models.ranker import Ranker
 from recmtl.training.evaluation import evaluate, logloss_sum
 
 DIVERGED = "lower dense.lr and embedding.lr"
+
+
+class PlainPipeline:
+    """Steps of a model without embedding tables: there is no exchange of ids for TorchRec's pipeline to overlap.
+
+    Args:
+        model: what to run.
+        optimizer: over all of it.
+        device: where it is.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
+        self._model, self._optimizer, self._device = model, optimizer, device
+
+    def progress(self, batches: Iterator[Batch]) -> Output:
+        """Run the next batch through the model; in training mode, update it."""
+        batch = next(batches).to(self._device, non_blocking=True)
+        if not self._model.training:
+            return self._model(batch)[1]
+        self._optimizer.zero_grad()
+        loss, output = self._model(batch)
+        loss.backward()
+        self._optimizer.step()
+        return output
 
 
 @dataclass
@@ -65,7 +91,11 @@ class Engine:
             self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
         # Until here all ranks drew the same weights; dropout must differ between them.
         torch.manual_seed(config.training.seed + ranks.rank)
-        self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device, execute_all_batches=True)
+        self.pipeline: TrainPipelineSparseDist | PlainPipeline
+        if self.plan.shards:
+            self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device, execute_all_batches=True)
+        else:
+            self.pipeline = PlainPipeline(self.model, self.optimizer, ranks.device)
         self._checked = False
 
     def shortage_told(self) -> AbstractContextManager[None]:
@@ -96,8 +126,8 @@ class Engine:
 
     def step(self, batches: Iterator[Batch]) -> Output:
         """Run the next batch through the model; in training mode, update it."""
-        output = self.pipeline.progress(batches)
-        if not self._checked:
+        output: Output = self.pipeline.progress(batches)
+        if not self._checked and isinstance(self.pipeline, TrainPipelineSparseDist):
             # Without, it would run, slower, with no overlap.
             if not self.pipeline._pipelined_modules:
                 raise RuntimeError(
