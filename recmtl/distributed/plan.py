@@ -164,7 +164,9 @@ def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int)
     sharding, lengths = config.sharding, ranker.embeddings.lengths
     for name in sharding.tables:
         if name not in tables:
-            raise UserError(f"sharding.tables: no table '{name}'; {nearest(name, tables) if tables else 'there is none'}")
+            raise UserError(
+                f"sharding.tables: no table '{name}'; {nearest(name, tables) if tables else 'there is none'}"
+            )
     if not tables:
         return Plan(cluster, (), ShardingPlan({}))
     constraints = {

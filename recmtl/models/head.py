@@ -40,13 +40,20 @@ class Head(nn.Module):
         micro_batch_size: rows of a micro-batch; 0: the whole batch.
 
     Raises:
-        UserError: the model or the weighting needs the whole batch at once.
+        UserError: no task has a weight, or the model or the weighting needs the whole batch at once.
     """
 
     def __init__(self, model: Model, amp: bool, weighting: WeightingConfig, micro_batch_size: int = 0) -> None:
         super().__init__()
         self.model, self.amp, self.micro_batch_size = model, amp, micro_batch_size
-        self.weighting = make_weighting(weighting, torch.tensor([task.weight for task in model.inputs.tasks]))
+        tasks = model.inputs.tasks
+        if not any(task.weight for task in tasks):
+            names = ", ".join(task.name for task in tasks)
+            raise UserError(
+                f"training.tasks: the recipe gives weight 0 to all tasks to train ({names}); give one of them a weight "
+                "there, or train others"
+            )
+        self.weighting = make_weighting(weighting, torch.tensor([task.weight for task in tasks]))
         if micro_batch_size and not self.weighting.known_ahead:
             raise UserError(
                 f"training.micro_batch_size: 0 with weighting.method {weighting.method}, not {micro_batch_size}"

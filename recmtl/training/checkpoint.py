@@ -49,17 +49,38 @@ class Progress:
     examples: int = 0
     """Rows trained on."""
     best_loss: float | None = None
-    """Lowest validation loss so far: the sum over tasks, in nats."""
+    """Lowest validation loss so far, in nats: the sum over tasks, each by the recipe's weight."""
     best_epoch: int = 0
     """Epoch of `best_loss`, counted from 1; 0: none yet."""
     best_step: int = 0
     """Step of the checkpoint of that epoch."""
     bad_epochs: int = 0
-    """Epochs since then."""
+    """Complete epochs since then."""
     val: dict[str, Any] = field(default_factory=dict)
     """Validation metrics of the best epoch."""
     val_bins: dict[str, Any] = field(default_factory=dict)
     """Its calibration bins."""
+    complete: dict[str, Any] | None = None
+    """What the fields of `BEST` are by complete epochs alone, where a part of an epoch is better than all of those; None:
+    it is not. A run that goes on goes on from these, as if it had not stopped in the midst of an epoch."""
+
+    def take_part_for_best(self) -> None:
+        """Before a part of an epoch becomes the best: keep what the complete ones have come to."""
+        self.complete = {name: getattr(self, name) for name in BEST}
+
+    def forget_part(self) -> None:
+        """The epoch that a run stopped in the midst of goes on: its part no longer counts."""
+        for name, value in (self.complete or {}).items():
+            setattr(self, name, value)
+        self.complete = None
+
+    def best_steps(self) -> set[int]:
+        """Steps of the checkpoints that must stay: of the best model, and of what a run that goes on holds for best."""
+        return {self.best_step, (self.complete or {}).get("best_step", 0)}
+
+
+BEST = ("best_loss", "best_epoch", "best_step", "val", "val_bins")
+"""Fields of `Progress` that tell the best epoch."""
 
 
 class Checkpoints:
@@ -101,7 +122,7 @@ class Checkpoints:
             raise UserError(f"{final}: cannot be written ({problem}); checkpoints before it are untouched") from None
         self.saved_step = progress.step
         if self.ranks.is_first:
-            self._prune(progress.best_step)
+            self._prune(progress.best_steps())
 
     def _complete(self, progress: Progress, unfinished: Path, final: Path, entries: list[Entries]) -> None:
         """Describe what all ranks wrote and give it its name."""
@@ -235,12 +256,12 @@ class Checkpoints:
         """The checkpoint written after `step` steps."""
         return self.folder / f"step-{step:09d}"
 
-    def _prune(self, best_step: int) -> None:
+    def _prune(self, best_steps: set[int]) -> None:
         """Remove old checkpoints, beside the training that goes on: a large one takes its time on some systems."""
         self.finish()
         gone = []
         for path in self.paths()[: -self.engine.config.checkpoint.keep]:
-            if path != self.path(best_step):
+            if _step(path) not in best_steps:
                 gone.append(path.rename(self.folder / f".{path.name}.gone"))
         self._pruning = threading.Thread(target=_remove, args=(gone,))
         self._pruning.start()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
 
 from recmtl.data.batch import Batch
+from recmtl.data.dataset import Task
 from recmtl.data.reader import Prefetcher, Reader
 from recmtl.distributed.ranks import Ranks
 from recmtl.errors import Stopped
@@ -60,5 +61,15 @@ def evaluate(
 
 
 def logloss_sum(metrics: dict[str, Values]) -> float:
-    """Log loss summed over tasks, in nats: what early stopping watches."""
+    """Log loss summed over tasks, in nats, each as it is: runs with other weights can be compared by it."""
     return sum(float(task["logloss"] or 0.0) for task in metrics.values())
+
+
+def weighted_sum(tasks: Iterable[Task], losses: Mapping[str, float]) -> float:
+    """Σ_t a_t L_t with the recipe's weights a: what early stopping watches, so that a task of weight 0 has no say.
+
+    Args:
+        tasks: those that are trained.
+        losses: by task, in nats.
+    """
+    return sum(task.weight * losses[task.name] for task in tasks)

@@ -14,7 +14,7 @@ from recmtl.errors import Stopped, UserError
 from recmtl.files import os_errors, write_json, write_whole
 from recmtl.training.checkpoint import Checkpoints, Progress
 from recmtl.training.engine import DIVERGED, Engine
-from recmtl.training.evaluation import logloss_sum
+from recmtl.training.evaluation import logloss_sum, weighted_sum
 from recmtl.training.results import RESULTS, Results, describe, peak_memory
 from recmtl.training.schedule import Warmup
 from recmtl.training.stopping import StopRequest
@@ -85,6 +85,8 @@ class Trainer:
         if not newest:
             return
         self.progress = progress = checkpoints.load(newest)
+        if not is_done(progress, self.config.training):
+            progress.forget_part()
         best = checkpoints.path(progress.best_step)
         if progress.best_step and best != newest and (damage := checkpoints.damage(best)):
             self.ranks.say(f"{best} is damaged ({damage}); the best epoch is sought among those to come")
@@ -178,11 +180,12 @@ class Trainer:
 
     def _log(self, losses: list[float], rate: float) -> str:
         """Write the mean losses since the last line; returns what to show beside the progress."""
-        values = {f"loss/{task.name}": value for task, value in zip(self.engine.tasks, losses, strict=True)}
-        loss = sum(values.values())
+        names = [task.name for task in self.engine.tasks]
+        values = {f"loss/{name}": value for name, value in zip(names, losses, strict=True)}
+        loss = weighted_sum(self.engine.tasks, dict(zip(names, losses, strict=True)))
         weights = zip(self.engine.tasks, self.engine.weighting.weights().tolist(), strict=True)
         values |= {f"weight/{task.name}": value for task, value in weights}
-        if not math.isfinite(loss):
+        if not math.isfinite(sum(losses)):
             raise UserError(f"the loss is {loss} at step {self.progress.step}; {DIVERGED}")
         self.tracker.log(
             self.progress.step, {"epoch": self.progress.epoch + 1, "loss": loss, **values, "examples_per_second": rate}
@@ -192,20 +195,21 @@ class Trainer:
     def _validate(self, epoch: int, complete: bool) -> None:
         """Measure the validation split after epoch `epoch`, counted from 1, or a part of it.
 
-        Patience counts complete epochs: a run that stopped at max_steps can go on as if it had not.
+        The model of a part may be the best so far and be tested. Patience counts complete epochs alone.
         """
         progress = self.progress
         began = time.monotonic()
         self.stopping.restart()
         metrics, bins = self.engine.evaluate("val", f"epoch {epoch} validation", self.stopping.agreed)
-        loss = logloss_sum(metrics)
+        loss = weighted_sum(self.engine.tasks, {task: values["logloss"] or 0.0 for task, values in metrics.items()})
         better = progress.best_loss is None or loss < progress.best_loss
+        if complete:
+            progress.bad_epochs = 0 if better else progress.bad_epochs + 1
+        elif better:
+            progress.take_part_for_best()
         if better:
-            progress.best_loss, progress.bad_epochs = loss, 0
-            progress.val, progress.val_bins = metrics, bins
+            progress.best_loss, progress.val, progress.val_bins = loss, metrics, bins
             progress.best_epoch, progress.best_step = epoch, progress.step
-        elif complete:
-            progress.bad_epochs += 1
         progress.seconds += time.monotonic() - began
         flat = {f"val/{task}/{name}": v for task, values in metrics.items() for name, v in values.items()}
         self.tracker.log(progress.step, {"epoch": epoch, "val/loss": loss, **flat})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from runs import EPOCH, evaluation, lines, read, steps, train_here, write_data
 from toy import write_toy
 
 from recmtl import cli
+from recmtl.data.dataset import Dataset
 from recmtl.training.checkpoint import best_checkpoint
 
 
@@ -64,6 +67,79 @@ def test_a_worse_part_of_an_epoch_does_not_count_for_patience(data, overfit, tmp
         stopped = train_here(data, tmp_path / "run", **flags, training__max_steps=worse + steps_more)
         assert stopped["steps"] == worse + steps_more
     assert train_here(data, tmp_path / "run", **flags)["epochs"] == read(overfit)["epochs"]
+
+
+PART = {"embedding__lr": 5.0, "training__patience": 2, "training__max_epochs": 20, "checkpoint__keep": 1}
+"""With these the first epoch is the best, and parts of the first and of the second are better still."""
+
+
+@pytest.fixture(scope="module")
+def in_one_go(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "one"
+    train_here(data, run, **PART)
+    assert (read(run)["best_epoch"], read(run)["epochs"]) == (1, 3)
+    return run
+
+
+@pytest.mark.parametrize("stop", [35, EPOCH + 5])
+def test_a_better_part_of_an_epoch_is_tested_and_forgotten_when_the_run_goes_on(data, in_one_go, tmp_path, stop):
+    run = tmp_path / "run"
+    stopped = train_here(data, run, **PART, training__max_steps=stop)
+    assert (stopped["steps"], stopped["best_epoch"]) == (stop, 1 + stop // EPOCH)
+    assert best_checkpoint(run).name == f"step-{stop:09d}"
+    assert sum(task["logloss"] for task in stopped["val"].values()) < min(
+        line["val/loss"] for line in lines(in_one_go) if "val/loss" in line
+    )
+    # Killed before it wrote its results: the same command ends with the same ones.
+    (run / "results.json").unlink()
+    again = train_here(data, run, **PART, training__max_steps=stop)
+    assert (again["test"], again["val"], again["best_epoch"]) == tuple(
+        stopped[k] for k in ("test", "val", "best_epoch")
+    )
+
+    on, whole = train_here(data, run, **PART), read(in_one_go)
+    for key in ("epochs", "best_epoch", "steps", "test", "val", "logloss_sum", "calibration_bins"):
+        assert on[key] == whole[key], key
+    assert steps(run) == steps(in_one_go)
+
+
+def weigh(data: Path, folder: Path, click: float, like: float) -> Path:
+    """The same rows, with other weights of the tasks."""
+    shutil.copytree(data, folder)
+    dataset = Dataset.load(folder)
+    weights = {"click": click, "like": like}
+    tasks = tuple(replace(task, weight=weights[task.name]) for task in dataset.tasks)
+    replace(dataset, tasks=tasks).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tasks", [(), ("like",)])
+def test_the_recipes_weights_decide_which_epoch_is_best(data, tmp_path, tasks):
+    """Click has no weight: it is measured, and has no say."""
+    weighed = weigh(data, tmp_path / "data", 0.0, 2.5)
+    results = train_here(weighed, tmp_path / "run", tasks=tasks, embedding__lr=0.5, training__max_epochs=4)
+    logged = [line for line in lines(tmp_path / "run") if "loss" in line]
+    for line in logged:
+        assert line["loss"] == pytest.approx(2.5 * line["loss/like"])
+        assert line["weight/like"] == 2.5
+    val = [line for line in lines(tmp_path / "run") if "val/loss" in line]
+    for line in val:
+        assert line["val/loss"] == pytest.approx(2.5 * line["val/like/logloss"])
+    like = [line["val/like/logloss"] for line in val]
+    assert results["best_epoch"] == 1 + like.index(min(like))
+    assert results["logloss_sum"] == pytest.approx(sum(task["logloss"] for task in results["test"].values()))
+    assert set(results["test"]) == (set(tasks) or {"click", "like"})
+
+
+@pytest.mark.parametrize(("tasks", "named"), [((), "click, like"), (("click",), "click")])
+def test_without_any_weight_there_is_nothing_to_train(data, tmp_path, tasks, named):
+    weighed = weigh(data, tmp_path / "data", 0.0, 0.0 if not tasks else 1.0)
+    said = rf"^training.tasks: the recipe gives weight 0 to all tasks to train \({named}\); give one of them a weight"
+    with pytest.raises(cli.UserError, match=said):
+        train_here(weighed, tmp_path / "run", tasks=tasks)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(cli.UserError, match=said):
+        cli.plan(["mmoe", "--data", str(weighed), *(("--tasks", *tasks) if tasks else ())])
 
 
 def test_without_validation_and_test_splits_the_newest_step_is_the_best(tmp_path):
