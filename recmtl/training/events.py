@@ -15,6 +15,9 @@ from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 
@@ -42,6 +45,12 @@ class Events:
         """A point of every curve."""
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(step=step, summary=Summary(value=points))
+
+    def add_text(self, step: int, name: str, text: str) -> None:
+        """A text for TensorBoard's page of texts, which reads it as Markdown."""
+        tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
+        value = Summary.Value(tag=name, metadata=create_summary_metadata(name, None), tensor=tensor)
+        self._write(step=step, summary=Summary(value=[value]))
 
     def close(self) -> None:
         """Close the file."""

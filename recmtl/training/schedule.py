@@ -18,10 +18,12 @@ class Warmup:
 
     def __init__(self, optimizer: CombinedOptimizer, steps: int) -> None:
         self.steps = steps
+        self.scale = 1.0
+        """Of the latest step: its rates over the full ones."""
         self.groups = [(g, g["lr"]) for _, o in optimizer.optimizers for g in o.param_groups] if steps else []
 
     def set(self, step: int) -> None:
         """Set the rates for step `step`, counted from 0."""
-        scale = min(1.0, (step + 1) / max(1, self.steps))
+        self.scale = min(1.0, (step + 1) / max(1, self.steps))
         for group, rate in self.groups:
-            group["lr"] = rate * scale
+            group["lr"] = rate * self.scale

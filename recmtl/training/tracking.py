@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recmtl.files import os_errors, write_whole
+from recmtl.metrics import Values
 
 PLAIN_SECONDS = 5.0
 """Between two lines of progress where there is no terminal to draw a bar on."""
@@ -108,6 +109,17 @@ class Tracker:
         if self._events:
             with os_errors(self._events.path):
                 self._events.add(step, {name: v for name, v in values.items() if isinstance(v, int | float)})
+
+    def log_metrics(self, step: int, split: str, metrics: dict[str, Values], **values: Any) -> None:
+        """As `log`, what was measured on a split as ``split/task/name`` and `values`."""
+        flat = {f"{split}/{task}/{name}": v for task, found in metrics.items() for name, v in found.items()}
+        self.log(step, {**values, **flat})
+
+    def describe(self, step: int, config: str) -> None:
+        """Show a configuration, in TOML, in TensorBoard."""
+        if self._events:
+            with os_errors(self._events.path):
+                self._events.add_text(step, "config.toml", f"```toml\n{config}```\n")
 
     def say(self, text: str) -> None:
         """A line for the user."""

@@ -65,6 +65,7 @@ class Trainer:
                 step=self.progress.step,
             ) as self.tracker,
         ):
+            self.tracker.describe(self.progress.step, to_toml(self.config))
             try:
                 while not is_done(self.progress, self.config.training):
                     self._epoch()
@@ -187,6 +188,8 @@ class Trainer:
         values |= {f"weight/{task.name}": value for task, value in weights}
         if not math.isfinite(sum(losses)):
             raise UserError(f"the loss is {loss} at step {self.progress.step}; {DIVERGED}")
+        config, scale = self.config, self.warmup.scale
+        values |= {"lr/dense": config.dense.lr * scale, "lr/embedding": config.embedding.lr * scale}
         self.tracker.log(
             self.progress.step, {"epoch": self.progress.epoch + 1, "loss": loss, **values, "examples_per_second": rate}
         )
@@ -211,8 +214,7 @@ class Trainer:
             progress.best_loss, progress.val, progress.val_bins = loss, metrics, bins
             progress.best_epoch, progress.best_step = epoch, progress.step
         progress.seconds += time.monotonic() - began
-        flat = {f"val/{task}/{name}": v for task, values in metrics.items() for name, v in values.items()}
-        self.tracker.log(progress.step, {"epoch": epoch, "val/loss": loss, **flat})
+        self.tracker.log_metrics(progress.step, "val", metrics, epoch=epoch, **{"val/loss": loss})
         aucs = "  ".join(f"{task} AUC {_shown(values['auc'])}" for task, values in metrics.items())
         best = "  (best so far)" if better else ""
         self.tracker.say(f"epoch {epoch}  validation loss {loss:.4f}  {aucs}{best}")
@@ -226,6 +228,8 @@ class Trainer:
         began = time.monotonic()
         rows = self.engine.readers["test"].steps
         test, test_bins = self.engine.evaluate("test", "test", self.stopping.agreed) if rows else ({}, {})
+        if test:
+            self.tracker.log_metrics(progress.step, "test", test, epoch=progress.best_epoch)
         seconds = {
             "train": progress.train_seconds,
             "data_wait": self.ranks.max(progress.wait_seconds),

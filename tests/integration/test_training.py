@@ -263,10 +263,13 @@ def test_a_run_leaves_the_contracts_files(one):
 def test_metrics_lines_and_tensorboard_agree(one):
     train = [line for line in lines(one) if "loss" in line]
     tasks = {f"{kind}/{task}" for kind in ("loss", "weight") for task in ("click", "like")}
-    assert all(set(line) == {"step", "epoch", "loss", "examples_per_second", *tasks} for line in train)
+    rates = {"lr/dense": 1e-3, "lr/embedding": 0.05}
+    assert all(set(line) == {"step", "epoch", "loss", "examples_per_second", *tasks, *rates} for line in train)
     assert [line["epoch"] for line in train] == [1] * EPOCH + [2] * EPOCH
     for line in train:
         assert line["loss"] == pytest.approx(line["loss/click"] + line["loss/like"])
+        for name, rate in rates.items():  # they rise over 30 steps
+            assert line[name] == pytest.approx(rate * min(1.0, line["step"] / 30))
     val = [line for line in lines(one) if "val/loss" in line]
     assert [(line["step"], line["epoch"]) for line in val] == [(EPOCH, 1), (2 * EPOCH, 2)]
     best = val[read(one)["best_epoch"] - 1]
@@ -278,6 +281,18 @@ def test_metrics_lines_and_tensorboard_agree(one):
     events.Reload()
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(one))
     assert [event.step for event in events.Scalars("val/loss")] == [EPOCH, 2 * EPOCH]
+    for name in rates:
+        assert [event.value for event in events.Scalars(name)] == pytest.approx([line[name] for line in train])
+
+    [test] = [line for line in lines(one) if any(key.startswith("test/") for key in line)]
+    assert (test["step"], test["epoch"]) == (2 * EPOCH, read(one)["best_epoch"])
+    for task, metrics in read(one)["test"].items():
+        for name, value in metrics.items():
+            assert test[f"test/{task}/{name}"] == value
+            [event] = events.Scalars(f"test/{task}/{name}")
+            assert (event.step, event.value) == (2 * EPOCH, pytest.approx(value))
+    [text] = events.Tensors("config.toml")
+    assert text.tensor_proto.string_val[0].decode() == f"```toml\n{(one / 'config.toml').read_text()}```\n"
 
 
 def test_a_line_holds_the_mean_loss_since_the_line_before(data, one, tmp_path):
