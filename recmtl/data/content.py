@@ -30,7 +30,7 @@ class ContentDigests:
         for name, values in _streams(rows):
             if name not in digests:
                 digests[name] = hashlib.blake2b(digest_size=DIGEST_BYTES)
-            digests[name].update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
+            digests[name].update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
 
     def hexdigests(self) -> dict[str, dict[str, str]]:
         """{split: {column: digest}} of what was taken in."""

@@ -27,8 +27,8 @@ def data_difference(trained: Dataset, given: Dataset) -> str | None:
     if trained.data_fingerprint == given.data_fingerprint:
         return None
     found = next(_data_differences(trained, given), "the data differs")
-    cause = next(_causes(trained, given), None)
-    return f"{found} ({cause})" if cause else found
+    causes = ", ".join(_causes(trained, given))
+    return f"{found} ({causes})" if causes else found
 
 
 def _encoding_differences(trained: Dataset, given: Dataset) -> Iterator[str]:
@@ -64,7 +64,7 @@ def _content_differences(trained: Dataset, given: Dataset, split: str) -> Iterat
 
 
 def _causes(trained: Dataset, given: Dataset) -> Iterator[str]:
-    """What of the recipe's SQL and the raw files may be the reason."""
+    """What may be the reason: other SQL in the recipe, and the first raw file that differs in its number of rows."""
     if trained.sql != given.sql:
         yield "the recipe's sql is another"
     for source, files in given.sources.items():
@@ -73,6 +73,7 @@ def _causes(trained: Dataset, given: Dataset) -> Iterator[str]:
             if before.get(name) != files.get(name):
                 rows = f"{_shown_rows(before.get(name))}, now {_shown_rows(files.get(name))}"
                 yield f"file {name} of source '{source}' had {rows}"
+                return
 
 
 def _shown_rows(rows: int | None) -> str:

@@ -220,6 +220,15 @@ def test_every_difference_has_a_name(one: Dataset, field: str, data: st.DataObje
     assert encoding != "the encoding differs"
 
 
+def test_what_may_be_the_reason_is_said() -> None:
+    trained = replace(FOLDER, sql="1", sources={"raw": {"a.parquet": 10, "b.parquet": 2000, "c.parquet": 1}})
+    given = replace(FOLDER, rows={**FOLDER.rows, "train": 9}, sql="2", sources={"raw": {"a.parquet": 10}})
+    file = "file b.parquet of source 'raw' had 2,000 rows, now no rows"
+    assert data_difference(trained, given) == f"rows in train 10, now 9 (the recipe's sql is another, {file})"
+    assert data_difference(trained, replace(given, sql="1")) == f"rows in train 10, now 9 ({file})"
+    assert data_difference(trained, replace(trained, rows=given.rows)) == "rows in train 10, now 9"
+
+
 def test_figures_for_people_are_no_difference() -> None:
     x, y, z = FOLDER.features
     other = replace(
