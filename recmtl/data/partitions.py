@@ -28,7 +28,8 @@ def partition_columns(files: list[Path], raw: Path, path: str, taken: Collection
     spellings: dict[str, list[str]] = {}
     inside: dict[str, int] = {}
     for file in files:
-        keys = dict.fromkeys(part.partition("=")[0] for part in file.relative_to(raw).parts[:-1] if "=" in part[1:])
+        parts = [part.partition("=") for part in file.relative_to(raw).parts[:-1]]
+        keys = dict.fromkeys(key for key, equals, _ in parts if key and equals)
         for key in keys:
             folded = fold(unquote(key))
             names.setdefault(folded, unquote(key))

@@ -57,7 +57,9 @@ def _find(source: Source, raw: Path) -> list[Path]:
 
 
 def _check_name(path: Path) -> None:
-    """Raises UserError: the file is of another format, or its name is no text."""
+    """Raises UserError: the file is of another format, or DuckDB cannot open its name."""
+    if "\\" in str(path.absolute()) and set(str(path.absolute())) & set("*?["):
+        raise UserError(f"{path}: the path has a backslash beside one of * ? [, which DuckDB cannot open; rename it")
     try:
         str(path).encode()
     except UnicodeEncodeError:

@@ -26,7 +26,7 @@ class Column:
         own = {fold(name): name for name in schema.types}.get(fold(self.name))
         if self.refusal:
             return refused_column(self.refusal)
-        if own is None:
+        if own is None or schema.types[own] == NULL:
             return "null"
         return quote(own) if schema.types[own] == self.type else f"cast({quote(own)} as {self.type})"
 
