@@ -164,9 +164,8 @@ def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int)
     sharding, lengths = config.sharding, ranker.embeddings.lengths
     for name in sharding.tables:
         if name not in tables:
-            raise UserError(
-                f"sharding.tables: no table '{name}'; {nearest(name, tables) if tables else 'there is none'}"
-            )
+            known = nearest(name, tables) if tables else "all features are numeric, so there is none"
+            raise UserError(f"sharding.tables: no table '{name}'; {known}")
     if not tables:
         return Plan(cluster, (), ShardingPlan({}))
     constraints = {

@@ -61,8 +61,8 @@ class Progress:
     val_bins: dict[str, Any] = field(default_factory=dict)
     """Its calibration bins."""
     complete: dict[str, Any] | None = None
-    """What the fields of `BEST` are by complete epochs alone, where a part of an epoch is better than all of those; None:
-    it is not. A run that goes on goes on from these, as if it had not stopped in the midst of an epoch."""
+    """The fields of `BEST` by complete epochs alone, where a part of an epoch is better than all of those; None: it is
+    not. A run that goes on goes on from these, as if it had not stopped in the midst of an epoch."""
 
     def take_part_for_best(self) -> None:
         """Before a part of an epoch becomes the best: keep what the complete ones have come to."""
