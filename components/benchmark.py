@@ -4,6 +4,8 @@ from typing import Dict, List, Optional
 
 import torchx.specs as specs
 
+from torchx_specs.arguments import check_numbers, literal, literal_values
+
 
 def benchmark(
     *args: str,
@@ -34,6 +36,8 @@ def benchmark(
         env: environment variables (KEY=value,KEY=value).
         mounts: mounts of the container (type=bind,src=/host,dst=/container[,readonly], or type=volume,...).
     """
+    check_numbers(1, cpu=cpu, memMB=memMB)
+    check_numbers(0, gpu=gpu)
     return specs.AppDef(
         name=name,
         roles=[
@@ -41,9 +45,9 @@ def benchmark(
                 name=name,
                 image=image,
                 entrypoint="python",
-                args=[f"benchmarks/{script}.py", *args],
+                args=[literal(f"benchmarks/{script}.py"), *map(literal, args)],
                 resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
-                env={"PYTHONUNBUFFERED": "1", **(env or {})},
+                env={"PYTHONUNBUFFERED": "1", **literal_values(env)},
                 mounts=specs.parse_mounts(mounts or []),
             )
         ],

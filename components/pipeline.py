@@ -6,6 +6,8 @@ from typing import Dict, List, Optional
 
 import torchx.specs as specs
 
+from torchx_specs.arguments import check_numbers, literal, literal_values, refuse
+
 
 def pipeline(
     *args: str,
@@ -48,12 +50,14 @@ def pipeline(
         mounts: mounts of the container (type=bind,src=/host,dst=/container[,readonly], or type=volume,...).
         max_retries: how often the scheduler starts the job again after a failure.
     """
+    check_numbers(1, cpu=cpu, memMB=memMB)
+    check_numbers(0, ranks=ranks, gpu=gpu, max_retries=max_retries)
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     ranks = ranks or max(1, resource.gpu)
     data = f"{out}/data"
     runs = [f"{out}/runs/{PurePath(model).stem}" for model in models]
     if len(set(runs)) < len(runs):
-        raise ValueError(f"--models {','.join(models)}: two of them have the same name and would share a run folder")
+        refuse(f"--models {','.join(models)}: two of them have the same name and would share a run folder")
     launcher = ["python", "-m", "recmtl.launch", "--standalone", "--nproc-per-node", str(ranks), "--"]
     commands = [
         *(
@@ -66,7 +70,7 @@ def pipeline(
     script = [
         "set -e",
         # The shell passes SIGTERM on and waits, so that training can write a checkpoint.
-        f"trap 'kill -TERM {_DOLLAR}!; wait {_DOLLAR}!' TERM",
+        "trap 'kill -TERM $!; wait $!' TERM",
         f"{prepared} || {_waited(['python', '-m', 'recmtl', 'prepare', recipe, raw, data])}",
         *map(_waited, commands),
     ]
@@ -77,13 +81,13 @@ def pipeline(
                 name=name,
                 image=image,
                 entrypoint="bash",
-                args=["-c", "\n".join(script)],
+                args=["-c", literal("\n".join(script))],
                 resource=resource,
                 env={
                     "OMP_NUM_THREADS": str(max(1, resource.cpu // ranks)),
                     "LOGLEVEL": "WARNING",
                     "PYTHONUNBUFFERED": "1",
-                    **(env or {}),
+                    **literal_values(env),
                 },
                 max_retries=max_retries,
                 mounts=specs.parse_mounts(mounts or []),
@@ -92,10 +96,6 @@ def pipeline(
     )
 
 
-_DOLLAR = "$$"
-"""TorchX takes a single one for one of its own macros."""
-
-
 def _waited(command: List[str]) -> str:
     """A command in the background and a wait for it: a shell runs its traps between commands and in `wait` only."""
-    return f"{{ {shlex.join(command)} & wait {_DOLLAR}!; }}"
+    return f"{{ {shlex.join(command)} & wait $!; }}"

@@ -4,6 +4,8 @@ from typing import Dict, List, Optional
 
 import torchx.specs as specs
 
+from torchx_specs.arguments import check_numbers, literal, literal_values
+
 
 def prepare(
     *args: str,
@@ -32,6 +34,8 @@ def prepare(
         mounts: mounts of the container (type=bind,src=/host,dst=/container[,readonly], or type=volume,...).
         max_retries: how often the scheduler starts the job again after a failure.
     """
+    check_numbers(1, cpu=cpu, memMB=memMB)
+    check_numbers(0, max_retries=max_retries)
     return specs.AppDef(
         name=name,
         roles=[
@@ -39,9 +43,9 @@ def prepare(
                 name=name,
                 image=image,
                 entrypoint="python",
-                args=["-m", "recmtl", "prepare", *args],
+                args=["-m", "recmtl", "prepare", *map(literal, args)],
                 resource=specs.resource(cpu=cpu, memMB=memMB, h=h),
-                env={"PYTHONUNBUFFERED": "1", **(env or {})},
+                env={"PYTHONUNBUFFERED": "1", **literal_values(env)},
                 max_retries=max_retries,
                 mounts=specs.parse_mounts(mounts or []),
             )

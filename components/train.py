@@ -10,6 +10,8 @@ from typing import Dict, List, Optional
 import torchx.specs as specs
 from torchx.specs import macros
 
+from torchx_specs.arguments import check_numbers, literal, literal_values
+
 
 def ddp(
     *args: str,
@@ -50,6 +52,8 @@ def ddp(
         rdzv_port: port of the first node where several nodes meet.
         rdzv_timeout: seconds that a node waits for the others; long enough for the slowest to pull its image.
     """
+    check_numbers(1, nodes=nodes, cpu=cpu, memMB=memMB, rdzv_port=rdzv_port, rdzv_timeout=rdzv_timeout)
+    check_numbers(0, ranks=ranks, gpu=gpu, max_retries=max_retries, max_restarts=max_restarts)
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     ranks = ranks or max(1, resource.gpu)
     launcher = [
@@ -68,14 +72,14 @@ def ddp(
                 image=image,
                 # A shell, because only the node itself knows the name of the first node.
                 entrypoint="bash",
-                args=["-c", f"exec {' '.join(launcher)} {shlex.join(args)}"],
+                args=["-c", f"exec {' '.join(launcher)} {literal(shlex.join(args))}"],
                 num_replicas=nodes,
                 resource=resource,
                 env={
                     "OMP_NUM_THREADS": str(max(1, resource.cpu // ranks)),
                     "LOGLEVEL": "WARNING",
                     "PYTHONUNBUFFERED": "1",
-                    **(env or {}),
+                    **literal_values(env),
                 },
                 max_retries=max_retries,
                 port_map={"c10d": rdzv_port},

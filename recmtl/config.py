@@ -184,41 +184,10 @@ class Config:
         Raises:
             UserError: a value is out of range; names the key.
         """
-        positive = {
-            "embedding.dim": self.embedding.dim,
-            "embedding.lr": self.embedding.lr,
-            "embedding.init_scale": self.embedding.init_scale,
-            "dense.lr": self.dense.lr,
-            "weighting.temperature": self.weighting.temperature,
-            "weighting.lr": self.weighting.lr,
-            "training.batch_size": self.training.batch_size,
-            "training.max_epochs": self.training.max_epochs,
-            "checkpoint.keep": self.checkpoint.keep,
-            "metrics.every_steps": self.metrics.every_steps,
-            "reader.streams": self.reader.streams,
-            "reader.prefetch": self.reader.prefetch,
-            **self._model_sizes(),
-        }
-        for key, value in positive.items():
-            if not value > 0:  # nor NaN
-                raise UserError(f"{key}: must be greater than 0, not {value}")
-        at_least_zero = {
-            "embedding.eps": self.embedding.eps,
-            "embedding.replica_mib": self.embedding.replica_mib,
-            "dense.weight_decay": self.dense.weight_decay,
-            "weighting.alpha": self.weighting.alpha,
-            "training.micro_batch_size": self.training.micro_batch_size,
-            "training.max_steps": self.training.max_steps,
-            "training.patience": self.training.patience,
-            "training.seed": self.training.seed,
-            "training.clip_norm": self.training.clip_norm,
-            "training.warmup_steps": self.training.warmup_steps,
-            "checkpoint.every_steps": self.checkpoint.every_steps,
-            "sharding.device_memory_gib": self.sharding.device_memory_gib,
-        }
-        for key, value in at_least_zero.items():
-            if not value >= 0:
-                raise UserError(f"{key}: must not be negative, not {value}")
+        for key, value in _values(self, ""):
+            for number in value if isinstance(value, tuple) else (value,):
+                if type(number) in (int, float):
+                    _check_number(key, number)
         if self.embedding.dim % 4:
             raise UserError(f"embedding.dim: must be a multiple of 4, not {self.embedding.dim}")
         if self.embedding.layout == "side_by_side" and self.embedding.placement == "data_parallel":
@@ -229,11 +198,35 @@ class Config:
             if key.endswith(".dropout") and not 0 <= value < 1:
                 raise UserError(f"{key}: a fraction from 0 to 1, not {value}")
 
-    def _model_sizes(self) -> dict[str, int]:
-        """Whole numbers and widths in the model section, by key: the smallest of each."""
-        values = _values(self.model, "model.")
-        sizes = {key: min(v, default=1) if isinstance(v, tuple) else v for key, v in values}
-        return {key: size for key, size in sizes.items() if type(size) is int}
+
+POSITIVE = (
+    *("embedding.dim", "embedding.lr", "embedding.init_scale", "dense.lr", "weighting.temperature", "weighting.lr"),
+    *("training.batch_size", "training.max_epochs", "checkpoint.keep", "metrics.every_steps"),
+    *("reader.streams", "reader.prefetch"),
+)
+"""Keys whose values must be greater than 0, beside the whole numbers of the model section; the others may be 0."""
+LARGEST_FLOAT = 3e38
+"""PyTorch keeps numbers in 32 bits, which hold no more."""
+LARGEST, LARGEST_SIZE, LARGEST_SEED = 2**31 - 1, 2**16, 2**63 - 1
+"""Of whole numbers: of counts, which PyTorch's kernels keep in 32 bits; of widths and numbers of layers, whose products
+count weights; of the seed, which PyTorch's generators keep in 64 bits."""
+
+
+def _check_number(key: str, number: float) -> None:
+    """Check a number by its key.
+
+    Raises:
+        UserError: it is out of range; names the key.
+    """
+    if isinstance(number, float) and not abs(number) <= LARGEST_FLOAT:  # nor NaN
+        raise UserError(f"{key}: must be a number up to {LARGEST_FLOAT:g}, not {number}")
+    is_size = isinstance(number, int) and (key.startswith("model.") or key == "embedding.dim")
+    is_positive = is_size or key in POSITIVE
+    if number <= 0 if is_positive else number < 0:
+        raise UserError(f"{key}: must {'be greater than 0' if is_positive else 'not be negative'}, not {number}")
+    most = LARGEST_SIZE if is_size else LARGEST_SEED if key == "training.seed" else LARGEST
+    if isinstance(number, int) and number > most:
+        raise UserError(f"{key}: must be a whole number from {int(is_positive)} to {most}, not {number}")
 
 
 def _values(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:

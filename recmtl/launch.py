@@ -6,6 +6,9 @@ Two things that plain torchrun gets in the way of: it takes recmtl's ``--run`` f
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import logging
 import os
 import sys
@@ -20,6 +23,9 @@ with silent_torch():
     from torch.distributed.run import main as torchrun
     from torch.distributed.run import parse_args
 
+MOST = 4096
+"""Largest number of ranks on a machine, of machines and of restarts: torchrun would make a list of them."""
+
 
 def main() -> None:
     """Start the ranks and exit with the first failed one's code; its own message says what went wrong."""
@@ -28,8 +34,8 @@ def main() -> None:
         leave("error: the '--' is missing in python -m recmtl.launch TORCHRUN-OPTIONS -- COMMAND ...", MISTAKE)
     dashes = arguments.index("--")
     options, command = arguments[:dashes], arguments[dashes + 1 :]
-    parsed = parse_args([*options, "-m", "--", "recmtl"])
-    if parsed.nproc_per_node.isdigit():
+    parsed = _parse(options)
+    if parsed.nproc_per_node.isdecimal():
         # torchrun itself would give every rank one thread, whatever the number of cores.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(parsed.nproc_per_node))))
     alone = parsed.standalone or parsed.nnodes in ("1", "1:1")
@@ -45,7 +51,7 @@ def main() -> None:
     logging.disable(logging.ERROR)
     try:
         torchrun([*options, "-m", "--", "recmtl", *command])
-    except ValueError as problem:  # of its options: a number of ranks that is none, GPUs that are not there
+    except (ValueError, AssertionError) as problem:  # of its options: other words for ranks, GPUs that are not there
         leave(f"error: recmtl.launch: {problem}", MISTAKE)
     except RendezvousError as problem:
         leave(f"error: recmtl.launch: {_why_apart(problem, parsed.rdzv_endpoint)}", BUG)
@@ -57,6 +63,38 @@ def main() -> None:
         if code < 0:  # a signal, which leaves no message
             print(f"error: local rank {failure.local_rank} was ended by signal {-code}", file=sys.stderr)
         sys.exit(code if code > 0 else 128 - code)
+
+
+def _parse(options: list[str]) -> argparse.Namespace:
+    """The options of torchrun; ends the process with a line where one is not known or out of range."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed = parse_args([*options, "-m", "--", "recmtl"])
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        leave(f"error: recmtl.launch: {said.getvalue().strip().rpartition('error: ')[2]}", MISTAKE)
+    first, _, last = parsed.nnodes.partition(":")
+    for option, value, least in (
+        ("--nproc-per-node", parsed.nproc_per_node, 1),
+        ("--nnodes", first, 1),
+        ("--nnodes", last or first, _number(first) or 1),
+        ("--max-restarts", parsed.max_restarts, 0),
+        ("--monitor-interval", parsed.monitor_interval, 1e-3),
+    ):
+        number = _number(value)
+        if number is not None and not least <= number <= MOST:
+            leave(f"error: recmtl.launch: {option}: from {least:g} to {MOST}, not {value}", MISTAKE)
+    return parsed
+
+
+def _number(value: str | float) -> float | None:
+    """What an option's value is as a number; None: it is a word, which torchrun knows or not."""
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def _why_apart(problem: RendezvousError, place: str) -> str:

@@ -78,6 +78,9 @@ class Reader:
             )
         share = None if gather is None else (rank, world_size, gather)
         self.data = ParquetSplit(folder, dataset, split, tasks, evaluation, share)
+        # Where one batch holds all rows, more padding and more streams would only take memory.
+        streams = min(streams, max(self.data.rows, world_size))
+        batch_size = min(batch_size, max(self.data.rows, streams))
         self.seed, self.shuffle, self.world_size, self.pin_memory = seed, shuffle, world_size, pin_memory
         self.keys = [f.name for f in (*self.data.categorical, *self.data.list_features)]
         # Rows of every stream that one batch takes, and row ranges in the same proportion: all end together.

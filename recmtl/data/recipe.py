@@ -7,6 +7,7 @@ can be wrong before a raw file is opened is reported here.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -375,8 +376,8 @@ def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
 
 def _check_task(recipe: Recipe, task: TaskSpec, where: str) -> None:
     parents = {other.name: other.parent for other in recipe.tasks}
-    if task.weight < 0:
-        raise UserError(f"{where}: weight: {task.weight} is negative")
+    if not 0 <= task.weight < math.inf:
+        raise UserError(f"{where}: weight: {task.weight} is no weight; write a number of 0 or more")
     if task.parent is not None and task.parent not in parents:
         raise UserError(f"{where}: parent: there is no [[task]] {task.parent!r}")
     seen, ancestor = {task.name}, task.parent

@@ -17,6 +17,7 @@ from recmtl.distributed.shortage import Forecast, size
 from recmtl.errors import UserError
 
 RANKS_SHOWN = 16
+LARGEST_GIB = 10**6
 
 
 def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib: float, ranks_per_node: int) -> str:
@@ -36,8 +37,15 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
     Raises:
         UserError: the run does not fit, or an option is out of range.
     """
-    if world_size < 1 or hbm_gib <= 0 or ranks_per_node < 1:
+    if world_size < 1 or not hbm_gib > 0 or ranks_per_node < 1:
         raise UserError("--world_size, --hbm_gib and --ranks_per_node must be greater than 0")
+    if hbm_gib > LARGEST_GIB:
+        raise UserError(f"--hbm_gib: at most {LARGEST_GIB:,}, not {hbm_gib}")
+    streams = min(config.reader.streams, config.training.batch_size)
+    if world_size > streams:  # as the reader says
+        raise UserError(
+            f"reader.streams and training.batch_size: at least the number of ranks ({world_size}), not {streams}"
+        )
     cluster = Cluster(world_size, min(world_size, ranks_per_node), device, int(hbm_gib * GIB))
     forecast = Forecast.of(config, Dataset.load(data), cluster)
     forecast.check()

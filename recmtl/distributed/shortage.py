@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from recmtl.config import Config
-from recmtl.data.dataset import Dataset
+from recmtl.data.dataset import Dataset, Task
 from recmtl.distributed.memory import Memory, predict
 from recmtl.distributed.plan import GIB, Cluster, Plan, make_plan
 from recmtl.errors import UserError, is_out_of_memory
@@ -30,6 +32,12 @@ PLANNED_RANKS = 8
 def size(bytes_: float) -> str:
     """A number of bytes for people."""
     return f"{bytes_ / GIB:.3f} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.2f} MiB"
+
+
+def on_paper(config: Config, dataset: Dataset, tasks: tuple[Task, ...]) -> Ranker:
+    """The model of a run without its memory: to plan, and to find out that there would be too little."""
+    with torch.device("meta"):
+        return Ranker.of(config, dataset, tasks)
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,9 @@ class Forecast:
         Raises:
             UserError: the tables do not fit.
         """
-        ranker = Ranker.of(config, dataset, dataset.select_tasks(tuple(config.training.tasks)))
-        batch_size = -(-config.training.batch_size // cluster.world_size)
+        ranker = on_paper(config, dataset, dataset.select_tasks(tuple(config.training.tasks)))
+        rows = max(dataset.rows.get("train", 0), cluster.world_size)
+        batch_size = -(-min(config.training.batch_size, rows) // cluster.world_size)
         plan = make_plan(ranker, config, cluster, batch_size)
         return cls(config, dataset, plan, predict(ranker, plan, config, dataset, batch_size, process))
 

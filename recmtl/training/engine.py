@@ -21,7 +21,7 @@ from recmtl.distributed.memory import predict
 from recmtl.distributed.parallel import parallelize
 from recmtl.distributed.plan import Cluster, Plan, make_plan
 from recmtl.distributed.ranks import Ranks
-from recmtl.distributed.shortage import Forecast
+from recmtl.distributed.shortage import Forecast, on_paper
 from recmtl.errors import UserError
 from recmtl.metrics import Bins, Values
 from recmtl.models.head import Output
@@ -74,20 +74,21 @@ class Engine:
             self.readers = {split: self._reader(split, evaluation=True) for split in self.measure}
         else:
             self.readers = {split: self._reader(split, split != "train") for split in SPLITS}
-        torch.manual_seed(config.training.seed)
-        ranker = Ranker.of(config, self.dataset, self.tasks)
-        self.weighting = ranker.head.weighting
+        paper = on_paper(config, self.dataset, self.tasks)
         memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
         batch_size = next(iter(self.readers.values())).local_batch_size
         # Made once: it is the same for all, and seconds of work for hundreds of ranks.
-        self.plan: Plan = ranks.first(lambda: make_plan(ranker, config, cluster, batch_size))
+        self.plan: Plan = ranks.first(lambda: make_plan(paper, config, cluster, batch_size))
         self.forecast = Forecast(
-            config, self.dataset, self.plan, predict(ranker, self.plan, config, self.dataset, batch_size)
+            config, self.dataset, self.plan, predict(paper, self.plan, config, self.dataset, batch_size)
         )
         if not self.measure:  # measuring needs less than what is forecast
             self.forecast.check_surely()
         with self.shortage_told():
+            torch.manual_seed(config.training.seed)
+            ranker = Ranker.of(config, self.dataset, self.tasks)
+            self.weighting = ranker.head.weighting
             self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
         # Until here all ranks drew the same weights; dropout must differ between them.
         torch.manual_seed(config.training.seed + ranks.rank)

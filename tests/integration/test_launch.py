@@ -41,6 +41,9 @@ def test_a_mistake_that_one_rank_finds_is_told_once(run_recmtl, tmp_path):
     [
         (["train"], "the '--' is missing in python -m recmtl.launch TORCHRUN-OPTIONS -- COMMAND ..."),
         (["--nproc-per-node=x", "--", "train"], "recmtl.launch: Unsupported nproc_per_node value: x"),
+        (["--nproc-per-node", "0", "--", "train"], "recmtl.launch: --nproc-per-node: from 1 to 4096, not 0"),
+        (["--nnodes", "3:2", "--", "train"], "recmtl.launch: --nnodes: from 3 to 4096, not 2"),
+        (["--nope", "--", "train"], "recmtl.launch: unrecognized arguments: --nope"),
     ],
 )
 def test_a_mistake_in_the_launchers_options_is_one_line(arguments, said):

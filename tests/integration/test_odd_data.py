@@ -22,6 +22,7 @@ ODD: dict[str, dict[str, Any]] = {
     "tables of one row": {"kinds": ["categorical", "list"], "table_rows": 1},
     "one row": {"kinds": ["categorical", "numeric"], "rows": {"train": 1, "val": 1, "test": 1}},
     "no rows to measure": {"kinds": ["categorical"], "rows": {"train": 100, "val": 0, "test": 0}},
+    "fewer rows than streams": {"kinds": ["categorical"], "rows": {"train": 7, "val": 2, "test": 3}},
     "negatives alone": {"kinds": ["categorical", "numeric"], "label": 0},
     "positives alone": {"kinds": ["categorical"], "label": 1},
 }
@@ -54,6 +55,16 @@ def test_odd_data_are_planned(tmp_path, capsys, case, device, world_size):
     assert all(table.name in shown for table in dataset.tables)
     assert f"Ranks: {world_size} x 80.000 GiB ({device})" in shown
     assert "nan" not in shown
+
+
+@pytest.mark.parametrize("flags", [{"training__batch_size": 2**31 - 1}, {"reader__streams": 2**31 - 1}])
+def test_no_batch_takes_more_memory_than_all_rows(tmp_path, flags):
+    write_odd(tmp_path / "data", ["categorical", "list", "numeric"])
+    steps = {"training__batch_size": 1000} | flags
+    results = train_here(tmp_path / "data", tmp_path / "run", **steps)
+    train_here(tmp_path / "data", tmp_path / "other", training__batch_size=300)
+    assert results["steps"] == 2
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "other"), rel=1e-5)
 
 
 @pytest.fixture(scope="module")

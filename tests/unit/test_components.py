@@ -163,9 +163,77 @@ def test_pipeline_passes_sigterm_on_and_waits_for_the_checkpoint(tmp_path):
         shell.kill()
 
 
-def test_models_of_a_pipeline_must_not_share_a_run_folder():
-    with pytest.raises(ValueError, match="two of them have the same name"):
-        app_of(PIPELINE, *WHOLE[:-1], "mmoe,mine/mmoe.toml")
+def refusal(capsys, component: str, *args: str) -> str:
+    """The one line with which a component refuses its options."""
+    with pytest.raises(SystemExit) as ended:
+        app_of(component, *args)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_models_of_a_pipeline_must_not_share_a_run_folder(capsys):
+    line = refusal(capsys, PIPELINE, *WHOLE[:-1], "mmoe,mine/mmoe.toml")
+    assert line.startswith("error: --models mmoe,mine/mmoe.toml: two of them have the same name")
+
+
+@pytest.mark.parametrize(
+    ("component", "option", "value", "least"),
+    [
+        *(
+            (TRAIN, option, value, 0)
+            for option in ("ranks", "gpu", "max_retries", "max_restarts")
+            for value in (-1, -9)
+        ),
+        *((TRAIN, option, 0, 1) for option in ("nodes", "cpu", "memMB", "rdzv_port", "rdzv_timeout")),
+        *((PIPELINE, option, -1, 0) for option in ("ranks", "gpu", "max_retries")),
+        *((component, "cpu", 0, 1) for component in (PREPARE, PIPELINE, BENCHMARK)),
+        *((component, "memMB", -1, 1) for component in (PREPARE, PIPELINE, BENCHMARK)),
+    ],
+)
+def test_numbers_out_of_range_are_one_line(capsys, component, option, value, least):
+    whole = WHOLE if component == PIPELINE else ()
+    line = refusal(capsys, component, *whole, f"--{option}", str(value))
+    assert line == f"error: --{option}: {least} or more, not {value}"
+
+
+AS_TYPED = (
+    "$",
+    "$$",
+    "${app_id}",
+    "$${app_id}",
+    "${img_root} ${replica_id}",
+    "$HOME",
+    "a b",
+    "",
+    "'\"\\",
+    "ü→",
+    "`id`",
+    "*",
+)
+"""Words that TorchX or a shell might take for more than they are."""
+
+
+@pytest.mark.parametrize(
+    ("component", "args"),
+    [(TRAIN, ()), (PREPARE, ()), (BENCHMARK, ()), (PIPELINE, (*WHOLE[:-3], "$${app_id} out", "--models", "mmoe"))],
+)
+def test_arguments_and_environment_arrive_as_typed(tmp_path, component, args):
+    """In the place of Python, a script writes down what it is given."""
+    python, said = tmp_path / "python", tmp_path / "said"
+    python.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" "$VALUE" >> {said}\n')
+    python.chmod(0o755)
+    env = f"PATH={tmp_path}:{os.environ['PATH']},VALUE=$${{app_id}} $HOME"
+    with get_runner() as runner:
+        handle = runner.run_component(component, [*args, "--env", env, "--", *AS_TYPED], "local_cwd", {})
+        status = runner.wait(handle, wait_interval=0.05)
+    assert status is not None
+    assert status.state.name == "SUCCEEDED"
+    words = said.read_text().split("\0")[:-1]
+    start = words.index(AS_TYPED[0])
+    assert tuple(words[start : start + len(AS_TYPED)]) == AS_TYPED
+    assert words[start + len(AS_TYPED)] == "$${app_id} $HOME"
+    assert ("$${app_id} out/data" in words) == (component == PIPELINE)
 
 
 @pytest.mark.parametrize(("name", "gpus"), [("cpu-2", 0), ("h100x1", 1), ("h100x8", 8), ("a100x8", 8)])

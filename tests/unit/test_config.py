@@ -173,6 +173,45 @@ def test_values_out_of_range_name_the_key(key, value):
         config_of(values)
 
 
+def numbers() -> list[tuple[str, type]]:
+    """Every key of every model's configuration that holds a number or several, with their type."""
+    found: dict[str, type] = {}
+    for name in MODELS:
+        for section, values in tomllib.loads(to_toml(load_config(name))).items():
+            for key, value in values.items():
+                first = value[0] if isinstance(value, list) and value else value
+                if type(first) in (int, float):
+                    found[f"{name}/{section}.{key}" if section == "model" else f"mmoe/{section}.{key}"] = type(first)
+    return list(found.items())
+
+
+def with_value(name: str, value: Any) -> Config:
+    """A model's preset with one key changed, checked."""
+    model, _, path = name.partition("/")
+    section, key = path.split(".")
+    values = tomllib.loads(to_toml(load_config(model)))
+    values[section][key] = [value] if isinstance(values[section][key], list) else value
+    config = parse_config(values, "run.toml")
+    config.validate()
+    return config
+
+
+@pytest.mark.parametrize(("name", "kind"), numbers())
+def test_no_number_is_without_limits(name, kind):
+    key = name.partition("/")[2]
+    for value in (-1, 2**64, 10**400) if kind is int else (-1.0, float("nan"), float("inf"), float("-inf"), 1e308):
+        with pytest.raises(UserError, match=f"^{key}: ") as caught:
+            with_value(name, value)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_largest_numbers():
+    for key, most in (("training.seed", 2**63 - 1), ("training.batch_size", 2**31 - 1), ("model.experts", 65536)):
+        with_value(f"mmoe/{key}", most)
+        with pytest.raises(UserError, match=rf"^{key}: must be a whole number from [01] to {most}, not {most + 1}$"):
+            with_value(f"mmoe/{key}", most + 1)
+
+
 def test_tables_side_by_side_cannot_be_replicated():
     with pytest.raises(UserError, match=r"^embedding.placement: tables side by side are sharded"):
         config_of({"embedding": {"layout": "side_by_side", "placement": "data_parallel"}})
