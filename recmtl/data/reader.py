@@ -148,9 +148,13 @@ class Reader:
 
     def _keyed_jagged_tensor(self, ids: np.ndarray, lists: list[Lists], rows: int) -> KeyedJaggedTensor:
         if not self.data.list_features:
-            values = torch.from_numpy(ids.reshape(-1))
             # Without keys there are no lengths to tell the stride by.
-            return KeyedJaggedTensor(self.keys, values, lengths=self._full_lengths, stride=self.local_batch_size)
+            return KeyedJaggedTensor(
+                self.keys,
+                torch.from_numpy(ids.reshape(-1)),
+                lengths=self._full_lengths,
+                stride=self.local_batch_size,
+            )
         features = len(self.data.list_features)
         lengths = np.zeros((features, self.local_batch_size), np.int32)
         if lists:

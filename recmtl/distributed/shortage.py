@@ -64,8 +64,7 @@ class Forecast:
             UserError: the tables do not fit.
         """
         ranker = on_paper(config, dataset, dataset.select_tasks(tuple(config.training.tasks)))
-        rows = max(dataset.rows.get("train", 0), cluster.world_size)
-        batch_size = -(-min(config.training.batch_size, rows) // cluster.world_size)
+        batch_size = -(-config.training.batch_size // cluster.world_size)
         plan = make_plan(ranker, config, cluster, batch_size)
         return cls(config, dataset, plan, predict(ranker, plan, config, dataset, batch_size, process))
 

@@ -77,7 +77,7 @@ class Engine:
         paper = on_paper(config, self.dataset, self.tasks)
         memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
-        batch_size = next(iter(self.readers.values())).local_batch_size
+        batch_size = max(reader.local_batch_size for reader in self.readers.values())
         # Made once: it is the same for all, and seconds of work for hundreds of ranks.
         self.plan: Plan = ranks.first(lambda: make_plan(paper, config, cluster, batch_size))
         self.forecast = Forecast(
