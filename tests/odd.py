@@ -68,6 +68,6 @@ def write_odd(
     tasks = tuple(
         Task(task, weight=weight, parent=parents[task], base_rate=base_rates[task]) for task, weight in weights.items()
     )
-    dataset = Dataset("odd", f"odd-{'-'.join(names)}", dict(rows), tables, tuple(features), tasks, group=True)
+    dataset = Dataset("odd", dict(rows), tables, tuple(features), tasks, group=True)
     dataset.save(folder)
     return dataset

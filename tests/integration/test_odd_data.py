@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jobs import words
 from odd import write_odd
-from runs import FLAGS, losses, read, steps, train_here
+from runs import FLAGS, evaluation, losses, read, steps, train_here
 
 from recmtl import cli
 from recmtl.models import MODELS
@@ -40,7 +40,7 @@ def test_odd_data_train_and_are_measured(tmp_path, case):
             assert math.isfinite(task["logloss"])
             assert task["rows"] == dataset.rows[split]
     cli.evaluate([str(run), "--data", str(data), "--split", "train"])
-    for task in read(run, "evaluation_train.json")["train"].values():
+    for task in read(run, evaluation(data, "train"))["train"].values():
         assert task["rows"] == dataset.rows["train"]
         assert (task["auc"] is None) == (ODD[case].get("label") is not None or dataset.rows["train"] == 1)
 
