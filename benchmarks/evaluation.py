@@ -51,7 +51,8 @@ def collect(options: Options, ranks: Ranks) -> Metrics:
         labels = (torch.rand(shape, generator=generator) < (logits - 2).sigmoid()).float()
         oracle = torch.rand(shape, generator=generator)
         group = torch.randint(0, groups, shape[:1], generator=generator)
-        metrics.update(logits, labels, min(left, options.batch_size), oracle, group)
+        row_number = torch.arange(left, left + options.batch_size)
+        metrics.update(logits, labels, min(left, options.batch_size), oracle, group, row_number)
         left -= options.batch_size
     return metrics
 

@@ -326,10 +326,10 @@ def _is_first_rank() -> bool:
 
 
 def _summary(results: dict[str, Any], split: str) -> str:
-    """The metrics of one split as aligned text."""
+    """The metrics of one split as aligned text; ± is the standard error of the AUC."""
     lines = [
-        f"{'task':16} {'AUC':>8} {'oracle':>8} {'GAUC':>8} {'log loss':>9} {'NE':>7} {'calibr.':>8} {'base':>8} "
-        f"{'rows':>12}"
+        f"{'task':16} {'AUC':>8} {'±':>8} {'oracle':>8} {'GAUC':>8} {'log loss':>9} {'NE':>7} {'calibr.':>8} "
+        f"{'base':>8} {'rows':>12}"
     ]
 
     def cell(value: float | None, width: int) -> str:
@@ -337,7 +337,8 @@ def _summary(results: dict[str, Any], split: str) -> str:
 
     for task, m in results[split].items():
         lines.append(
-            f"{task:16} {cell(m['auc'], 8)} {cell(m['oracle_auc'], 8)} {cell(m['gauc'], 8)} {cell(m['logloss'], 9)} "
-            f"{cell(m['ne'], 7)} {cell(m['calibration'], 8)} {cell(m['base_rate'], 8)} {m['rows']:>12,}"
+            f"{task:16} {cell(m['auc'], 8)} {cell(m.get('auc_se'), 8)} {cell(m['oracle_auc'], 8)} {cell(m['gauc'], 8)} "
+            f"{cell(m['logloss'], 9)} {cell(m['ne'], 7)} {cell(m['calibration'], 8)} {cell(m['base_rate'], 8)} "
+            f"{m['rows']:>12,}"
         )
     return "\n".join(lines)

@@ -31,11 +31,13 @@ class Batch(Pipelineable):
     """float32 [B, T]: true probabilities (NaN where unknown); only in evaluation."""
     group: Tensor | None = None
     """int64 [B]: the user a row belongs to; only in evaluation."""
+    row_number: Tensor | None = None
+    """int64 [B]: the row's place in the split, counted from 0 in the order of the files; only in evaluation."""
 
     def _map(self, function: Callable[[Any], Any]) -> Batch:
-        oracle, group = (None if t is None else function(t) for t in (self.oracle, self.group))
+        extras = (None if t is None else function(t) for t in (self.oracle, self.group, self.row_number))
         dense = (function(t) for t in (self.numeric, self.labels, self.weights))
-        return Batch(function(self.sparse), *dense, self.rows, oracle, group)
+        return Batch(function(self.sparse), *dense, self.rows, *extras)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """Copy to a device."""
@@ -48,6 +50,6 @@ class Batch(Pipelineable):
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the allocator that `stream` uses these tensors."""
         self.sparse.record_stream(stream)
-        for tensor in (self.numeric, self.labels, self.weights, self.oracle, self.group):
+        for tensor in (self.numeric, self.labels, self.weights, self.oracle, self.group, self.row_number):
             if tensor is not None:
                 tensor.record_stream(stream)

@@ -22,6 +22,8 @@ FILE_NAME = "dataset.json"
 SPLITS = ("train", "val", "test")
 GROUP_COLUMN = "group"
 """int64 column that identifies the user a row belongs to, for grouped AUC; there when `Dataset.group` is."""
+NO_USER = -1
+"""What `GROUP_COLUMN` holds in a row that belongs to no user."""
 
 PLANNING_FIGURES = ("mean_length", "missing", "unseen")
 """Fields of a feature that a model does not depend on: they help to plan and to look at the data."""

@@ -74,6 +74,8 @@ class Rows:
     """float32 [n, T], NaN where unknown."""
     group: np.ndarray | None
     """int64 [n]."""
+    row_number: np.ndarray | None
+    """int64 [n]: their places in the split."""
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -87,6 +89,7 @@ class Rows:
             self.labels,
             self.oracle,
             self.group,
+            self.row_number,
         ]
         return sum(array.nbytes for array in arrays if array is not None)
 
@@ -99,6 +102,7 @@ class Rows:
             self.labels.take(index, axis=0),
             None if self.oracle is None else self.oracle.take(index, axis=0),
             None if self.group is None else self.group.take(index),
+            None if self.row_number is None else self.row_number.take(index),
         )
 
     def slice(self, start: int, stop: int) -> Rows:
@@ -110,6 +114,7 @@ class Rows:
             self.labels[start:stop],
             None if self.oracle is None else self.oracle[start:stop],
             None if self.group is None else self.group[start:stop],
+            None if self.row_number is None else self.row_number[start:stop],
         )
 
 
@@ -121,7 +126,7 @@ class ParquetSplit:
         dataset: what ``dataset.json`` says of it.
         split: train, val or test.
         tasks: the tasks whose labels to read, in order.
-        evaluation: also read true probabilities and groups.
+        evaluation: also read true probabilities and groups, and number the rows.
         share: rank, number of ranks and how to gather: every rank looks at its share of the files. None: at all.
 
     Raises:
@@ -143,6 +148,7 @@ class ParquetSplit:
         self.numeric = list(dataset.numeric_features)
         self.with_oracle = evaluation and any(task.oracle for task in tasks)
         self.with_group = evaluation and dataset.group
+        self.with_row_number = evaluation
         self.types: dict[str, pa.DataType] = {f.name: pa.int32() for f in self.categorical}
         """Column → its Arrow type."""
         self.types |= {f.name: pa.list_(pa.int32()) for f in self.list_features}
@@ -242,15 +248,23 @@ class ParquetSplit:
             table = self._open[file].read_row_group(group, columns=list(self.types), use_threads=False)
         except (OSError, pa.ArrowException) as problem:
             raise _damaged(path, problem) from None
-        first_row = int(self.starts[number] - self.starts[number - group])
-        return Decoder(self, path, table, first_row).rows()
+        return Decoder(self, path, table, int(self.starts[number]), int(self.starts[number - group])).rows()
 
 
 class Decoder:
-    """Turns one row group's Arrow table into `Rows`."""
+    """Turns one row group's Arrow table into `Rows`.
 
-    def __init__(self, split: ParquetSplit, path: Path, table: pa.Table, first_row: int) -> None:
-        self.split, self.path, self.table, self.first_row = split, path, table, first_row
+    Args:
+        split: what to read.
+        path: of the file, for messages.
+        table: the row group.
+        start: the row group's first row, counted in the split.
+        file_start: the file's first row, counted in the split.
+    """
+
+    def __init__(self, split: ParquetSplit, path: Path, table: pa.Table, start: int, file_start: int) -> None:
+        self.split, self.path, self.table, self.start = split, path, table, start
+        self.first_row = start - file_start
 
     def rows(self) -> Rows:
         split, n = self.split, self.table.num_rows
@@ -268,7 +282,8 @@ class Decoder:
             values = self._column(label_column(task.name))
             labels[:, i] = values
             self._check((values == 0) | (values == 1), label_column(task.name), values, "must be 0 or 1")
-        return Rows(ids, self._lists(), numeric, labels, *self._extras(n))
+        row_number = np.arange(self.start, self.start + n) if split.with_row_number else None
+        return Rows(ids, self._lists(), numeric, labels, *self._extras(n), row_number)
 
     def _lists(self) -> Lists:
         found = [self._list(feature.name, feature.table) for feature in self.split.list_features]

@@ -46,7 +46,7 @@ class Reader:
         world_size: number of processes.
         seed: of the order of rows.
         shuffle: visit rows in another order every epoch; else in the order of the files.
-        evaluation: also read true probabilities and groups.
+        evaluation: also read true probabilities and groups, and number the rows.
         gather: how to share out the look at the files among the ranks; None: every rank looks at all.
         pin_memory: put batches into page-locked memory.
 
@@ -125,6 +125,7 @@ class Reader:
         numeric = np.zeros((size, len(data.numeric)), np.float32)
         oracle = np.full((size, len(data.tasks)), np.nan, np.float32) if data.with_oracle else None
         group = np.zeros(size, np.int64) if data.with_group else None
+        row_number = np.zeros(size, np.int64) if data.with_row_number else None
         if pieces:
             np.concatenate([piece.ids for piece in pieces], axis=1, out=ids[:, :rows])
             np.concatenate([piece.labels for piece in pieces], out=labels[:rows])
@@ -133,6 +134,8 @@ class Reader:
                 np.concatenate([p.oracle for p in pieces if p.oracle is not None], out=oracle[:rows])
             if group is not None:
                 np.concatenate([p.group for p in pieces if p.group is not None], out=group[:rows])
+            if row_number is not None:
+                np.concatenate([p.row_number for p in pieces if p.row_number is not None], out=row_number[:rows])
         weights = np.zeros(size, np.float32)
         weights[:rows] = weight
         batch = Batch(
@@ -141,8 +144,7 @@ class Reader:
             torch.from_numpy(labels),
             torch.from_numpy(weights),
             rows,
-            None if oracle is None else torch.from_numpy(oracle),
-            None if group is None else torch.from_numpy(group),
+            *(None if extra is None else torch.from_numpy(extra) for extra in (oracle, group, row_number)),
         )
         return batch.pin_memory() if self.pin_memory else batch
 

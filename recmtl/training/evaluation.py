@@ -52,7 +52,7 @@ def evaluate(
     ):
         for _ in range(reader.steps):
             _, logits, batch = step(batches)
-            metrics.update(logits, batch.labels, batch.rows, batch.oracle, batch.group)
+            metrics.update(logits, batch.labels, batch.rows, batch.oracle, batch.group, batch.row_number)
             line.step()
             if stop():
                 raise Stopped(f"{title}: left off because of SIGTERM; the same command goes on")

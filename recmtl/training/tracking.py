@@ -111,8 +111,13 @@ class Tracker:
                 self._events.add(step, {name: v for name, v in values.items() if isinstance(v, int | float)})
 
     def log_metrics(self, step: int, split: str, metrics: dict[str, Values], **values: Any) -> None:
-        """As `log`, what was measured on a split as ``split/task/name`` and `values`."""
-        flat = {f"{split}/{task}/{name}": v for task, found in metrics.items() for name, v in found.items()}
+        """As `log`, the numbers measured on a split as ``split/task/name``, and `values`; lists are in the results."""
+        flat = {
+            f"{split}/{task}/{name}": value
+            for task, found in metrics.items()
+            for name, value in found.items()
+            if not isinstance(value, list)
+        }
         self.log(step, {**values, **flat})
 
     def describe(self, step: int, config: str) -> None:

@@ -258,8 +258,10 @@ def test_results_are_plain_numbers(ranks):
     """Which JSON knows."""
     logits, labels, oracle, group = batch(50, 1)
     metrics = Metrics(["a"], gauc=True, ranks=ranks)
-    metrics.update(logits, labels, 50, oracle, group)
+    metrics.update(logits, labels, 50, oracle, group, torch.arange(50))
     found, bins = metrics.compute()
+    folds = found["a"].pop("auc_folds")
+    assert {type(value) for value in folds} == {float, type(None)}  # 50 rows leave folds without any
     assert {type(value) for value in found["a"].values()} == {float, int}
     assert [{type(value) for value in values} for values in bins["a"].values()] == [{int}, {float}, {int}]
 
