@@ -299,8 +299,10 @@ class Metrics:
         """Add a batch; those after the first `rows` rows are padding.
 
         Args:
-            logits, labels, oracle: [B, T].
+            logits: [B, T].
+            labels: 0 or 1 [B, T].
             rows: how many are real.
+            oracle: true probabilities [B, T], NaN where unknown.
             group: user of every row [B], `NO_USER` for none.
             row_number: place of every row in the split [B]; None: metrics without standard errors.
         """

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from recmtl.jackknife import FOLDS, standard_error
+
 CONFIG = "[model]\nname = {model}\nexperts = {experts}\n\n[training]\nseed = {seed}\ntasks = []\n"
 STEPS = 400
 BINS = {"rows": [500, 500], "prediction": [0.05, 0.2], "positives": [25, 100]}
@@ -16,6 +18,27 @@ def task(auc: float | None, **changes: Any) -> dict[str, Any]:
     """The metrics of one task."""
     metrics = {"auc": auc, "oracle_auc": None, "gauc": None, "logloss": 0.4, "ne": 0.9, "calibration": 1.0}
     return {**metrics, "base_rate": 0.125, "rows": 1000, **changes}
+
+
+def folds(auc: float, *spreads: float) -> dict[str, Any]:
+    """`auc` without each of the folds, moved by `spreads` in turn, and its standard error."""
+    without = [auc + spreads[fold % len(spreads)] for fold in range(FOLDS)]
+    return {"auc_folds": without, "auc_se": standard_error(without)}
+
+
+def dataset(**changes: Any) -> dict[str, Any]:
+    """``dataset.json`` as far as a report reads it."""
+    rates = {"train": 0.1, "val": 0.12, "test": 0.125}
+    features = [
+        {"name": "item", "kind": "categorical", "table": "item"},
+        {"name": "price", "kind": "numeric", "table": None},
+    ]
+    fields = {
+        "rows": {"train": 8000, "val": 1000, "test": 1000},
+        "tasks": [{"name": "view", "base_rate": rates}, {"name": "like", "base_rate": rates}],
+        "tables": [{"name": "item", "rows": 5000, "dim": None}, {"name": "user", "rows": 90_000, "dim": 8}],
+    }
+    return {**fields, "features": features, **changes}
 
 
 def results(model: str = "mmoe", **changes: Any) -> dict[str, Any]:
@@ -35,16 +58,17 @@ def write_results(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def write_run(folder: Path, *, experts: int = 4, **changes: Any) -> Path:
-    """A run folder with everything that a report shows."""
+def write_run(folder: Path, *, experts: int = 4, more: str = "", **changes: Any) -> Path:
+    """A run folder with everything that a report shows; `more` is added to its configuration."""
     seconds = {"train": 80.0, "data_wait": 8.0, "validation": 10.0, "checkpoint": 5.0, "test": 5.0}
     bins = {"test": {"view": BINS, "like": BINS}, "val": {}}
     versions = {"python": "3.11.7", "torch": "2.13.0"}
     changes = {"seconds": seconds, "calibration_bins": bins, "versions": versions, **changes}
     write_results(folder, **changes)
     fields = results(**changes)
-    config = CONFIG.format(model=json.dumps(fields["model"]), experts=experts, seed=fields["seed"])
+    config = CONFIG.format(model=json.dumps(fields["model"]), experts=experts, seed=fields["seed"]) + more
     (folder / "config.toml").write_text(config)
+    (folder / "dataset.json").write_text(json.dumps(dataset()))
     shards = [
         {"table": table, "sharding": "table_wise", "rank": rank, "total_bytes": size}
         for rank, table, size in ((0, "user", 4000), (1, "item", 3000), (1, "<b>color</b>", 1000))

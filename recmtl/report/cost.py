@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from recmtl.report.confidence import auc_error
 from recmtl.report.figures import INK, MUTED, color, marker, plain_ticks, svg
 from recmtl.report.numbers import GB, time_unit
 from recmtl.report.rows import Row, tasks
@@ -38,7 +39,9 @@ class Point:
     quality: float
     """Higher is better, or lower (log loss)."""
     cost_deviation: Value
-    quality_deviation: Value
+    """Over seeds."""
+    quality_spread: Value
+    """Standard deviation over seeds; of a single run its standard error."""
 
 
 def cost_plots(rows: list[Row]) -> dict[str, str]:
@@ -54,14 +57,14 @@ def cost_plots(rows: list[Row]) -> dict[str, str]:
         ),
     }
     names = tasks(rows)
-    qualities: dict[str, tuple[bool, Callable[[Run], Value]]] = {
-        **{f"{task} AUC": (True, metric(task, "auc")) for task in names},
-        "log loss": (False, total_logloss(names)),
+    qualities: dict[str, tuple[bool, Callable[[Run], Value], Callable[[Row], Value]]] = {
+        **{f"{task} AUC": (True, metric(task, "auc"), partial(auc_error, task=task)) for task in names},
+        "log loss": (False, total_logloss(names), lambda row: None),
     }
     plots = {}
     for cost_name, (label, cost) in costs.items():
-        for quality_name, (higher, quality) in qualities.items():
-            points = _points(rows, cost, quality)
+        for quality_name, (higher, quality, error) in qualities.items():
+            points = _points(rows, cost, quality, error)
             if len(points) > 1:
                 title = f"{quality_name} against {cost_name}"
                 plots[title] = svg(partial(_draw_costs, points=points, higher=higher, xlabel=label), title)
@@ -83,12 +86,15 @@ def pareto(points: Sequence[Point], higher: bool) -> list[Point]:
     return front
 
 
-def _points(rows: list[Row], cost: Callable[[Run], Value], quality: Callable[[Run], Value]) -> list[Point]:
+def _points(
+    rows: list[Row], cost: Callable[[Run], Value], quality: Callable[[Run], Value], error: Callable[[Row], Value]
+) -> list[Point]:
     points = []
     for series, row in enumerate(rows):
         x, y = row.mean(cost), row.mean(quality)
         if x is not None and y is not None:
-            points.append(Point(series, row.label, x, y, row.deviation(cost), row.deviation(quality)))
+            spread = error(row) if len(row.runs) == 1 else row.deviation(quality)
+            points.append(Point(series, row.label, x, y, row.deviation(cost), spread))
     return points
 
 
@@ -110,7 +116,7 @@ def _draw_costs(axes: Axes, points: list[Point], higher: bool, xlabel: str) -> N
             point.cost,
             point.quality,
             xerr=point.cost_deviation,
-            yerr=point.quality_deviation,
+            yerr=point.quality_spread,
             fmt=marker(point.series),
             markersize=7,
             color=color(point.series),
@@ -148,9 +154,7 @@ def _drawn(axes: Axes, points: list[Point], front: list[Point]) -> list[Box]:
     boxes = []
     for point in points:
         x, y = _place(axes, point.cost, point.quality)
-        right, top = _place(
-            axes, point.cost + (point.cost_deviation or 0), point.quality + (point.quality_deviation or 0)
-        )
+        right, top = _place(axes, point.cost + (point.cost_deviation or 0), point.quality + (point.quality_spread or 0))
         boxes += [(x - 5, y - 5, x + 5, y + 5), (2 * x - right, y - 1, right, y + 1), (x - 1, 2 * y - top, x + 1, top)]
     corners = [_place(axes, point.cost, point.quality) for point in front]
     for (x, y), (next_x, next_y) in pairwise(corners):

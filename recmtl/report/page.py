@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 from importlib import resources
+from itertools import groupby
 
 from recmtl import __version__
 from recmtl.report import bars, figures
 from recmtl.report.calibration import calibration_plots
 from recmtl.report.cost import cost_plots
 from recmtl.report.curves import curve_plots
+from recmtl.report.data_section import data_section
+from recmtl.report.numbers import NOTHING
 from recmtl.report.rows import Row, tasks
 from recmtl.report.runs import Plan, Run
-from recmtl.report.table import Cell, Column, Line, Table
+from recmtl.report.table import Cell, Column, Line, Table, notes, show_gap
+
+WIDE = 14
+"""Columns from which on a table is set closer."""
 
 
 def page(datasets: dict[str, list[Row]], tables: dict[str, Table], others: str = "") -> str:
@@ -58,8 +64,10 @@ def _section(heading: str, rows: list[Row], table: Table) -> str:
     return f"""<section>
 <header><h1>{escape(heading)}</h1><p>{count}, {_devices(runs)}{tested}</p></header>
 {_tiles(table)}
-{_table(table, runs)}
+{_table(table)}
+{_differences(table)}
 {_plots(rows)}
+{data_section(rows)}
 <h2>Where the time went</h2>
 {bars.time_bars(rows)}{_missing(rows, lambda run: bool(run.seconds), "times by part in results.json")}
 {plans(rows)}
@@ -91,32 +99,81 @@ def _superlative(column: Column) -> str:
     return f"{'highest' if column.best is max else 'lowest'} {escape(column.title)}"
 
 
-def _table(table: Table, runs: list[Run]) -> str:
-    head = "".join(f"<th>{escape(column.title)}" for column in table.columns)
-    body = "".join(_line(line) for line in table.lines)
-    repeated = "; mean ± standard deviation over seeds" if any(line.runs > 1 for line in table.lines) else ""
+def _table(table: Table) -> str:
+    starts = _starts(table.columns)
+    body = "".join(_line(line, starts) for line in table.lines)
     known = any(line.label == "oracle" for line in table.lines)
     oracle = " The oracle ranks by the true probabilities." if known else ""
-    return f"""<div class=scroll><table><thead><tr><th>model{head}</thead><tbody>{body}</tbody></table></div>
-<p class=note>Test split, best epoch{repeated}. Best in bold. The base rate predicts the same for every row.{oracle}
+    said = "".join(f" {escape(note)}" for note in notes(table))
+    size = " class=wide" if len(table.columns) >= WIDE else ""
+    return f"""<div class=scroll><table{size}><thead>{_head(table.columns)}</thead><tbody>{body}</tbody></table></div>
+<p class=note>Test split, best epoch. Best in bold. The base rate predicts the same for every row.{oracle}{said}
 Log loss in nats. Memory is the peak of the rank that needed most.</p>"""
 
 
-def _line(line: Line) -> str:
-    cells = "".join(_cell(cell) for cell in line.cells)
+def _head(columns: list[Column]) -> str:
+    """Two lines: a task's name stands above its metrics."""
+    above, below = ["<th rowspan=2>model"], []
+    for task, group in groupby(columns, key=lambda column: column.task):
+        found = list(group)
+        if task:
+            above.append(f"<th class=task colspan={len(found)}>{escape(task)}")
+            below += [f"<th{_start(i == 0)}>{escape(column.short)}" for i, column in enumerate(found)]
+        else:
+            above += [f"<th rowspan=2{_start(i == 0)}>{escape(column.title)}" for i, column in enumerate(found)]
+    return f"<tr>{''.join(above)}<tr>{''.join(below)}"
+
+
+def _starts(columns: list[Column]) -> list[bool]:
+    """Whether a column is the first of its task, or of those that belong to none."""
+    return [i == 0 or column.task != columns[i - 1].task for i, column in enumerate(columns)]
+
+
+def _start(first: bool) -> str:
+    return " class=start" if first else ""
+
+
+def _line(line: Line, starts: list[bool]) -> str:
+    cells = "".join(f"<td{_start(first)}>{_shown(cell)}" for cell, first in zip(line.cells, starts, strict=True))
     runs = f" <small>{line.runs} runs</small>" if line.runs > 1 else ""
-    return f"<tr{'' if line.runs else ' class=reference'}><th>{escape(line.label)}{runs}{cells}"
+    return f"<tr{'' if line.runs else ' class=reference'}><th>{_name(line.label)}{runs}{cells}"
 
 
-def _cell(cell: Cell) -> str:
-    return f"<td>{f'<strong>{_number(cell)}</strong>' if cell.best else _number(cell)}"
+def _name(label: str) -> str:
+    """A name that may be broken where it has underscores."""
+    return escape(label).replace("_", "_<wbr>")
+
+
+def _shown(cell: Cell) -> str:
+    return f"<strong>{_number(cell)}</strong>" if cell.best else _number(cell)
 
 
 def _number(cell: Cell) -> str:
-    """The mean with its unit, the deviation small."""
+    """The mean with its unit; small below it the spread, and whether it counts as equal to the best."""
     mean, _, rest = cell.text.partition(" ± ")
-    deviation, _, unit = rest.partition(" ")
-    return f"{mean} {unit}".rstrip() + (f"<small>± {deviation}</small>" if deviation else "")
+    spread, _, unit = rest.partition(" ")
+    # ± .0012, as there may be many columns.
+    small = f"± {spread[1:] if spread.startswith('0.') else spread}" if spread else ""
+    mark = "≈ " if cell.equal else ""
+    return f"{mean} {unit}".rstrip() + (f"<small>{mark}{small}</small>" if mark or small else "")
+
+
+def _differences(table: Table) -> str:
+    """Every model's AUC less the best, by task."""
+    differences = table.differences()
+    if not differences:
+        return ""
+    texts = {task: {line.name: show_gap(cell) for line, cell in cells} for task, cells in differences.items()}
+    lines = "".join(
+        f"<tr><th>{_name(line.label)}{''.join(f'<td>{texts[task].get(line.name, NOTHING)}' for task in texts)}"
+        for line in table.lines
+        if any(line.name in found for found in texts.values())
+    )
+    head = "".join(f"<th>{escape(task)}" for task in texts)
+    return f"""<h2>AUC less the best</h2>
+<p class=note>± is the standard error of the difference of two models on the same test rows, smaller than those of the
+two by themselves. It says how far the difference would move with other test rows, not how far with other seeds.</p>
+<div class=scroll><table class=fit><thead><tr><th>model{head}</thead><tbody>{lines}</tbody></table></div>"""
 
 
 def _plots(rows: list[Row]) -> str:
@@ -127,7 +184,7 @@ def _plots(rows: list[Row]) -> str:
             "Accuracy against cost",
             cost_plots(rows),
             "Filled: on the Pareto front (the line), where no other is better in one and as good in the other. "
-            "Bars: standard deviation over seeds.",
+            "Bars: standard deviation over seeds; of a single run's AUC its standard error.",
             legend,
         )
         if len(rows) > 1

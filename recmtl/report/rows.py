@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,9 +106,15 @@ def _label(row: list[Run], namesakes: list[list[Run]]) -> str:
     settings = [_setting(other[0]) for other in namesakes]
     mine = _setting(row[0])
     differing = [key for key in mine if any(other.get(key) != mine[key] for other in settings)]
-    apart = ", ".join(f"{key.split('.')[-1]} {_shown(mine[key])}" for key in differing)
+    apart = ", ".join(f"{_short(key, mine)} {_shown(mine[key])}" for key in differing)
     unique = settings.count(mine) == 1
     return f"{row[0].model} ({apart if apart and unique and len(apart) <= LABEL_LETTERS else row[0].folder.name})"
+
+
+def _short(key: str, keys: Iterable[str]) -> str:
+    """A key without its section, unless another key ends the same way: ``experts``, but ``dense.lr``."""
+    last = key.split(".")[-1]
+    return last if sum(other.split(".")[-1] == last for other in keys) == 1 else key
 
 
 def _shown(value: object) -> str:

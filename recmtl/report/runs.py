@@ -13,6 +13,7 @@ from typing import Any
 from recmtl.config import read_toml
 from recmtl.data.dataset import FILE_NAME, Dataset
 from recmtl.errors import UserError
+from recmtl.report.data import Data
 
 RESULTS = "results.json"
 
@@ -66,6 +67,8 @@ class Run:
     seed: int
     epochs: Value
     test: dict[str, TaskMetrics]
+    auc_folds: dict[str, list[Value]]
+    """The test AUC without each fold of the rows, by task; no entry where it is unknown."""
     logloss_sum: Value
     train_val_seconds: Value
     examples_per_second: Value
@@ -80,6 +83,8 @@ class Run:
     """Empty without ``config.toml``."""
     config_text: str
     plan: Plan | None
+    data: Data | None
+    """What ``dataset.json`` says; None: it is missing."""
     history: list[dict[str, Any]]
     """The lines of ``metrics.jsonl``; empty without."""
 
@@ -98,6 +103,7 @@ class Run:
         path, config = folder / RESULTS, folder / "config.toml"
         try:
             fields: dict[str, Any] = json.loads(path.read_text())
+            folds = {task: metrics.pop("auc_folds", None) for task, metrics in fields["test"].items()}
             return Run(
                 folder=folder,
                 model=str(fields["model"]),
@@ -109,6 +115,7 @@ class Run:
                 seed=int(fields["seed"]),
                 epochs=_number(fields["epochs"]),
                 test={task: _numbers(metrics) for task, metrics in fields["test"].items()},
+                auc_folds={task: [_number(v) for v in values] for task, values in folds.items() if values},
                 logloss_sum=_number(fields["logloss_sum"]),
                 train_val_seconds=_number(fields["train_val_seconds"]),
                 examples_per_second=_number(fields["examples_per_second"]),
@@ -120,6 +127,7 @@ class Run:
                 config=read_toml(config) if config.exists() else {},
                 config_text=config.read_text(encoding="utf-8") if config.exists() else "",
                 plan=_plan(folder / "plan.json"),
+                data=Data.load(folder / "dataset.json"),
                 history=_history(folder / "metrics.jsonl"),
             )
         except OSError as problem:
@@ -190,7 +198,7 @@ def metric(task: str, name: str) -> Callable[[Run], Value]:
 
 def total_logloss(tasks: list[str]) -> Callable[[Run], Value]:
     """Log loss summed over tasks; of a run that lacks one of them None: its sum is another quantity."""
-    return lambda run: run.logloss_sum if all(task in run.test for task in tasks) else None
+    return lambda run: run.logloss_sum if tasks and all(task in run.test for task in tasks) else None
 
 
 def _plan(path: Path) -> Plan | None:

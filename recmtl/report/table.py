@@ -6,8 +6,10 @@ import csv as csv_files
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from recmtl.entropy import entropy
+from recmtl.report.confidence import ERRORS, Gap, auc_error, gaps
 from recmtl.report.numbers import NOTHING, show_bytes, show_count, show_epochs, show_metric, show_seconds
 from recmtl.report.rows import Row, tasks
 from recmtl.report.runs import Run, RunWithoutResults, Value, metric, total_logloss
@@ -20,7 +22,7 @@ class Column:
     title: str
     value: Callable[[Run], Value]
     show: Callable[[float, Value], str]
-    """(mean, deviation or None) → text."""
+    """(mean, spread or None) → text."""
     best: Callable[[Iterable[float]], float] | None = None
     """max, min, or None where no value is better than another."""
     plain: str = ""
@@ -31,6 +33,17 @@ class Column:
     """Its best value stands above the table."""
     optional: bool = False
     """Left out where no run has a value."""
+    task: str = ""
+    """Whose metric it is; empty: not that of one task."""
+    error: Callable[[Row], Value] | None = None
+    """Standard error over the choice of test rows; None: the column has none."""
+    gaps: Callable[[list[Row]], list[Gap | None]] | None = None
+    """How far every row is from the best; None: the column does not tell."""
+
+    @property
+    def short(self) -> str:
+        """The title without the task."""
+        return self.title.removeprefix(f"{self.task} ")
 
     @property
     def head(self) -> str:
@@ -44,8 +57,18 @@ class Cell:
 
     mean: Value
     deviation: Value = None
+    """Over seeds."""
+    error: Value = None
+    """Over the choice of test rows."""
     text: str = NOTHING
+    """The mean ± its deviation, or of a single run ± its error."""
     best: bool = False
+    gap: Gap | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether the test rows cannot tell it from the best."""
+        return self.gap is not None and self.gap.is_open and not self.best
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,19 @@ class Table:
 
     columns: list[Column]
     lines: list[Line]
+    rows: int
+    """Rows of the test split; 0: unknown."""
+    positives: dict[str, int]
+    """Of the test split, by task; no entry where it is unknown."""
+
+    def differences(self) -> dict[str, list[tuple[Line, Cell]]]:
+        """The lines whose distance to the best is known, with their AUC, by task; of tasks that have two and more."""
+        found: dict[str, list[tuple[Line, Cell]]] = {}
+        for number, column in enumerate(self.columns):
+            cells = [(line, line.cells[number]) for line in self.lines if line.cells[number].gap is not None]
+            if column.gaps is not None and len(cells) > 1:
+                found[column.task] = cells
+        return found
 
 
 def tabulate(rows: list[Row]) -> Table:
@@ -74,11 +110,40 @@ def tabulate(rows: list[Row]) -> Table:
     columns = [column for column in _columns(rows, runs) if not column.optional or _known(column.value, runs)]
     cells = [_cells(column, rows) for column in columns]
     lines = [Line(row.label, row.name, len(row.runs), [column[i] for column in cells]) for i, row in enumerate(rows)]
-    return Table(columns, [*_reference_lines(columns), *lines])
+    positives = {task: _known(metric(task, "positives"), runs) for task in tasks(rows)}
+    known = {task: int(counts[0]) for task, counts in positives.items() if counts}
+    return Table(columns, [*_reference_lines(columns), *lines], max(run.test_rows for run in runs), known)
+
+
+def notes(table: Table) -> list[str]:
+    """What ± and ≈ say in this table, a sentence each."""
+    cells = [(line, cell) for line in table.lines for cell in line.cells]
+    found = []
+    if any(line.runs == 1 and cell.error is not None for line, cell in cells):
+        found.append(
+            "± of a single run is the standard error: how far the number would move with other test rows "
+            "(jackknife over users, or over rows where the data has fewer than 100 users)."
+        )
+    if any(cell.deviation is not None for _, cell in cells):
+        found.append("± of several runs is the standard deviation over their seeds.")
+    if table.differences():
+        found.append(
+            f"≈ marks an AUC that lies less than {ERRORS} standard errors of the difference below the best: "
+            "these test rows cannot tell the two apart."
+        )
+    return found
+
+
+def show_gap(cell: Cell) -> str:
+    """The difference to the best with its standard error."""
+    if cell.gap is None:
+        return NOTHING
+    mark = " ≈" if cell.equal else ""
+    return "best" if cell.best else f"−{show_metric(-cell.gap.difference, cell.gap.error)}{mark}"
 
 
 def markdown(tables: dict[str, Table]) -> str:
-    """A heading and a table for each dataset."""
+    """A heading, a table, and what it says of the test rows, for each dataset."""
     return "\n\n".join(f"## {dataset}\n\n{_markdown(table)}" for dataset, table in tables.items())
 
 
@@ -86,31 +151,63 @@ def _markdown(table: Table) -> str:
     lines = [
         ["model", *(column.title for column in table.columns)],
         ["---", *("---:" for _ in table.columns)],
-        *([line.name.replace("|", "\\|"), *(_bold(cell) for cell in line.cells)] for line in table.lines),
+        *([_escape(line.name), *(_marked(cell) for cell in line.cells)] for line in table.lines),
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    if table.positives:
+        counts = ", ".join(f"{_escape(task)} {count:,}" for task, count in table.positives.items())
+        parts.append(f"{table.rows:,} test rows; positives: {counts}.")
+    if found := notes(table):
+        parts.append(" ".join(found))
+    if differences := table.differences():
+        items = [
+            f"- {_escape(task)}: {', '.join(f'{_escape(line.name)} {show_gap(cell)}' for line, cell in cells)}"
+            for task, cells in differences.items()
+        ]
+        parts += ["AUC less the best, ± standard error of the difference on the same test rows:", "\n".join(items)]
+    return "\n\n".join(parts)
+
+
+def _escape(name: str) -> str:
+    return name.replace("|", "\\|")
 
 
 def csv(tables: dict[str, Table], others: Sequence[RunWithoutResults] = ()) -> str:
-    """One table of all datasets: mean and deviation of every column in full precision, empty where unknown.
+    """One table of all datasets in full precision, empty where unknown.
 
-    Lines of `others` have no metrics, but a state and a step.
+    Every column has its mean and its standard deviation over seeds beside it; the metrics that have one their standard
+    error over the choice of test rows; an AUC its difference to the best, and that difference's standard error. Lines
+    of `others` have no metrics, but a state and a step.
     """
-    heads = list(dict.fromkeys(column.head for table in tables.values() for column in table.columns))
-    out = io.StringIO()
-    writer = csv_files.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["dataset", "model", "runs", "state", "step", *(cell for head in heads for cell in (head, f"{head} deviation"))]
+    heads = dict.fromkeys(
+        head for table in tables.values() for column in table.columns for head, _ in _numbers(column, Cell(None))
     )
+    out = io.StringIO()
+    first = ["dataset", "model", "runs", "state", "step"]
+    writer = csv_files.DictWriter(out, [*first, *heads], restval="", lineterminator="\n")
+    writer.writeheader()
     for dataset, table in tables.items():
         for line in table.lines:
-            cells = {column.head: cell for column, cell in zip(table.columns, line.cells, strict=True)}
-            values = [cells.get(head, Cell(None)) for head in heads]
-            numbers = ["" if n is None else n for cell in values for n in (cell.mean, cell.deviation)]
-            writer.writerow([dataset, line.name, line.runs or "", "", "", *numbers])
+            pairs = zip(table.columns, line.cells, strict=True)
+            numbers = {head: number for column, cell in pairs for head, number in _numbers(column, cell)}
+            known = {head: number for head, number in numbers.items() if number is not None}
+            writer.writerow({"dataset": dataset, "model": line.name, "runs": line.runs or "", **known})
     for run in others:
-        writer.writerow([run.dataset, f"{run.model} ({run.folder})", 1, run.state, run.step] + [""] * 2 * len(heads))
+        model = f"{run.model} ({run.folder})"
+        writer.writerow(dict(zip(first, [run.dataset, model, 1, run.state, run.step], strict=True)))
     return out.getvalue().rstrip("\n")
+
+
+def _numbers(column: Column, cell: Cell) -> list[tuple[str, Value]]:
+    """The numbers of a cell beside their names in a spreadsheet."""
+    head, gap = column.head, cell.gap
+    numbers = [(head, cell.mean), (f"{head} deviation", cell.deviation)]
+    if column.error:
+        numbers.append((f"{head} standard error", cell.error))
+    if column.gaps:
+        numbers.append((f"{head} difference to best", gap and gap.difference))
+        numbers.append((f"{head} difference to best standard error", gap and gap.error))
+    return numbers
 
 
 def _columns(rows: list[Row], runs: list[Run]) -> list[Column]:
@@ -134,11 +231,26 @@ def _columns(rows: list[Row], runs: list[Run]) -> list[Column]:
 def _task_columns(task: str, runs: list[Run]) -> list[Column]:
     """AUC, grouped AUC and log loss of one task."""
     oracle = next(iter(_known(metric(task, "oracle_auc"), runs)), None)
+    area = Column(f"{task} AUC", metric(task, "auc"), show_metric, max, task=task)
+    gauc = Column(f"{task} GAUC", metric(task, "gauc"), show_metric, max, task=task, optional=True)
+    loss = Column(f"{task} log loss", metric(task, "logloss"), show_metric, min, task=task)
     return [
-        Column(f"{task} AUC", metric(task, "auc"), show_metric, max, oracle=oracle, base_rate=0.5, headline=True),
-        Column(f"{task} GAUC", metric(task, "gauc"), show_metric, max, optional=True),
-        Column(f"{task} log loss", metric(task, "logloss"), show_metric, min, base_rate=_base_logloss(task, runs)),
+        replace(
+            area,
+            oracle=oracle,
+            base_rate=0.5,
+            headline=True,
+            error=partial(auc_error, task=task),
+            gaps=partial(gaps, task=task),
+        ),
+        gauc,
+        replace(loss, base_rate=_base_logloss(task, runs), error=partial(_logloss_error, task=task)),
     ]
+
+
+def _logloss_error(row: Row, task: str) -> Value:
+    """Standard error of a single run's log loss."""
+    return metric(task, "logloss_se")(row.runs[0]) if len(row.runs) == 1 else None
 
 
 def _base_logloss(task: str, runs: list[Run]) -> Value:
@@ -156,11 +268,17 @@ def _cells(column: Column, rows: list[Row]) -> list[Cell]:
     means = [row.mean(column.value) for row in rows]
     known = [mean for mean in means if mean is not None]
     best = column.best(known) if column.best and len(known) > 1 else None
-    deviations = [row.deviation(column.value) for row in rows]
+    distances = column.gaps(rows) if column.gaps else [None] * len(rows)
     return [
-        Cell(None) if mean is None else Cell(mean, deviation, column.show(mean, deviation), mean == best)
-        for mean, deviation in zip(means, deviations, strict=True)
+        Cell(None) if mean is None else _cell(column, row, mean, mean == best, gap)
+        for row, mean, gap in zip(rows, means, distances, strict=True)
     ]
+
+
+def _cell(column: Column, row: Row, mean: float, best: bool, gap: Gap | None) -> Cell:
+    deviation, error = row.deviation(column.value), column.error(row) if column.error else None
+    spread = error if len(row.runs) == 1 else deviation
+    return Cell(mean, deviation, error, column.show(mean, spread), best, gap)
 
 
 def _reference_lines(columns: list[Column]) -> list[Line]:
@@ -173,5 +291,5 @@ def _reference_lines(columns: list[Column]) -> list[Line]:
     ]
 
 
-def _bold(cell: Cell) -> str:
-    return f"**{cell.text}**" if cell.best else cell.text
+def _marked(cell: Cell) -> str:
+    return f"**{cell.text}**" if cell.best else f"{cell.text} ≈" if cell.equal else cell.text

@@ -73,12 +73,13 @@ def test_logloss_error_equals_brute_force():
 
 
 def delong(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every positive's share of negatives below it, and every negative's of positives above it (DeLong et al., 1988)."""
+    """Of every positive the share of negatives below it, of every negative that of positives above it."""
     beats = scores[labels][:, None] > scores[~labels]
     return beats.mean(axis=1), beats.mean(axis=0)
 
 
 def delong_error(positive: np.ndarray, negative: np.ndarray) -> float:
+    """DeLong, DeLong and Clarke-Pearson, Biometrics 1988."""
     return math.sqrt(positive.var(ddof=1) / len(positive) + negative.var(ddof=1) / len(negative))
 
 

@@ -88,7 +88,7 @@ def test_all_parts_are_there(text: str) -> None:
     page = Page(text)
     assert page.texts["h1"] == ["merrec"]
     assert page.texts["h2"] == [
-        *("Accuracy against cost", "Training", "Calibration", "Where the time went", "Sharding plan"),
+        *("Accuracy against cost", "Training", "Calibration", "Data", "Where the time went", "Sharding plan"),
         *("Configuration", "Versions"),
     ]
     costs = [f"{what} against {cost}" for cost in ("time", "memory") for what in ("view AUC", "like AUC", "log loss")]
@@ -102,6 +102,7 @@ def test_all_parts_are_there(text: str) -> None:
     assert page.attributes("svg", "aria-label") == titles
     assert "experts = 4" in "".join(page.texts["pre"])
     assert page.texts["summary"] == ["mmoe ", "ple "]
+    assert page.attributes("th", "colspan") == ["2", "2"]  # AUC and log loss of two tasks
     assert "2.13.0" in "".join(page.texts["td"])
     assert not re.search(r"\bNo (metrics|calibration|times|plan|config)", text)
     assert page.open == []
@@ -209,6 +210,10 @@ def test_many_ranks_and_tables_are_cut_short() -> None:
     assert page.texts["li"][-1] == "5 other tables (9.1 kB)"
 
 
+RATES = "[dense]\nlr = {}\n[embedding]\nlr = {}\n"
+DENSE = ["mmoe (dense.lr 0.01)", "mmoe (dense.lr 0.02)"]
+
+
 @pytest.mark.parametrize(
     ("changes", "labels"),
     [
@@ -217,6 +222,11 @@ def test_many_ranks_and_tables_are_cut_short() -> None:
         ([{}, {}], ["mmoe (run-0)", "mmoe (run-1)"]),
         ([{}, {}, {"experts": 8}], ["mmoe (run-0)", "mmoe (run-1)", "mmoe (experts 8)"]),
         ([{"model": "ple"}, {}], ["ple", "mmoe"]),
+        ([{"more": RATES.format(0.01, 0.1)}, {"more": RATES.format(0.02, 0.1)}], DENSE),
+        (
+            [{"more": RATES.format(0.01, 0.1)}, {"more": RATES.format(0.01, 0.2)}],
+            ["mmoe (embedding.lr 0.1)", "mmoe (embedding.lr 0.2)"],
+        ),
     ],
 )
 def test_labels_say_what_sets_rows_apart(tmp_path: Path, changes: list[dict[str, Any]], labels: list[str]) -> None:
