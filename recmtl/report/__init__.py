@@ -19,8 +19,9 @@ def report(runs: list[Path], out: Path) -> str:
 
     The first rows are the oracle, where the true probabilities are known, and the base rate: AUC 0.5 and, for a task
     with the fraction p of positive labels, log loss −p·ln p − (1 − p)·ln(1 − p). Then one row a model. Runs that
-    differ only in their seed share a row: mean ± standard deviation (of a sample, n − 1). Bold is best. The CSV has
-    the same table in full precision. The page adds plots; it is one file that loads nothing.
+    differ only in their seed share a row: mean ± standard deviation (of a sample, n − 1); ± of a single run is its
+    standard error over the choice of test rows. Bold is best, ≈ what these test rows cannot tell from it. The CSV has
+    the same table in full precision. The page adds plots and the data; it is one file that loads nothing.
 
     Runs on other data are another dataset, also where it has the same name. A run that is unfinished, went on since it
     was measured, or has a damaged file is listed by name, and a line on stderr says why; the others are reported.

@@ -9,7 +9,7 @@ from recmtl.report.rows import Row
 from recmtl.report.runs import Value, metric
 
 ERRORS = 2
-"""Standard errors of a difference below which two models count as equal."""
+"""Standard errors of a difference up to which two models count as equal."""
 
 
 @dataclass(frozen=True)

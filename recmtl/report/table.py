@@ -128,7 +128,7 @@ def notes(table: Table) -> list[str]:
         found.append("± of several runs is the standard deviation over their seeds.")
     if table.differences():
         found.append(
-            f"≈ marks an AUC that lies less than {ERRORS} standard errors of the difference below the best: "
+            f"≈ marks an AUC that lies at most {ERRORS} standard errors of the difference below the best: "
             "these test rows cannot tell the two apart."
         )
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from jobs import words
+from runs import flat
 from toy import write_toy
 
 from recmtl import cli
@@ -54,7 +55,7 @@ def test_a_run_in_micro_batches_is_the_run_of_whole_batches(data, whole, run_rec
     assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=1e-4)
     wanted, found = (json.loads((run / "results.json").read_text())["test"] for run in (whole, tmp_path / "run"))
     for task in wanted:
-        assert found[task] == pytest.approx(wanted[task], rel=1e-4)
+        assert flat(found[task]) == pytest.approx(flat(wanted[task]), rel=1e-4)
 
 
 def test_a_weighting_that_needs_the_whole_batch_is_one_line(data, run_recmtl, tmp_path):

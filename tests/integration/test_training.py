@@ -17,13 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from jobs import words
-from runs import EPOCH, FLAGS, TRAIN_ROWS, evaluation, lines, losses, read, steps, train_here, write_data
+from runs import EPOCH, FLAGS, TRAIN_ROWS, evaluation, flat, lines, losses, read, steps, train_here, write_data
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recmtl import cli
 from recmtl.models import MODELS
 
-TASK_METRICS = {"auc", "gauc", "oracle_auc", "logloss", "ne", "calibration", "base_rate", "rows"}
+NUMBERS = {
+    *("auc", "auc_se", "gauc", "oracle_auc", "logloss", "logloss_se", "ne", "calibration", "base_rate", "positives"),
+    "rows",
+}
 
 
 def assert_same_metrics(one: Path, other: Path, tolerance: float = 1e-4) -> None:
@@ -31,7 +34,7 @@ def assert_same_metrics(one: Path, other: Path, tolerance: float = 1e-4) -> None
         a, b = read(one)[split], read(other)[split]
         assert set(a) == set(b) == {"click", "like"}
         for task in a:
-            assert a[task] == pytest.approx(b[task], rel=tolerance)
+            assert flat(a[task]) == pytest.approx(flat(b[task]), rel=tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +207,9 @@ def test_results_hold_the_contracts_fields(one):
     for split in ("test", "val"):
         assert set(results[split]) == {"click", "like"}
         for task in results[split].values():
-            assert set(task) == TASK_METRICS
-            assert all(math.isfinite(value) for value in task.values())
+            assert set(task) == {*NUMBERS, "auc_folds"}
+            assert len(task["auc_folds"]) == 100
+            assert all(math.isfinite(task[name]) for name in NUMBERS)
     assert results["logloss_sum"] == pytest.approx(sum(task["logloss"] for task in results["test"].values()))
     assert results["train_val_seconds"] > 0
     assert results["examples_per_second"] > 0
@@ -273,9 +277,11 @@ def test_metrics_lines_and_tensorboard_agree(one):
     val = [line for line in lines(one) if "val/loss" in line]
     assert [(line["step"], line["epoch"]) for line in val] == [(EPOCH, 1), (2 * EPOCH, 2)]
     best = val[read(one)["best_epoch"] - 1]
-    assert {task: {name: best[f"val/{task}/{name}"] for name in TASK_METRICS} for task in ("click", "like")} == read(
-        one
-    )["val"]
+    for task in ("click", "like"):
+        kept = {name: value for name, value in read(one)["val"][task].items() if name != "auc_folds"}
+        assert {key: value for key, value in best.items() if key.startswith(f"val/{task}/")} == {
+            f"val/{task}/{name}": value for name, value in kept.items()
+        }
 
     events = EventAccumulator(str(one / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
@@ -319,7 +325,9 @@ def test_evaluate_gives_the_numbers_of_the_run(data, two, run_recmtl):
     measured = read(two, evaluation(data, "test"))
     assert measured["split"] == "test"
     for task, metrics in read(two)["test"].items():
-        assert measured["test"][task] == pytest.approx(metrics, rel=1e-6)
+        assert flat(measured["test"][task]) == pytest.approx(flat(metrics), rel=1e-6)
+        assert f"{metrics['auc']:8.4f} {metrics['auc_se']:8.4f}" in ended.stdout
+    assert ended.stdout.split()[:3] == ["task", "AUC", "±"]
     bins = read(two)["calibration_bins"]["test"]["like"]
     assert measured["calibration_bins"]["test"]["like"]["rows"] == bins["rows"]
     assert measured["calibration_bins"]["test"]["like"]["prediction"] == pytest.approx(bins["prediction"], rel=1e-6)
@@ -334,7 +342,7 @@ def test_evaluate_measures_the_training_split_like_any_other(data, one, tmp_path
     cli.evaluate([str(run), "--data", str(tmp_path / "data"), "--split", "train"])
     measured = read(run, evaluation(data, "train"))["train"]
     for task, metrics in measured.items():
-        assert set(metrics) == TASK_METRICS
+        assert set(metrics) == {*NUMBERS, "auc_folds"}
         assert metrics["rows"] == TRAIN_ROWS
         assert metrics["oracle_auc"] > 0.7
         assert metrics["gauc"] > read(one)["test"][task]["gauc"]  # on rows that it has seen
