@@ -25,8 +25,8 @@ def data_section(rows: list[Row]) -> str:
 
 def _dimension(runs: list[Run]) -> str:
     """The dimension of tables that ask for none of their own."""
-    dims = {run.config["embedding"]["dim"] for run in runs if "dim" in run.config.get("embedding", {})}
-    return " or ".join(map(str, sorted(dims))) or NOTHING
+    sections = [section for run in runs if isinstance(section := run.config.get("embedding"), dict)]
+    return " or ".join(sorted({str(section["dim"]) for section in sections if "dim" in section})) or NOTHING
 
 
 def _tested(runs: list[Run], names: list[str]) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
