@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recmtl.jackknife import Folds, average, difference, standard_error
@@ -62,6 +63,6 @@ def _gap(less: float, reference: Folds | None, folds: Folds | None) -> Gap | Non
     return None if error is None else Gap(less, error)
 
 
-def _are_of_the_same_rows(folds: list[Folds]) -> bool:
+def _are_of_the_same_rows(folds: Sequence[Folds]) -> bool:
     """Whether the same folds are empty: else they come from other test rows."""
     return len({tuple(value is None for value in values) for values in folds}) == 1

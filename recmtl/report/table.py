@@ -205,8 +205,8 @@ def _numbers(column: Column, cell: Cell) -> list[tuple[str, Value]]:
     if column.error:
         numbers.append((f"{head} standard error", cell.error))
     if column.gaps:
-        numbers.append((f"{head} difference to best", gap and gap.difference))
-        numbers.append((f"{head} difference to best standard error", gap and gap.error))
+        numbers.append((f"{head} difference to best", gap.difference if gap else None))
+        numbers.append((f"{head} difference to best standard error", gap.error if gap else None))
     return numbers
 
 
