@@ -54,7 +54,7 @@ def evaluation(data: Path, split: str) -> str:
 
 
 def flat(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of one task, every fold that has rows by itself: `pytest.approx` knows no list in a dict, nor null."""
+    """The metrics of one task, every fold with rows by itself: `pytest.approx` knows no list in a dict, nor null."""
     folds = {f"auc_folds/{fold}": value for fold, value in enumerate(metrics["auc_folds"]) if value is not None}
     return {**{name: value for name, value in metrics.items() if name != "auc_folds"}, **folds}
 
