@@ -69,11 +69,15 @@ class Prepare:
     raw: Annotated[Path, Positional, arg(metavar="RAW")]
     """Folder of the raw Parquet files."""
     out: Annotated[Path, Positional, arg(metavar="OUT")]
-    """Folder to write; must not exist."""
+    """Folder to write; must not exist, or be empty."""
     memory_limit: str = "4GB"
     """Memory that DuckDB may use before it spills to disk, such as 4GB."""
     threads: int | None = None
     """Threads; none: one a core."""
+    overwrite: bool = False
+    """Replace OUT if it holds prepared data and nothing else; it stays until the new data are whole."""
+    limit: int | None = None
+    """Read only so many raw rows of the recipe's first source, to try a recipe; none: all."""
 
 
 @dataclass(kw_only=True)
@@ -138,13 +142,22 @@ def prepare(arguments: list[str]) -> None:
     """Turn raw logs into training data."""
     from recmtl.data.prepare import prepare as run_prepare
     from recmtl.data.recipe import load_recipe
+    from recmtl.data.summary import print_summary
 
     args = parse_words(Prepare, arguments, "prepare")
     dataset = run_prepare(
-        load_recipe(args.recipe), args.raw, args.out, memory_limit=args.memory_limit, threads=args.threads
+        load_recipe(args.recipe),
+        args.raw,
+        args.out,
+        memory_limit=args.memory_limit,
+        threads=args.threads,
+        overwrite=args.overwrite,
+        limit=args.limit,
     )
+    print_summary(dataset)
     rows = ", ".join(f"{count:,} {split}" for split, count in dataset.rows.items())
-    print(f"{args.out}: {rows} rows; {len(dataset.features)} features, {len(dataset.tables)} tables")
+    partial = "" if dataset.limit is None else f"; partial: from the first {dataset.limit:,} raw rows (--limit)"
+    print(f"{args.out}: {rows} rows; {len(dataset.features)} features, {len(dataset.tables)} tables{partial}")
 
 
 def train(arguments: list[str]) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -104,29 +104,52 @@ def locked(path: Path, what: Path) -> Iterator[None]:
 
 
 @contextmanager
-def complete_or_absent(out: Path) -> Iterator[Path]:
+def complete_or_absent(out: Path, check_replaceable: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A hidden folder beside `out`: its ``data`` becomes `out` if nothing goes wrong, and the rest is removed.
 
-    What a killed process left there is removed first.
+    What a killed process left there is removed first; where it was killed while it replaced `out`, the old `out` comes
+    back.
+
+    Args:
+        out: folder to write; absent or empty, unless it may be replaced.
+        check_replaceable: raises UserError unless `out`, which is not empty, may be replaced. It is asked before the
+            work and again before `out` is removed.
 
     Raises:
         UserError: `out` is not empty, cannot be written, or another process is writing it.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; remove it or name another folder")
     target = out.absolute()
     work = target.with_name(f".{target.name}.tmp")
+    replaced = work / "replaced"
+
+    def check() -> None:
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        if check_replaceable is None:
+            raise UserError(f"{out}: exists and is not empty; remove it or name another folder")
+        check_replaceable(out)
+
+    if not replaced.exists():
+        check()
     try:
         work.mkdir(parents=True, exist_ok=True)
         with locked(work / "lock", out):
             try:
+                if replaced.exists() and not target.exists():
+                    replaced.rename(target)
+                check()
                 for left in work.iterdir():
                     if left.name != "lock":
                         shutil.rmtree(left)
                 (work / "data").mkdir()
                 yield work
-                (work / "data").replace(target)
+                check()
+                if target.exists():
+                    target.rename(replaced)
+                (work / "data").rename(target)
             finally:
+                if replaced.exists() and not target.exists():
+                    replaced.rename(target)
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as problem:
         raise UserError(f"{out}: cannot be written ({problem.strerror or problem})") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from recmtl.files import write_whole
 
 FORMAT = 2
 FILE_NAME = "dataset.json"
+VOCABULARIES = "vocab"
+"""Folder of the vocabularies."""
 SPLITS = ("train", "val", "test")
 GROUP_COLUMN = "group"
 """int64 column that identifies the user a row belongs to, for grouped AUC; there when `Dataset.group` is."""
@@ -76,6 +79,8 @@ class Feature:
     """What was done to a numeric feature; log1p of a negative number is −log1p(−x). Missing is 0 afterwards."""
     mean: float = 0.0
     """Subtracted after log1p; measured on the training split, 0 unless the transform standardizes."""
+    mean_tail: float = 0.0
+    """What the exact mean is beyond `mean`, subtracted after it; matters where numbers are large and lie close."""
     std: float = 1.0
     """Divided by at the end; measured on the training split, 1 unless the transform standardizes."""
     mean_length: float | None = None
@@ -85,6 +90,11 @@ class Feature:
     """Longest list kept, from its start; None: no limit."""
     separator: str = ""
     """What splits a text column into a list; empty: the column holds lists."""
+    missing: dict[str, float] = field(default_factory=dict)
+    """Share of the rows whose value, or whose whole list, is missing, by split; no entry for a split without rows."""
+    unseen: dict[str, float] = field(default_factory=dict)
+    """Share of the rows whose value is not missing and has no id of its own, being unseen or rare, by split. Of a list
+    feature: share of its items that are not null. No entries for numeric features."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,9 @@ class Dataset:
     """Digest of the recipe's queries. Part of no fingerprint: it tells why the content may differ."""
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
     """Rows of every raw file, by source and name. Part of no fingerprint either."""
+    limit: int | None = None
+    """Raw rows that were read of the recipe's first source, where it had more and only a part was asked for. Part of no
+    fingerprint either: the content tells."""
 
     @cached_property
     def encoding_fingerprint(self) -> str:
@@ -224,3 +237,27 @@ class Dataset:
 def _digest(value: Any) -> str:
     """SHA-256 of a value's JSON, the first 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def check_replaceable(folder: Path) -> None:
+    """Check that a folder holds prepared data and nothing else.
+
+    Raises:
+        UserError: it is none that ``recmtl prepare`` wrote, or something else lies in it.
+    """
+    try:
+        described: object = json.loads((folder / FILE_NAME).read_text())
+    except (OSError, ValueError):
+        described = None
+    if (
+        folder.is_symlink()
+        or not isinstance(described, dict)
+        or not {"format", "rows", "features", "tasks"} <= described.keys()
+    ):
+        raise UserError(f"{folder}: is no folder that `recmtl prepare` wrote, so --overwrite does not replace it")
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder).as_posix()
+        files = rf"{FILE_NAME}|({'|'.join(SPLITS)})/part-\d+\.parquet|{VOCABULARIES}/[\w-]+\.parquet"
+        folders = "|".join((*SPLITS, VOCABULARIES))
+        if path.is_symlink() or not re.fullmatch(folders if path.is_dir() else files, place):
+            raise UserError(f"{path}: is not from `recmtl prepare`; move it away, as --overwrite would delete it")

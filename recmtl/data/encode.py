@@ -1,19 +1,21 @@
-"""From raw values to ids: vocabularies, statistics of numbers, labels, and the query that encodes everything."""
+"""From raw values to ids: vocabularies, and the query that encodes everything."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import duckdb
 
-from recmtl.data.dataset import Dataset, Feature, Table
+from recmtl.data.dataset import NO_USER, Dataset, Feature, Table
 from recmtl.data.duck import first_row, literal, quote
 from recmtl.data.examples import EXAMPLES, FLOATS, HASH, INTEGERS, ROW, SPLIT
+from recmtl.data.numbers import Moments, encoded_number, moments, transformed
 from recmtl.data.recipe import FeatureSpec, Recipe, TableSpec
 from recmtl.errors import UserError
 
 DB = duckdb.DuckDBPyConnection
-FLOAT32_MAX = 3.4e38
+WHITESPACE = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace())
 
 
 # --- raw values ------------------------------------------------------------------------------------------------
@@ -57,12 +59,13 @@ def _value(expression: str, kind: str) -> str:
     return f"case when isnan({value}) then null else {value} end" if kind == "DOUBLE" else value
 
 
-def _list(feature: FeatureSpec) -> str:
+def list_of(feature: FeatureSpec) -> str:
     """The list of a list feature, cut to its longest length."""
     column = quote(feature.column)
     if feature.separator:
         parts = f"string_split({column}, {literal(feature.separator)})"
-        column = f"[trim(part) for part in {parts} if trim(part) <> '']"
+        part = f"trim(part, {literal(WHITESPACE)})"
+        column = f"[{part} for part in {parts} if {part} <> '']"
     return f"({column})[1:{feature.max_length}]" if feature.max_length else f"({column})"
 
 
@@ -72,6 +75,7 @@ def _list(feature: FeatureSpec) -> str:
 def create_vocabulary(db: DB, recipe: Recipe, table: TableSpec, kind: str, folder: Path) -> Table:
     """Number the values of a table by descending count and write ``<table>.parquet``.
 
+    What counts are the occurrences in the training rows, in the features of `TableSpec.count_from`.
     The file has the columns value and id, ordered by id from 1. Frequent values have low ids: near in memory.
     """
     if table.hash_rows is not None:
@@ -79,7 +83,9 @@ def create_vocabulary(db: DB, recipe: Recipe, table: TableSpec, kind: str, folde
     where = f"where {SPLIT} = 0" if recipe.split.vocab_from == "train" else ""
     parts = []
     for feature in recipe.features_of(table.name):
-        value = f"unnest({_list(feature)})" if feature.kind == "list" else quote(feature.column)
+        if table.count_from and feature.name not in table.count_from:
+            continue
+        value = f"unnest({list_of(feature)})" if feature.kind == "list" else quote(feature.column)
         parts.append(f"select {value} as raw from {EXAMPLES} {where}")
     name = _vocabulary(table.name)
     db.execute(
@@ -100,52 +106,51 @@ def _vocabulary(table: str) -> str:
     return quote(f"#vocabulary {table}")
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------
+# --- features --------------------------------------------------------------------------------------------------
 
 
-def _transformed(feature: FeatureSpec) -> str:
-    """The number after log1p, null where it is missing or not finite."""
-    number = f"cast({quote(feature.column)} as double)"
-    finite = f"case when abs({number}) < {FLOAT32_MAX} then {number} end"
-    return f"sign({finite}) * ln(1 + abs({finite}))" if feature.transform.startswith("log1p") else finite
-
-
-def describe_feature(db: DB, feature: FeatureSpec) -> Feature:
-    """What ``dataset.json`` says of a feature.
+def describe_features(db: DB, recipe: Recipe) -> tuple[Feature, ...]:
+    """What ``dataset.json`` says of the features.
 
     Of a list its mean length, of a number its mean and deviation if they are needed, all of the training split.
     """
-    if feature.kind == "categorical":
-        return Feature(feature.name, table=feature.table, pooling=feature.pooling)
-    if feature.kind == "list":
-        row = first_row(db, f"select avg(coalesce(list_count({_list(feature)}), 0)) from {EXAMPLES} where {SPLIT} = 0")
+    standardized = [feature for feature in recipe.features if feature.transform.endswith("standardize")]
+    training = f"{EXAMPLES} where {SPLIT} = 0"
+    measured = dict(zip(standardized, moments(db, [transformed(f) for f in standardized], training), strict=True))
+    return tuple(_described(db, spec, measured.get(spec, Moments())) for spec in recipe.features)
+
+
+def _described(db: DB, spec: FeatureSpec, found: Moments) -> Feature:
+    if spec.kind == "categorical":
+        return Feature(spec.name, table=spec.table, pooling=spec.pooling)
+    if spec.kind == "list":
+        row = first_row(db, f"select avg(coalesce(list_count({list_of(spec)}), 0)) from {EXAMPLES} where {SPLIT} = 0")
         assert row is not None
         return Feature(
-            feature.name,
+            spec.name,
             "list",
-            feature.table,
-            feature.pooling,
+            spec.table,
+            spec.pooling,
             mean_length=float(f"{row[0] or 0:.6g}"),
-            max_length=feature.max_length,
-            separator=feature.separator,
+            max_length=spec.max_length,
+            separator=spec.separator,
         )
-    mean, std = 0.0, 1.0
-    if feature.transform.endswith("standardize"):
-        query = (
-            f"select avg(x), stddev_pop(x) from (select {_transformed(feature)} as x from {EXAMPLES} where {SPLIT} = 0)"
-        )
-        row = first_row(db, query)
-        assert row is not None
-        # Rounded, as the last digits of a sum depend on the number of threads.
-        mean, std = (float(f"{value or 0:.6g}") for value in row)
-    return Feature(feature.name, "numeric", transform=feature.transform, mean=mean, std=std or 1.0)
+    mean, tail, std = found.mean, found.mean_tail, found.std
+    return Feature(spec.name, "numeric", transform=spec.transform, mean=mean, mean_tail=tail, std=std)
 
 
 # --- the encoding ----------------------------------------------------------------------------------------------
 
 
-def encoding_query(recipe: Recipe, dataset: Dataset, kinds: dict[str, str]) -> str:
-    """The query that encodes the examples: `recmtl.data.shards.schema`'s columns, then `SPLIT` and `HASH`."""
+def encoding_query(recipe: Recipe, dataset: Dataset, types: dict[str, str], kinds: dict[str, str]) -> str:
+    """The query that encodes the examples: `recmtl.data.shards.schema`'s columns, then `SPLIT` and `HASH`.
+
+    Args:
+        recipe: the recipe.
+        dataset: what is known of its output.
+        types: SQL types of the query's columns.
+        kinds: SQL types of the tables' values.
+    """
     encoder = _Encoder(recipe, kinds)
     columns = [encoder.feature(*pair) for pair in zip(dataset.features, recipe.features, strict=True)]
     for task, spec in zip(dataset.tasks, recipe.tasks, strict=True):
@@ -153,9 +158,16 @@ def encoding_query(recipe: Recipe, dataset: Dataset, kinds: dict[str, str]) -> s
         if task.oracle and spec.oracle:
             columns.append(f"cast({quote(spec.oracle)} as float)")
     if recipe.group is not None:
-        columns.append(f"cast(hash({quote(recipe.group)}) >> 1 as bigint)")
+        columns.append(_user(recipe.group, types[recipe.group]))
     named = ", ".join(f"{column} as c{i}" for i, column in enumerate(columns))
     return f"select {named}, {SPLIT}, {HASH} from {EXAMPLES} as e {' '.join(encoder.joins)}"
+
+
+def _user(column: str, kind: str) -> str:
+    """The user of a row as a number from 0; `NO_USER` where it has none."""
+    name = quote(column)
+    missing = f"{name} is null" + (f" or isnan({name})" if kind in FLOATS else "")
+    return f"case when {missing} then {NO_USER} else cast(hash({name}) >> 1 as bigint) end"
 
 
 class _Encoder:
@@ -168,7 +180,7 @@ class _Encoder:
 
     def feature(self, feature: Feature, spec: FeatureSpec) -> str:
         if spec.kind == "numeric":
-            return f"cast(coalesce(({_transformed(spec)} - {feature.mean!r}) / {feature.std!r}, 0) as float)"
+            return encoded_number(spec, Moments(feature.mean, feature.mean_tail, feature.std))
         rows = self.tables[spec.table].hash_rows
         return self._looked_up(spec) if rows is None else self._hashed(spec, rows)
 
@@ -179,7 +191,7 @@ class _Encoder:
             return f"cast(1 + md5_number_lower({text}) % {rows - 1} as integer)"
 
         if spec.kind == "list":
-            return f"coalesce([{hashed('item')} for item in {_list(spec)} if item is not null], [])"
+            return f"coalesce([{hashed('item')} for item in {list_of(spec)} if item is not null], [])"
         return f"coalesce({hashed(quote(spec.column))}, 0)"
 
     def _looked_up(self, spec: FeatureSpec) -> str:
@@ -189,7 +201,7 @@ class _Encoder:
             value = _value(f"e.{quote(spec.column)}", kind)
             self.joins.append(f"left join {vocabulary} as j{number} on {value} = j{number}.value")
             return f"coalesce(j{number}.id, 0)"
-        items = f"unnest({_list(spec)}) as item, generate_subscripts({_list(spec)}, 1) as place"
+        items = f"unnest({list_of(spec)}) as item, generate_subscripts({list_of(spec)}, 1) as place"
         lists = (
             f"select row, list(id order by place) as ids from (select {ROW} as row, {items} from {EXAMPLES}) "
             f"join {vocabulary} on {_value('item', kind)} = value group by row"

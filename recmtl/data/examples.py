@@ -1,19 +1,19 @@
-"""The recipe's query as a table of examples, checked and dealt into splits."""
+"""The recipe's query as a table of examples, checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.dataset import SPLITS
-from recmtl.data.duck import arrow_batches, column_types, first_row, literal, quote, refusal
+from recmtl.data.duck import arrow_batches, column_types, first_row, quote, refusal
 from recmtl.data.queries import create_query_view
 from recmtl.data.recipe import FeatureSpec, Recipe
-from recmtl.data.sources import columns_hint
+from recmtl.data.sources import FILE_ROW_NUMBER, FILENAME, columns_hint
 from recmtl.data.stored import BATCH_ROWS, Stored, show
 from recmtl.errors import UserError
 
@@ -21,17 +21,21 @@ ROWS = '"#rows"'
 """View: the recipe's query."""
 SELECTED = '"#selected"'
 STORED = '"#stored"'
-"""View: what the query yielded, on disk, with `ROW`."""
+"""View: what the query yielded, on disk, with `HASH` and `ROW`."""
 EXAMPLES = '"#examples"'
 """View: the columns that the recipe uses, with `HASH`, `SPLIT` and `ROW`."""
 HASH = '"#hash"'
-"""UBIGINT: hash of the whole row. It deals rows into splits and shuffles them."""
+"""UBIGINT: hash of what identifies a row, its `key_columns`, and of its number among the rows alike in them.
+
+It deals rows into splits and shuffles them; nothing that is predicted is in it."""
 SPLIT = '"#split"'
 """UTINYINT: index into `SPLITS`."""
 ROW = '"#row"'
 """BIGINT: number of the row, until it is shuffled."""
-KEY = '"#key"'
+SPLIT_KEY = '"#split key"'
+"""UBIGINT: hash of the columns of `split.key`."""
 MOMENT = '"#moment"'
+"""The split's column."""
 
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 FLOATS = ("FLOAT", "DOUBLE")
@@ -63,10 +67,10 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
             raise UserError(f"{entry}: label: column {task.label!r} is {kind}; it must be a boolean or 0 and 1")
         if task.oracle is not None and not _is_number(kind := _type(types, task.oracle, f"{entry}: oracle")):
             raise UserError(f"{entry}: oracle: column {task.oracle!r} is {kind}; it must be a probability")
-    for key, columns in (("key", recipe.split.key), ("column", (recipe.split.column,))):
-        for column in columns:
-            if column is not None:
-                _type(types, column, f"{where}: [split]: {key}")
+    for column in recipe.split.key:
+        _type(types, column, f"{where}: [split]: key")
+    if recipe.split.column is not None:
+        _check_split_column(recipe, types, recipe.split.column)
     if recipe.group is not None:
         _type(types, recipe.group, f"{where}: group")
 
@@ -83,6 +87,14 @@ def _is_number(kind: str) -> bool:
     return kind in (*INTEGERS, *FLOATS, "BOOLEAN") or kind.startswith("DECIMAL")
 
 
+def _check_split_column(recipe: Recipe, types: dict[str, str], column: str) -> None:
+    kind = _type(types, column, f"{recipe.origin}: [split]: column")
+    is_time = kind == "DATE" or kind.startswith("TIMESTAMP") or (_is_number(kind) and kind != "BOOLEAN")
+    if recipe.split.by == "time" and not is_time:
+        found = f"{recipe.origin}: [split]: column {column!r} is {kind}"
+        raise UserError(f"{found}; by = 'time' needs a number, a date or a timestamp: cast it in sql")
+
+
 def _check_feature(feature: FeatureSpec, types: dict[str, str], where: str) -> None:
     kind = _type(types, feature.column, f"{where}: column")
     found = f"{where}: column {feature.column!r} is {kind}"
@@ -90,24 +102,54 @@ def _check_feature(feature: FeatureSpec, types: dict[str, str], where: str) -> N
         raise UserError(f"{found}; a numeric feature needs a number")
     if feature.separator and kind != "VARCHAR":
         raise UserError(f"{found}; separator is for text")
-    if feature.kind == "list" and not feature.separator and not kind.endswith("[]"):
+    is_list = feature.kind == "list" and not feature.separator
+    if is_list and re.search(r"\[\d+\]$", kind):
+        raise UserError(f"{found}; cast it to a list in sql: {feature.column}::{kind[: kind.rindex('[')]}[]")
+    if is_list and not kind.endswith("[]"):
         raise UserError(f"{found}; a list feature needs a list, or separator = ',' for text")
-    value = kind[:-2] if feature.kind == "list" and not feature.separator else kind
+    value = kind[:-2] if is_list else kind
+    if value.endswith("]") and (is_list or re.search(r"\].*\]$", value)):
+        rest = "" if is_list else " and set kind = 'list'"
+        raise UserError(f"{found}, a list of lists; flatten it in sql, as in flatten({feature.column}){rest}")
     if value.startswith(("STRUCT", "MAP", "UNION")) or value.endswith("]"):
-        raise UserError(f"{found}; " + ("set kind = 'list'" if value.endswith("[]") else "its values must be simple"))
+        raise UserError(f"{found}; " + ("set kind = 'list'" if value.endswith("]") else "its values must be simple"))
+
+
+def key_columns(recipe: Recipe, types: dict[str, str]) -> list[str]:
+    """Columns that identify a row: its place in the raw files where the query yields it, else what the recipe reads.
+
+    Neither labels nor true probabilities are among them, nor other columns, which could tell them: a split that depends
+    on what is predicted gives test rows other base rates than training rows, even for the same features.
+    """
+    place = [FILENAME, FILE_ROW_NUMBER]
+    if all(column in types and column not in recipe.predicted for column in place):
+        return place
+    columns = [*recipe.read_columns, *([recipe.split.column] if recipe.split.column else [])]
+    return [column for column in dict.fromkeys(columns) if column not in recipe.predicted]
+
+
+def _moment(column: str, kind: str) -> str:
+    """The split's column, in which -0.0 is 0.0: they are the same time."""
+    name = quote(column)
+    return f"case when {name} = 0 then cast(0 as {kind}) else {name} end" if kind in FLOATS else name
+
+
+def hash_of(columns: Iterable[str]) -> str:
+    """UBIGINT: hash of some SQL expressions together."""
+    # Twice, as the hash of several values is little more than an exclusive or of theirs.
+    return f"hash(hash({', '.join(columns)}))"
 
 
 def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str]) -> None:
-    """Create the view `SELECTED`: the columns that the recipe uses, and the hash of all."""
-    used = [feature.column for feature in recipe.features] + [task.label for task in recipe.tasks]
-    used += [task.oracle for task in recipe.tasks if task.oracle] + ([recipe.group] if recipe.group else [])
-    columns = [quote(name) for name in dict.fromkeys(used)]
-    columns.append(f"hash({', '.join(map(quote, types))}) as {HASH}")
+    """Create the view `SELECTED`: the columns that the recipe uses, and the hashes of those that identify a row."""
+    used = dict.fromkeys([*recipe.read_columns, *recipe.predicted])
+    columns = [quote(name) for name in used]
+    columns.append(f"{hash_of(map(quote, key_columns(recipe, types)))} as {HASH}")
     split = recipe.split
     if split.key:
-        columns.append(f"hash({', '.join(map(quote, split.key))}) as {KEY}")
+        columns.append(f"{hash_of(map(quote, split.key))} as {SPLIT_KEY}")
     if split.column is not None:
-        columns.append(f"{quote(split.column)} as {MOMENT}")
+        columns.append(f"{_moment(split.column, types[split.column])} as {MOMENT}")
     db.execute(f"create view {SELECTED} as select {', '.join(columns)} from {ROWS}")
 
 
@@ -132,77 +174,8 @@ def count_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
     Raises:
         UserError: there are none.
     """
-    rows = _count(db)
+    row = first_row(db, f"select count(*) from {STORED}")
+    rows = row[0] if row else 0
     if not rows:
         raise UserError(f"{recipe.origin}: sql yields no rows from these files")
     return rows
-
-
-def _count(db: duckdb.DuckDBPyConnection, condition: str = "true") -> int:
-    row = first_row(db, f"select count(*) from {STORED} where {condition}")
-    return row[0] if row else 0
-
-
-def deal(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> None:
-    """Create the view `EXAMPLES`, in which every row has its split.
-
-    Raises:
-        UserError: a row has no time, or no known split.
-    """
-    rules: dict[str, Callable[[duckdb.DuckDBPyConnection, Recipe, int], str]]
-    rules = {"random": _random, "time": _time, "column": _column}
-    rule = rules[recipe.split.by](db, recipe, rows)
-    db.execute(f"create view {EXAMPLES} as select *, cast({rule} as utinyint) as {SPLIT} from {STORED}")
-
-
-def _random(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> str:
-    split = recipe.split
-    column = KEY if split.key else HASH
-    train = 1 - split.val_fraction - split.test_fraction
-    return (
-        f"case when {_below(column, train)} then 0 when {_below(column, train + split.val_fraction)} then 1 else 2 end"
-    )
-
-
-def _below(column: str, fraction: float) -> str:
-    """Whether a hash is among the lowest `fraction` of all hashes."""
-    return f"{column} <= {int(fraction * 2**53) * 2**11 - 1}" if fraction > 0 else "false"
-
-
-def _time(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> str:
-    """The last rows by time; the hash decides between rows of the same time, so that the counts are exact."""
-    split = recipe.split
-    if missing := _count(db, f"{MOMENT} is null"):
-        raise UserError(
-            f"{recipe.origin}: [split]: column {split.column!r} is null in {missing} rows; leave them out in sql"
-        )
-    test = round(rows * split.test_fraction)
-    val = round(rows * split.val_fraction)
-    return f"case when {_from_rank(db, rows - test)} then 2 when {_from_rank(db, rows - test - val)} then 1 else 0 end"
-
-
-def _from_rank(db: duckdb.DuckDBPyConnection, rank: int) -> str:
-    """Whether a row is not among the first `rank` ones by time."""
-    query = f"select cast({MOMENT} as varchar), {HASH}, typeof({MOMENT}) from {STORED}"
-    first = first_row(db, f"{query} order by {MOMENT}, {HASH} limit 1 offset {rank}")
-    if first is None:
-        return "false"
-    moment = f"cast({literal(first[0])} as {first[2]})"
-    return f"{MOMENT} > {moment} or ({MOMENT} = {moment} and {HASH} >= {first[1]})"
-
-
-def _column(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> str:
-    split = recipe.split
-    names = f"cast({MOMENT} as varchar)"
-    known = ", ".join(literal(name) for name in SPLITS)
-    found = db.execute(f"select {names}, count(*) from {STORED} group by 1 order by 2 desc").fetchall()
-    for name, count in found:
-        if name not in SPLITS:
-            value = "null" if name is None else repr(name)
-            raise UserError(
-                f"{recipe.origin}: [split]: column {split.column!r} is {value} in {count} rows; it must be {known}"
-            )
-    rule = f"when {names} = 'test' then 2 when {names} = 'val' then 1"
-    if "val" not in dict(found):
-        rule += f" when {_below(HASH, split.val_fraction)} then 1"
-    return f"case {rule} else 0 end"

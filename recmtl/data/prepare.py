@@ -1,6 +1,6 @@
 """``recmtl prepare``: raw Parquet logs in, a prepared folder out.
 
-    raw files ──part by part──▶ the recipe's SQL ──▶ examples ──hash, time or column──▶ splits
+    raw files ──part by part──▶ the recipe's SQL ──▶ examples ──hash of their keys, time or column──▶ splits
         ──counts──▶ vocabularies ──joins──▶ ids ──buckets by hash, sorted one by one──▶ shuffled shards
 
 DuckDB does all of it on columns, within its memory limit. Between the steps rows lie on disk beside the output
@@ -18,24 +18,37 @@ import duckdb
 import pyarrow.parquet as pq
 
 from recmtl.data.content import ContentDigests
-from recmtl.data.dataset import Dataset
+from recmtl.data.coverage import Coverage
+from recmtl.data.dataset import VOCABULARIES, Dataset, check_replaceable
 from recmtl.data.duck import connect, one_line_errors, query_progress, size
-from recmtl.data.encode import create_vocabulary, describe_feature, encoding_query, table_type
-from recmtl.data.examples import check_columns, count_rows, create_query, create_selected, deal, run_query
+from recmtl.data.encode import create_vocabulary, describe_features, encoding_query, table_type
+from recmtl.data.examples import check_columns, count_rows, create_query, create_selected, run_query
 from recmtl.data.labels import describe_tasks
+from recmtl.data.numbering import number_rows
 from recmtl.data.parts import cut, number_of_parts, shown
 from recmtl.data.raw_files import find_files
 from recmtl.data.recipe import Recipe
 from recmtl.data.shards import write_shards
 from recmtl.data.shuffle import scatter_by_hash, sorted_by_hash
-from recmtl.data.sources import count_raw_rows, create_views, leave_out_refused, query_errors
+from recmtl.data.sources import count_raw_rows, create_views, leave_out_refused, limit_files, query_errors
+from recmtl.data.splits import deal, far_from_asked
 from recmtl.data.stages import Stages, polled
+from recmtl.data.stored import Stored
+from recmtl.data.summary import notes
+from recmtl.errors import UserError
 from recmtl.files import complete_or_absent
 
-VOCABULARIES = "vocab"
 
-
-def prepare(recipe: Recipe, raw: Path, out: Path, *, memory_limit: str = "4GB", threads: int | None = None) -> Dataset:
+def prepare(
+    recipe: Recipe,
+    raw: Path,
+    out: Path,
+    *,
+    memory_limit: str = "4GB",
+    threads: int | None = None,
+    overwrite: bool = False,
+    limit: int | None = None,
+) -> Dataset:
     """Turn the raw files of a folder into training data.
 
     Args:
@@ -44,6 +57,8 @@ def prepare(recipe: Recipe, raw: Path, out: Path, *, memory_limit: str = "4GB", 
         out: folder to write; absent or empty. It is complete or absent afterwards.
         memory_limit: memory of the process, such as ``4GB``; what does not fit goes to disk beside `out`.
         threads: number of threads; all cores when None.
+        overwrite: `out` may hold prepared data, which stays until it is replaced.
+        limit: read only the first so many raw rows of the recipe's first source of files; all when None.
 
     Returns:
         What was written, as in ``dataset.json``.
@@ -52,16 +67,20 @@ def prepare(recipe: Recipe, raw: Path, out: Path, *, memory_limit: str = "4GB", 
         UserError: the recipe, a raw file or `out` has a mistake; nothing is written.
     """
     files = find_files(recipe, raw)
-    with complete_or_absent(out) as work:
+    cut_short = None if limit is None else limit_files(recipe, files, limit)
+    if overwrite and raw.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"{out}: holds the raw folder {raw}; name another folder to write")
+    with complete_or_absent(out, check_replaceable if overwrite else None) as work:
         db = connect(memory_limit, threads, work / "spill")
         try:
             with Stages() as stages, one_line_errors(recipe.origin, memory_limit):
-                create_views(db, recipe, files, raw)
+                create_views(db, recipe, files, raw, cut_short)
                 described = replace(
                     _run(db, recipe, files, size(memory_limit), work / "data", stages),
                     split=recipe.split.rule,
                     sql=_sql_digest(recipe),
                     sources=_raw_rows(files, raw),
+                    limit=None if cut_short is None else limit,
                 )
                 described.save(work / "data")
                 return described
@@ -90,8 +109,11 @@ def _run(
     total = count_rows(db, recipe)
 
     with stages.stage("splitting", 1):
-        deal(db, recipe, total)
+        number_rows(db, recipe, Stored(stored / "examples"), total, memory)
+        asked = deal(db, recipe, total)
         rows, tasks = describe_tasks(db, recipe)
+    if note := far_from_asked(asked, rows):
+        stages.note(f"{recipe.origin}: {note}")
 
     tables = []
     (folder / VOCABULARIES).mkdir()
@@ -99,19 +121,24 @@ def _run(
         for done, spec in enumerate(recipe.tables, 1):
             tables.append(create_vocabulary(db, recipe, spec, kinds[spec.name], folder / VOCABULARIES))
             advance(done)
-        features = tuple(describe_feature(db, spec) for spec in recipe.features)
+        features = describe_features(db, recipe)
 
     dataset = Dataset(recipe.name, rows, tuple(tables), features, tasks, recipe.group is not None)
+    coverage = Coverage(db, recipe, types, dataset)
     ranges, encoded = number_of_parts(total, memory), stored / "encoded"
     with stages.stage("encoding rows", total) as advance:
-        for done in scatter_by_hash(db, encoding_query(recipe, dataset, kinds), ranges, encoded):
+        for done in scatter_by_hash(db, encoding_query(recipe, dataset, types, kinds), ranges, encoded):
             advance(done)
     (stored / "examples").unlink()
     content = ContentDigests()
     with stages.stage("writing shuffled rows", total) as advance:
-        for written in write_shards(sorted_by_hash(db, ranges, encoded), dataset, folder, content):
+        encoded_rows = coverage.watch(sorted_by_hash(db, ranges, encoded))
+        for written in write_shards(encoded_rows, dataset, folder, content):
             advance(written)
-    return replace(dataset, content=content.hexdigests())
+    dataset = replace(dataset, features=coverage.features(), content=content.hexdigests())
+    for note in notes(dataset):
+        stages.note(f"{recipe.origin}: {note}")
+    return dataset
 
 
 def _read(db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, folder: Path, stages: Stages) -> None:

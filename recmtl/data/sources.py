@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from recmtl.data.duck import (
     is_interrupted,
     is_of_the_system,
     is_out_of_memory,
+    literal,
     message,
     quote,
     refusal,
@@ -47,10 +49,50 @@ QUERY_ERRORS = (
 """Kinds of errors that a damaged file never raises."""
 
 
-def create_views(db: duckdb.DuckDBPyConnection, recipe: Recipe, files: dict[str, list[Path]], raw: Path) -> None:
+@dataclass(frozen=True)
+class Cut:
+    """Where the rows of a source end before its files do."""
+
+    source: str
+    path: Path
+    """The last file."""
+    rows: int
+    """Rows of the last file."""
+
+
+def limit_files(recipe: Recipe, files: dict[str, list[Path]], limit: int) -> Cut | None:
+    """Leave the first source of files only those that hold its first `limit` rows; None where it has no more rows.
+
+    Raises:
+        UserError: the limit makes no sense, or a file cannot be read.
+    """
+    if limit < 1:
+        raise UserError(f"--limit: {limit} is out of range; the least is 1")
+    first = next(source.name for source in recipe.sources if source.files)
+    left = limit
+    for number, path in enumerate(files[first]):
+        try:
+            rows = pq.read_metadata(path).num_rows
+        except (OSError, pa.ArrowException):
+            raise UserError(diagnose({first: [path]}, f"{path}: not readable as Parquet")) from None
+        if rows > left or (rows == left and number + 1 < len(files[first])):
+            files[first] = files[first][: number + 1]
+            return Cut(first, path, left)
+        left -= rows
+    return None
+
+
+def create_views(
+    db: duckdb.DuckDBPyConnection,
+    recipe: Recipe,
+    files: dict[str, list[Path]],
+    raw: Path,
+    cut_short: Cut | None = None,
+) -> None:
     """Create a view a source; of files it has two more columns: filename (relative to `raw`) and file_row_number.
 
-    A column whose types in several files have no type in common is a `refused_column`.
+    A column whose types in several files have no type in common is a `refused_column`. The rows of one source may be
+    cut short.
 
     Raises:
         UserError: a file cannot be read, or a source's query is not valid.
@@ -60,7 +102,11 @@ def create_views(db: duckdb.DuckDBPyConnection, recipe: Recipe, files: dict[str,
         if source.sql:
             create_query_view(db, quote(source.name), source.sql, f"{where}: sql")
         elif files[source.name]:
-            db.execute(f"create view {quote(source.name)} as {_select(db, source, files[source.name], raw)}")
+            query = _select(db, source, files[source.name], raw)
+            if cut_short is not None and source.name == cut_short.source:
+                last = literal(cut_short.path.relative_to(raw).as_posix())
+                query = f"select * from ({query}) where filename <> {last} or file_row_number < {cut_short.rows}"
+            db.execute(f"create view {quote(source.name)} as {query}")
         else:
             create_query_view(db, quote(source.name), _empty(source), f"{where}: columns")
         _check_cut(db, source, where)

@@ -36,6 +36,10 @@ class Stages:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
+    def note(self, text: str) -> None:
+        """Say in one line what the user should look at."""
+        self.console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
+
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:
         """A stage of `total` units; what it yields takes the number that are done."""

@@ -52,6 +52,30 @@ class Stored:
         return reader.__arrow_c_stream__(requested_schema)
 
 
+def overwrite(stored: Stored, column: str, rows: np.ndarray, values: np.ndarray) -> None:
+    """Replace the values of a column of 64-bit numbers in some rows, in the file itself: all other bytes stay.
+
+    Args:
+        stored: all rows of a file. Nothing may read it meanwhile.
+        column: its name.
+        rows: their numbers in the file, ascending.
+        values: of the column's type.
+    """
+    raw = np.memmap(stored.path, np.uint8, "r+")
+    start = 0
+    with pa.ipc.open_file(pa.py_buffer(raw)) as file:
+        for number in range(file.num_record_batches):
+            array = file.get_batch(number).column(column)
+            end = start + len(array)
+            first, last = np.searchsorted(rows, (start, end))
+            if first < last:
+                # Not copied: the file is not compressed, so the values lie in it as they are.
+                offset = array.buffers()[1].address - raw.ctypes.data
+                raw[offset : offset + 8 * len(array)].view(values.dtype)[rows[first:last] - start] = values[first:last]
+            start = end
+    raw.flush()
+
+
 def scatter(batches: pa.RecordBatchReader, buckets: int, path: Path) -> Iterator[int]:
     """Write rows into buckets, whose numbers are in the last column; yields the number of rows written so far.
 

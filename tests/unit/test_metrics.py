@@ -245,6 +245,21 @@ def test_every_task_is_measured_on_real_rows_alone(ranks):
         assert found[name]["rows"] == sum(bins[name]["rows"]) == 35
 
 
+def test_rows_without_a_user_count_in_no_gauc(ranks):
+    """Their group is −1. They count in all else."""
+    logits, labels, _, group = batch(50, 1)
+    known = group != 0
+    metrics = Metrics(["a"], gauc=True, ranks=ranks)
+    metrics.update(logits, labels, 50, None, torch.where(known, group, -1))
+    found, _ = metrics.compute()
+    wanted = measured(logits[known, 0], labels[known, 0], group=group[known])["gauc"]
+    assert found["a"]["gauc"] == pytest.approx(wanted, abs=1e-12)
+    assert found["a"]["auc"] == measured(logits[:, 0], labels[:, 0])["auc"]
+    nobody = Metrics(["a"], gauc=True, ranks=ranks)
+    nobody.update(logits, labels, 50, None, torch.full_like(group, -1))
+    assert nobody.compute()[0]["a"]["gauc"] is None
+
+
 def test_gauc_can_be_switched_off(ranks):
     logits, labels, oracle, group = batch(50, 1)
     metrics = Metrics(["a"], gauc=False, ranks=ranks)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prepared import RECIPE, events, only, read, read_all, run, vocabulary
 
-from recmtl.data.dataset import Dataset
+from recmtl.data.dataset import NO_USER, Dataset
 from recmtl.data.shards import ROW_GROUP_ROWS
 
 
@@ -72,8 +72,42 @@ class TestOutput:
         run(tmp_path, table)
         assert len(set(read_all(tmp_path)["group"].to_pylist())) == len(set(table["user"].to_pylist()))
 
+    def test_rows_without_a_user_are_of_no_group(self, tmp_path: Path) -> None:
+        for number, users in enumerate((["a", None, "", None, "a"], [1.0, None, 0.0, float("nan"), 1.0])):
+            table, text = only("numeric", pa.array([0.0, 1.0, 2.0, 3.0, 4.0]))
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            run(folder, table.append_column("u", pa.array(users)), 'group = "u"\n' + text)
+            rows = read_all(folder)
+            group = dict(zip(rows["x"].to_pylist(), rows["group"].to_pylist(), strict=True))
+            assert (group[1], group[3]) == (NO_USER, NO_USER)
+            assert min(group[0], group[2]) >= 0
+            assert group[0] == group[4] != group[2]
+
 
 class TestEncoding:
+    def test_what_counts_may_be_one_feature(self, tmp_path: Path) -> None:
+        """An item seen in one row has no id, though two histories hold it."""
+        table = pa.table({"item": ["a", "a", "b", None], "past": [["b"], ["b", "a"], [], ["c"]], "y": [0, 1, 0, 1]})
+        text = (
+            'sql = "select * from raw"\n[[table]]\nname = "item"\nmin_count = 2\n{}\n[[feature]]\nname = "item"\n'
+            '[[feature]]\nname = "past"\nkind = "list"\ntable = "item"\n[[task]]\nname = "y"\nlabel = "y"\n'
+            "[split]\nval = 0.0\ntest = 0.0\n"
+        )
+        run(tmp_path, table, text.format(""))
+        assert vocabulary(tmp_path, "item") == {"a": 1, "b": 2}
+        (tmp_path / "out").rename(tmp_path / "all")
+        run(tmp_path, table, text.format('count_from = "item"'))
+        assert vocabulary(tmp_path, "item") == {"a": 1}
+        assert sorted(read_all(tmp_path)["past"].to_pylist()) == [[], [], [], [1]]
+
+    def test_parts_of_text_lose_blanks_of_every_kind(self, tmp_path: Path) -> None:
+        texts = ["a,\tb", "a\r\n, b", "\u3000a\xa0,\u2003b\u2028", "\v\f\x85a, \t ,b"]
+        table, text = only("list", pa.array(texts), 'separator = ","')
+        run(tmp_path, table, text)
+        assert sorted(vocabulary(tmp_path, "x")) == ["a", "b"]
+        assert {tuple(ids) for ids in read_all(tmp_path)["x"].to_pylist()} == {(1, 2)}
+
     def test_null_unseen_and_rare_are_zero(self, tmp_path: Path) -> None:
         values = ["a"] * 50 + ["b"] * 30 + [None] * 10 + ["rare"] * 2
         table, text = only("categorical", pa.array(values), 'table = "t"\n[[table]]\nname = "t"\nmin_count = 3')

@@ -69,6 +69,22 @@ def test_recipe_that_does_not_fit(tmp_path: Path, old: str, new: str, names: lis
     assert_refused(tmp_path, names, table, RECIPE.replace(old, new, 1))
 
 
+NESTED = [
+    ("tags", "[tags] as deep", ["'tags'", "VARCHAR[][], a list of lists; flatten it in sql, as in flatten(deep)"]),
+    ("item", "[tags] as deep", ["'item'", "flatten it in sql, as in flatten(deep) and set kind = 'list'"]),
+    ("tags", "[1, 2]::int[2] as deep", ["'tags'", "INTEGER[2]; cast it to a list in sql: deep::INTEGER[]"]),
+    ("item", "[1, 2]::int[2] as deep", ["'item'", "INTEGER[2]; set kind = 'list'"]),
+]
+
+
+@pytest.mark.parametrize(("feature", "column", "names"), NESTED)
+def test_lists_that_are_not_simple(tmp_path: Path, feature: str, column: str, names: list[str]) -> None:
+    text = RECIPE.replace("filename as file", column).replace(
+        f'name = "{feature}"', f'name = "{feature}"\ncolumn = "deep"', 1
+    )
+    assert_refused(tmp_path, names, events(60), text)
+
+
 @pytest.mark.parametrize(("bad", "shown"), [(2.0, "2.0"), (None, "null"), (float("nan"), "nan"), (0.5, "0.5")])
 def test_label_that_is_not_0_or_1(tmp_path: Path, bad: float | None, shown: str) -> None:
     table, text = only("categorical", pa.array(["a"] * 20))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,6 +87,42 @@ def test_merrec_rows(tmp_path: Path, with_truth: bool) -> None:
         if with_truth:
             assert row["oracle_view"] == pytest.approx((place + 10 * sequence) / 100)
     assert [task.oracle for task in dataset.tasks] == [with_truth, with_truth]
+
+
+def test_merrec_takes_events_of_one_second_file_by_file(tmp_path: Path) -> None:
+    """The second file's rows have lower numbers than the last ones of the first."""
+    table = merrec_events().slice(0, 10)
+    table = table.set_column(table.schema.get_field_index("stime"), "stime", pa.array([0] * 10, pa.timestamp("us")))
+    pq.write_table(table.slice(0, 6), tmp_path / "a.parquet")
+    pq.write_table(table.slice(6), tmp_path / "b.parquet")
+    (tmp_path / "mine.toml").write_text('extends = "merrec"\n[split]\nval = 0.0\ntest = 0.0\n')
+    prepare(load_recipe(str(tmp_path / "mine.toml")), tmp_path, tmp_path / "out")
+    product = {number: value for value, number in vocabulary(tmp_path, "product").items()}
+    names = sorted([product[row[f"hist_{i}"]] for i in range(1, 8)] for row in read_all(tmp_path).to_pylist())
+    assert names == [[f"p0-{start + i}" for i in range(7)] for start in range(3)]
+
+
+def test_kuairand_knows_outcomes_after_their_delay_and_impressions_at_once() -> None:
+    """Impressions of one video and user at seconds 0, 30, 60, 61, 900 and 901, each clicked, viewed long and liked."""
+    seconds = [0, 30, 60, 61, 900, 901]
+    rows = len(seconds)
+    log = {"user_id": [1] * rows, "video_id": [7] * rows, "time_ms": [1000 * second for second in seconds]}
+    log |= {name: [1] * rows for name in ("is_click", "is_like", "long_view", "duration_ms", "hourmin")}
+    views = {"log": log, "videos": {"video_id": [7], "author_id": [5]}, "users": {"user_id": [1]}}
+    with duckdb.connect() as db:
+        for name, columns in views.items():
+            table = pa.table(columns)
+            extra = {"filename": [name] * table.num_rows, "file_row_number": range(table.num_rows)}
+            db.register(name, pa.table({**columns, **extra}))
+        found = db.sql(load_recipe("kuairand").sql).order("time_ms").to_arrow_table().to_pydict()
+    for name in ("user", "video", "author"):
+        assert found[f"{name}_seen"] == [0, 1, 2, 3, 4, 5]
+        assert found[f"{name}_clicks"] == [0, 0, 1, 1, 4, 4]
+        assert found[f"{name}_views"] == found[f"{name}_likes"] == [0, 0, 0, 0, 1, 1]
+    assert [len(items or ()) for items in found["last_clicked"]] == [0, 0, 1, 1, 4, 4]
+    assert [len(items or ()) for items in found["last_liked"]] == [0, 0, 0, 0, 1, 1]
+    assert found["user_click_rate"] == pytest.approx([2 / 5, 2 / 5, 3 / 6, 3 / 6, 6 / 9, 6 / 9])
+    assert found["pause"] == [None, 30_000, 30_000, 1000, 839_000, 1000]
 
 
 def test_one_month_is_a_raw_folder(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""What can be wrong between the keys of a recipe."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recmtl.data.dataset import GROUP_COLUMN, label_column, oracle_column
+from recmtl.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from recmtl.data.recipe import FeatureSpec, Recipe, Source, SplitSpec, TableSpec, TaskSpec
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Everything that can be wrong between the keys.
+
+    Raises:
+        UserError: names the recipe, the entry and the key.
+    """
+    where = recipe.origin
+    if not recipe.features:
+        raise UserError(f"{where}: no [[feature]]; name the columns the model reads")
+    if not recipe.tasks:
+        raise UserError(f"{where}: no [[task]]; name the columns the model predicts")
+    _check_name(recipe.name, f"{where}: name")
+    for section, specs in (
+        ("[sources]", recipe.sources),
+        ("[[feature]]", recipe.features),
+        ("[[table]]", recipe.tables),
+        ("[[task]]", recipe.tasks),
+    ):
+        _check_names([spec.name for spec in specs], f"{where}: {section}")
+    for source in recipe.sources:
+        _check_source(source, f"{where}: [sources] {source.name!r}")
+    if len(cut := [source.name for source in recipe.sources if source.parts_by is not None]) > 1:
+        raise UserError(f"{where}: [sources]: parts_by is for one source, not for {', '.join(cut)}")
+    for table in recipe.tables:
+        _check_table(recipe, table, f"{where}: [[table]] {table.name!r}")
+    for feature in recipe.features:
+        _check_feature(recipe, feature, f"{where}: [[feature]] {feature.name!r}")
+    for task in recipe.tasks:
+        _check_task(recipe, task, f"{where}: [[task]] {task.name!r}")
+    _check_split(recipe.split, f"{where}: [split]")
+    _check_unpredicted(recipe, f"{where}: [split]")
+
+
+def _check_name(name: str, where: str) -> None:
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"{where}: {name!r} is not a name; use letters, digits, '_' and '-' (no '@', '.' or blanks)")
+
+
+def _check_names(names: list[str], where: str) -> None:
+    for name in names:
+        _check_name(name, where)
+        if [other.lower() for other in names].count(name.lower()) > 1:
+            raise UserError(f"{where}: {name!r} is there twice; names must differ in more than capitals")
+
+
+def _check_source(source: Source, where: str) -> None:
+    if bool(source.files) == bool(source.sql):
+        raise UserError(f"{where}: give files (at least one glob) or sql, one of them")
+    for pattern in source.files:
+        if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise UserError(f"{where}: {pattern!r} must be a glob relative to the raw folder")
+    if source.optional and not (source.columns and source.files):
+        raise UserError(
+            f'{where}: optional is for files, and needs columns = {{name = "TYPE"}} for when they are absent'
+        )
+
+
+def _check_table(recipe: Recipe, table: TableSpec, where: str) -> None:
+    if not recipe.features_of(table.name):
+        raise UserError(f"{where}: no feature uses it; remove it or give a feature table = {table.name!r}")
+    for key, least in (("dim", 1), ("min_count", 1), ("hash_rows", 2)):
+        value = getattr(table, key)
+        if value is not None and not least <= value < 2**31:
+            raise UserError(f"{where}: {key}: {value} is out of range; the least is {least}")
+    if (table.dim or 0) % 4:
+        raise UserError(f"{where}: dim: must be a multiple of 4, not {table.dim}")
+    if table.hash_rows and table.min_count > 1:
+        raise UserError(f"{where}: min_count does nothing in a hashed table; remove it or hash_rows")
+    if table.hash_rows and table.count_from:
+        raise UserError(f"{where}: count_from does nothing in a hashed table; remove it or hash_rows")
+    own = [feature.name for feature in recipe.features_of(table.name)]
+    for name in table.count_from:
+        if name not in own:
+            raise UserError(f"{where}: count_from: {name!r} is not a feature of this table; {nearest(name, own)}")
+
+
+def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
+    name = feature.name
+    if name == GROUP_COLUMN or name.startswith((label_column(""), oracle_column(""))):
+        raise UserError(f"{where}: the name is reserved (group, label_*, oracle_*); give it another and set column")
+    only_for = {"table": ("categorical", "list"), "transform": ("numeric",)}
+    only_for |= dict.fromkeys(("pooling", "max_length", "separator"), ("list",))
+    for key, kinds in only_for.items():
+        changed = getattr(feature, key) != getattr(type(feature)(name), key)
+        if changed and feature.kind not in kinds:
+            raise UserError(f"{where}: {key} is for features of kind {' or '.join(kinds)}, this one is {feature.kind}")
+    if feature.table and feature.table not in [table.name for table in recipe.tables]:
+        raise UserError(f"{where}: table: there is no [[table]] {feature.table!r}; declare it")
+    if feature.max_length is not None and feature.max_length < 1:
+        raise UserError(f"{where}: max_length: {feature.max_length} is out of range; the least is 1")
+    for task in recipe.tasks:
+        if feature.column in (task.label, task.oracle):
+            raise UserError(f"{where}: column {feature.column!r} is what task {task.name!r} predicts")
+
+
+def _check_task(recipe: Recipe, task: TaskSpec, where: str) -> None:
+    parents = {other.name: other.parent for other in recipe.tasks}
+    if not 0 <= task.weight < math.inf:
+        raise UserError(f"{where}: weight: {task.weight} is no weight; write a number of 0 or more")
+    if task.parent is not None and task.parent not in parents:
+        raise UserError(f"{where}: parent: there is no [[task]] {task.parent!r}")
+    seen, ancestor = {task.name}, task.parent
+    while ancestor is not None:
+        if ancestor in seen:
+            raise UserError(f"{where}: parent: {task.parent!r} leads back to a task already passed; break the cycle")
+        seen.add(ancestor)
+        ancestor = parents.get(ancestor)
+
+
+def _check_split(split: SplitSpec, where: str) -> None:
+    if split.by == "random" and split.column is not None:
+        raise UserError(f"{where}: column is for by = 'time' or 'column'; a random split takes key = [columns]")
+    if split.by != "random" and split.column is None:
+        raise UserError(f"{where}: column: missing; by = {split.by!r} needs one")
+    if split.by != "random" and split.key:
+        raise UserError(f"{where}: key is for by = 'random'")
+    if split.by == "column" and split.test is not None:
+        raise UserError(f"{where}: test is for by = 'random' or 'time'; here the column says which rows are test")
+    for key, value in (("val", split.val_fraction), ("test", split.test_fraction)):
+        if not 0 <= value < 1:
+            raise UserError(f"{where}: {key}: {value} is out of range; give a fraction from 0 to below 1")
+    if split.by != "column" and split.val_fraction + split.test_fraction >= 1:
+        raise UserError(f"{where}: val + test = {split.val_fraction + split.test_fraction:g} leaves no training rows")
+
+
+def _check_unpredicted(recipe: Recipe, where: str) -> None:
+    split = recipe.split
+    for key, columns in (("key", split.key), ("column", (split.column,))):
+        for task in recipe.tasks:
+            for column in columns:
+                if column is not None and column in (task.label, task.oracle):
+                    raise UserError(
+                        f"{where}: {key}: column {column!r} is what task {task.name!r} predicts; name another column"
+                    )
