@@ -72,9 +72,10 @@ def limit_files(recipe: Recipe, files: dict[str, list[Path]], limit: int) -> Cut
     left = limit
     for number, path in enumerate(files[first]):
         try:
-            rows = pq.read_metadata(path).num_rows
-        except (OSError, pa.ArrowException):
-            raise UserError(diagnose({first: [path]}, f"{path}: not readable as Parquet")) from None
+            with path.open("rb") as opened:
+                rows = pq.read_metadata(opened).num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(unreadable(path, error)) from None
         if rows > left or (rows == left and number + 1 < len(files[first])):
             files[first] = files[first][: number + 1]
             return Cut(first, path, left)

@@ -91,7 +91,7 @@ CHANGES: dict[str, tuple[Callable[[pa.Table], pa.Table], str, bool, str]] = {
     # name: change of the raw rows, recipe, whether the encoding is another one, words of the difference
     "a label": (changed("clicked", 3, label_of(3)), BASE, False, "differ"),
     "a number": (changed("price", 5, 17.25), BASE.replace("log1p_standardize", "log1p"), False, "differ"),
-    "a user": (changed("user", 5, "a new one"), BASE, True, "table 'user'"),
+    "a user": (changed("user", 6, "a new one"), BASE, True, "table 'user'"),
     "one row fewer": (lambda table: table.slice(1), BASE, True, "0.parquet of source 'raw' had 500 rows, now 499"),
     "a weight": (SAME, with_label("weight = 2"), False, "task 'click': weight 1.0, now 2.0"),
     "the label's column": (SAME, OTHER_LABEL, False, "label clicked, now odd (the recipe's sql is another)"),
