@@ -144,7 +144,7 @@ def prepare(arguments: list[str]) -> None:
     from recmtl.data.recipe import load_recipe
     from recmtl.data.summary import print_summary
 
-    args = parse_words(Prepare, arguments, "prepare")
+    args = parse_words(Prepare, arguments, "prepare", flags=True)
     dataset = run_prepare(
         load_recipe(args.recipe),
         args.raw,

@@ -22,13 +22,14 @@ WANTED = {int: "one whole number", float: "one number", bool: "True or False", s
 """What to write for a value of a type."""
 
 
-def parse_words(cls: type, words: list[str], command: str) -> Any:
+def parse_words(cls: type, words: list[str], command: str, *, flags: bool = False) -> Any:
     """Fill a dataclass from the command line. `--help` shows its options and ends the process.
 
     Args:
         cls: the dataclass; a field is an option, that of a section in it ``--section.field``.
         words: what the user wrote after the command.
         command: the command, as messages name it.
+        flags: the name of a boolean option alone makes it true; otherwise its value is written, as in TOML.
 
     Raises:
         UserError: an option is unknown or missing, its value of another type, or a word is one too many.
@@ -42,7 +43,7 @@ def parse_words(cls: type, words: list[str], command: str) -> Any:
                 cls,
                 args=words,
                 prog=f"recmtl {command}",
-                config=(tyro.conf.FlagConversionOff,),
+                config=(tyro.conf.FlagCreatePairsOff if flags else tyro.conf.FlagConversionOff,),
                 return_unknown_args=True,
                 use_underscores=True,
             )

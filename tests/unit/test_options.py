@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import pytest
 from tyro.conf import Positional, arg
 
+from recmtl.cli import Prepare
 from recmtl.errors import UserError
 from recmtl.options import parse_words
 
@@ -102,3 +103,10 @@ def test_mistakes_say_what_to_write(words, said):
     with pytest.raises(UserError) as caught:
         parse_words(Command, words, "go")
     assert str(caught.value) == said
+
+
+def test_a_flag_needs_no_value():
+    words = ["census", "raw", "out", "--overwrite", "--limit", "5"]
+    args = parse_words(Prepare, words, "prepare", flags=True)
+    assert (args.overwrite, args.limit, args.memory_limit) == (True, 5, "4GB")
+    assert not parse_words(Prepare, words[:3], "prepare", flags=True).overwrite
