@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from recmtl.data.dataset import Dataset
 from recmtl.data.prepare import prepare
 from recmtl.data.recipe import load_recipe
+from recmtl.schema import FIRST
 
 RECIPE = """
 sql = '''
@@ -83,7 +84,7 @@ def read_all(folder: Path, out: str = "out") -> pa.Table:
 
 def vocabulary(folder: Path, table: str) -> dict[Any, int]:
     columns = pq.read_table(folder / "out" / "vocab" / f"{table}.parquet").to_pydict()
-    assert columns["id"] == list(range(1, len(columns["id"]) + 1))
+    assert columns["id"] == list(range(FIRST, FIRST + len(columns["id"])))
     return dict(zip(columns["value"], columns["id"], strict=True))
 
 

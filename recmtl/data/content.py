@@ -46,6 +46,4 @@ def _streams(rows: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
         for chunk in column.chunks:
             if pa.types.is_list(chunk.type):
                 yield f"{name}.lengths", np.diff(chunk.offsets.to_numpy())
-                yield name, chunk.flatten().to_numpy()
-            else:
-                yield name, chunk.to_numpy()
+            yield name, (chunk.flatten() if pa.types.is_nested(chunk.type) else chunk).to_numpy()

@@ -20,6 +20,8 @@ from recmtl.files import write_whole
 
 FORMAT = 2
 FILE_NAME = "dataset.json"
+ENCODER = "encoder"
+"""Folder of the encoder (`recmtl.encoding.encoder`)."""
 VOCABULARIES = "vocab"
 """Folder of the vocabularies."""
 SPLITS = ("train", "val", "test")
@@ -31,7 +33,6 @@ NO_USER = -1
 PLANNING_FIGURES = ("mean_length", "missing", "unseen")
 """Fields of a feature that a model does not depend on: they help to plan and to look at the data."""
 
-FeatureKind = Literal["categorical", "list", "numeric"]
 Pooling = Literal["sum", "mean"]
 Transform = Literal["none", "log1p", "standardize", "log1p_standardize"]
 Relation = Literal["given", "given_not"]
@@ -71,7 +72,10 @@ class Feature:
     """
 
     name: str
-    kind: FeatureKind = "categorical"
+    kind: str = "categorical"
+    """One of `recmtl.features.KINDS`."""
+    column: str = ""
+    """Column of the recipe's query."""
     table: str | None = None
     """The table its ids index; None for numeric features."""
     pooling: Pooling = "sum"
@@ -90,8 +94,11 @@ class Feature:
     """Longest list kept, from its start; None: no limit."""
     separator: str = ""
     """What splits a text column into a list; empty: the column holds lists."""
+    width: int = 1
+    """Numbers of a row of a dense feature."""
     missing: dict[str, float] = field(default_factory=dict)
-    """Share of the rows whose value, or whose whole list, is missing, by split; no entry for a split without rows."""
+    """Share of the rows without a value, of a list feature without any item, by split; no entry for splits without
+    rows."""
     unseen: dict[str, float] = field(default_factory=dict)
     """Share of the rows whose value is not missing and has no id of its own, being unseen or rare, by split. Of a list
     feature: share of its items that are not null. No entries for numeric features."""
@@ -249,15 +256,12 @@ def check_replaceable(folder: Path) -> None:
         described: object = json.loads((folder / FILE_NAME).read_text())
     except (OSError, ValueError):
         described = None
-    if (
-        folder.is_symlink()
-        or not isinstance(described, dict)
-        or not {"format", "rows", "features", "tasks"} <= described.keys()
-    ):
+    if folder.is_symlink() or not isinstance(described, dict) or not {"format", "data_fingerprint"} <= described.keys():
         raise UserError(f"{folder}: is no folder that `recmtl prepare` wrote, so --overwrite does not replace it")
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder).as_posix()
         files = rf"{FILE_NAME}|({'|'.join(SPLITS)})/part-\d+\.parquet|{VOCABULARIES}/[\w-]+\.parquet"
-        folders = "|".join((*SPLITS, VOCABULARIES))
+        files += rf"|{ENCODER}/(encoder\.json|[\w-]+\.(keys|ids)\.npy)"
+        folders = "|".join((*SPLITS, VOCABULARIES, ENCODER))
         if path.is_symlink() or not re.fullmatch(folders if path.is_dir() else files, place):
             raise UserError(f"{path}: is not from `recmtl prepare`; move it away, as --overwrite would delete it")

@@ -169,6 +169,14 @@ def joined_as_written(db: duckdb.DuckDBPyConnection) -> Iterator[None]:
     db.execute("reset disabled_optimizers")
 
 
+@contextmanager
+def plain_arrow(db: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Results come in Arrow's own types: booleans as such, not as an extension that only DuckDB reads back."""
+    db.execute("set arrow_lossless_conversion = false")
+    yield
+    db.execute("set arrow_lossless_conversion = true")
+
+
 def arrow_batches(db: duckdb.DuckDBPyConnection, query: str, rows: int) -> pa.RecordBatchReader:
     """The result of `query`, streamed in batches of about `rows`."""
     relation = db.sql(query)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,12 +9,17 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.duck import arrow_batches, column_types, first_row, quote, refusal
+from recmtl.data.duck import arrow_batches, column_types, plain_arrow, quote, refusal
+from recmtl.data.factorized import FactorizedRows
 from recmtl.data.queries import create_query_view
 from recmtl.data.recipe import FeatureSpec, Recipe
 from recmtl.data.sources import FILE_ROW_NUMBER, FILENAME, columns_hint
-from recmtl.data.stored import BATCH_ROWS, Stored, show
+from recmtl.data.stored import BATCH_ROWS, show
+from recmtl.encoding.encoder import Encoder
+from recmtl.encoding.values import ARROW_TYPES, value_type
 from recmtl.errors import UserError
+from recmtl.features import KINDS, DenseKind, TableKind
+from recmtl.schema import FLOATS, Feature, Table, is_number
 
 ROWS = '"#rows"'
 """View: the recipe's query."""
@@ -34,11 +38,10 @@ ROW = '"#row"'
 """BIGINT: number of the row, until it is shuffled."""
 SPLIT_KEY = '"#split key"'
 """UBIGINT: hash of the columns of `split.key`."""
+ORDER = '"#order"'
+"""UBIGINT: hash of all that the recipe reads of a row, labels left out; numbers rows of the same `HASH`."""
 MOMENT = '"#moment"'
 """The split's column."""
-
-INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
-FLOATS = ("FLOAT", "DOUBLE")
 
 
 def create_query(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[str, str]:
@@ -63,9 +66,9 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
     for task in recipe.tasks:
         entry = f"{where}: [[task]] {task.name!r}"
         kind = _type(types, task.label, f"{entry}: label")
-        if not _is_number(kind):
+        if not is_number(kind):
             raise UserError(f"{entry}: label: column {task.label!r} is {kind}; it must be a boolean or 0 and 1")
-        if task.oracle is not None and not _is_number(kind := _type(types, task.oracle, f"{entry}: oracle")):
+        if task.oracle is not None and not is_number(kind := _type(types, task.oracle, f"{entry}: oracle")):
             raise UserError(f"{entry}: oracle: column {task.oracle!r} is {kind}; it must be a probability")
     for column in recipe.split.key:
         _type(types, column, f"{where}: [split]: key")
@@ -83,36 +86,19 @@ def _type(types: dict[str, str], column: str, where: str) -> str:
     return types[column]
 
 
-def _is_number(kind: str) -> bool:
-    return kind in (*INTEGERS, *FLOATS, "BOOLEAN") or kind.startswith("DECIMAL")
-
-
 def _check_split_column(recipe: Recipe, types: dict[str, str], column: str) -> None:
     kind = _type(types, column, f"{recipe.origin}: [split]: column")
-    is_time = kind == "DATE" or kind.startswith("TIMESTAMP") or (_is_number(kind) and kind != "BOOLEAN")
+    is_time = kind == "DATE" or kind.startswith("TIMESTAMP") or (is_number(kind) and kind != "BOOLEAN")
     if recipe.split.by == "time" and not is_time:
         found = f"{recipe.origin}: [split]: column {column!r} is {kind}"
         raise UserError(f"{found}; by = 'time' needs a number, a date or a timestamp: cast it in sql")
 
 
 def _check_feature(feature: FeatureSpec, types: dict[str, str], where: str) -> None:
-    kind = _type(types, feature.column, f"{where}: column")
-    found = f"{where}: column {feature.column!r} is {kind}"
-    if feature.kind == "numeric" and not _is_number(kind):
-        raise UserError(f"{found}; a numeric feature needs a number")
-    if feature.separator and kind != "VARCHAR":
-        raise UserError(f"{found}; separator is for text")
-    is_list = feature.kind == "list" and not feature.separator
-    if is_list and re.search(r"\[\d+\]$", kind):
-        raise UserError(f"{found}; cast it to a list in sql: {feature.column}::{kind[: kind.rindex('[')]}[]")
-    if is_list and not kind.endswith("[]"):
-        raise UserError(f"{found}; a list feature needs a list, or separator = ',' for text")
-    value = kind[:-2] if is_list else kind
-    if value.endswith("]") and (is_list or re.search(r"\].*\]$", value)):
-        rest = "" if is_list else " and set kind = 'list'"
-        raise UserError(f"{found}, a list of lists; flatten it in sql, as in flatten({feature.column}){rest}")
-    if value.startswith(("STRUCT", "MAP", "UNION")) or value.endswith("]"):
-        raise UserError(f"{found}; " + ("set kind = 'list'" if value.endswith("]") else "its values must be simple"))
+    sql_type = _type(types, feature.column, f"{where}: column")
+    against = KINDS[feature.kind].check(feature.column, sql_type, feature.separator)
+    if against:
+        raise UserError(f"{where}: column {feature.column!r} is {sql_type}{against}")
 
 
 def key_columns(recipe: Recipe, types: dict[str, str]) -> list[str]:
@@ -131,7 +117,9 @@ def key_columns(recipe: Recipe, types: dict[str, str]) -> list[str]:
 def _moment(column: str, kind: str) -> str:
     """The split's column, in which -0.0 is 0.0: they are the same time."""
     name = quote(column)
-    return f"case when {name} = 0 then cast(0 as {kind}) else {name} end" if kind in FLOATS else name
+    if kind in FLOATS:
+        return f"case when {name} = 0 then cast(0 as {kind}) else {name} end"
+    return _for_arrow(column, kind)
 
 
 def hash_of(columns: Iterable[str]) -> str:
@@ -142,9 +130,11 @@ def hash_of(columns: Iterable[str]) -> str:
 
 def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str]) -> None:
     """Create the view `SELECTED`: the columns that the recipe uses, and the hashes of those that identify a row."""
-    used = dict.fromkeys([*recipe.read_columns, *recipe.predicted])
-    columns = [quote(name) for name in used]
+    read = [column for column in recipe.read_columns if column not in recipe.predicted]
+    columns = [f"{_for_arrow(name, types[name])} as {quote(name)}" for name in recipe.read_columns]
+    columns += [quote(name) for name in recipe.predicted if name not in recipe.read_columns]
     columns.append(f"{hash_of(map(quote, key_columns(recipe, types)))} as {HASH}")
+    columns.append(f"{hash_of(map(quote, read))} as {ORDER}")
     split = recipe.split
     if split.key:
         columns.append(f"{hash_of(map(quote, split.key))} as {SPLIT_KEY}")
@@ -153,29 +143,92 @@ def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[s
     db.execute(f"create view {SELECTED} as select {', '.join(columns)} from {ROWS}")
 
 
-def run_query(db: duckdb.DuckDBPyConnection, parts: Iterable[int], path: Path) -> Iterator[int]:
-    """Run the query on every part that its views show, and store what it yields; yields the number of parts done."""
-    columns = {**column_types(db, SELECTED), ROW.strip('"'): "BIGINT"}
-    schema = arrow_batches(db, f"select *, cast(0 as bigint) as {ROW} from {SELECTED} limit 0", BATCH_ROWS).schema
-    rows = 0
-    with pa.ipc.new_file(path, schema) as file:
-        for part in parts:
-            for batch in arrow_batches(db, f"select * from {SELECTED}", BATCH_ROWS):
-                number = pa.array(np.arange(rows, rows + batch.num_rows))
-                file.write_batch(pa.RecordBatch.from_arrays([*batch.columns, number], schema=schema))
-                rows += batch.num_rows
-            yield part + 1
-    show(db, Stored(path), STORED, columns)
+def _for_arrow(column: str, sql_type: str) -> str:
+    """A column in a type that Arrow has and the encoder reads: what is none of these comes as text."""
+    items = sql_type.removesuffix("[]")
+    if items in ("HUGEINT", "UHUGEINT"):
+        wanted = "DECIMAL(38, 0)"
+    elif items in ARROW_TYPES or is_number(items) or items.endswith("]"):
+        return quote(column)
+    else:
+        wanted = "VARCHAR"
+    return f"cast({quote(column)} as {wanted}{sql_type[len(items) :]})"
 
 
-def count_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:
-    """The number of examples.
+def make_encoder(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str]) -> Encoder:
+    """The encoder of the recipe's features, before it has seen a row.
 
     Raises:
-        UserError: there are none.
+        UserError: the features of a table have values that do not compare.
     """
-    row = first_row(db, f"select count(*) from {STORED}")
-    rows = row[0] if row else 0
-    if not rows:
+    schema = _selected_schema(db)
+    names = dict.fromkeys(feature.column for feature in recipe.features)
+    features = tuple(_feature(spec, types[spec.column]) for spec in recipe.features)
+    tables = tuple(
+        Table(spec.name, 0, spec.dim, value_type=_value_type(recipe, spec.name, types)) for spec in recipe.tables
+    )
+    return Encoder(features, tables, {}, pa.schema([schema.field(name) for name in names]))
+
+
+def _feature(spec: FeatureSpec, sql_type: str) -> Feature:
+    """What is known of a feature before a row is read."""
+    kind = KINDS[spec.kind]
+    shared = ("name", "kind", "column", "pooling", "transform", "max_length", "separator")
+    width = kind.dense_width(sql_type) if issubclass(kind, DenseKind) else 0
+    return Feature(**{key: getattr(spec, key) for key in shared}, table=spec.table or None, width=width)
+
+
+def _value_type(recipe: Recipe, table: str, types: dict[str, str]) -> str:
+    found = {}
+    for spec in recipe.features_of(table):
+        kind = KINDS[spec.kind]
+        assert issubclass(kind, TableKind)
+        found[spec.name] = value_type(kind.value_sql_type(types[spec.column], spec.separator))
+    kinds = set(found.values())
+    if len(kinds) > 1:
+        listed = ", ".join(f"{name} is {kind}" for name, kind in found.items())
+        raise UserError(f"{recipe.origin}: [[table]] {table!r}: its features differ in type ({listed}); cast in sql")
+    return kinds.pop()
+
+
+def other_columns(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> pa.Schema:
+    """Names and types of the columns of `SELECTED` that are no features, or are needed beside them, and of `ROW`."""
+    schema = _selected_schema(db)
+    features = {feature.column for feature in recipe.features} - {recipe.group, *recipe.predicted}
+    fields = [field for field in schema if field.name not in features]
+    return pa.schema([*fields, pa.field(ROW.strip('"'), pa.int64())])
+
+
+def _selected_schema(db: duckdb.DuckDBPyConnection) -> pa.Schema:
+    with plain_arrow(db):
+        return arrow_batches(db, f"select * from {SELECTED} limit 0", BATCH_ROWS).schema
+
+
+def run_query(db: duckdb.DuckDBPyConnection, parts: Iterable[int], rows: FactorizedRows) -> Iterator[int]:
+    """Run the query on every part that its views show, and store what it yields; yields the number of parts done."""
+    types = column_types(db, SELECTED)
+    with plain_arrow(db), rows.writer() as write:
+        for part in parts:
+            for batch in arrow_batches(db, f"select * from {SELECTED}", BATCH_ROWS):
+                number = pa.array(np.arange(rows.rows, rows.rows + batch.num_rows))
+                names = [*batch.schema.names, ROW.strip('"')]
+                write(pa.RecordBatch.from_arrays([*batch.columns, number], names=names))
+            yield part + 1
+    columns = {name: types.get(name, "BIGINT") for name in rows.others.names}
+    show(db, rows.stored(), STORED, columns)
+
+
+def check_not_empty(recipe: Recipe, rows: FactorizedRows) -> None:
+    """Raise UserError if the query yielded no rows."""
+    if not rows.rows:
         raise UserError(f"{recipe.origin}: sql yields no rows from these files")
-    return rows
+
+
+def splits_and_hashes(db: duckdb.DuckDBPyConnection, folder: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """`SPLIT` (uint8) and `HASH` (uint64) of every row in the order of `ROW`, mapped from files in a folder."""
+    splits = np.memmap(folder / "splits", np.uint8, "w+", shape=(rows,))
+    hashes = np.memmap(folder / "hashes", np.uint64, "w+", shape=(rows,))
+    for batch in arrow_batches(db, f"select {ROW}, {SPLIT}, {HASH} from {EXAMPLES}", BATCH_ROWS):
+        row, split, key = (column.to_numpy() for column in batch.columns)
+        splits[row], hashes[row] = split, key
+    return splits, hashes

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from recmtl.data.duck import arrow_batches, quote
-from recmtl.data.examples import HASH, ROW, STORED, hash_of
+from recmtl.data.examples import HASH, ORDER, ROW, STORED, hash_of
 from recmtl.data.recipe import Recipe
 from recmtl.data.stored import CHUNK_ROWS, Stored, overwrite
 
@@ -41,8 +41,7 @@ def number_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe, stored: Stored, r
     if not _store_repeated(stored, rows, memory, repeated):
         return
     db.register("#repeated", Stored(repeated))
-    read = [quote(column) for column in recipe.read_columns if column not in recipe.predicted]
-    order = ", ".join([hash_of(read), *map(quote, recipe.predicted)])
+    order = ", ".join([ORDER, *map(quote, recipe.predicted)])
     db.execute(
         f"create table {NUMBERED} as select {ROW}, {HASH}, "
         f"row_number() over (partition by {HASH} order by {order}) - 1 as number "

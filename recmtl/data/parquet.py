@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from recmtl.data.dataset import GROUP_COLUMN, Dataset, Task, label_column, oracle_column
 from recmtl.errors import UserError
+from recmtl.features import DenseKind, TableKind, make_kind
 
 Gather = Callable[[Callable[[], dict[int, list[int]]]], list[dict[int, list[int]]]]
 """Calls a function on every rank and gives all of them what it gave on each."""
@@ -143,16 +144,18 @@ class ParquetSplit:
         share: tuple[int, int, Gather] | None = None,
     ) -> None:
         self.dataset, self.tasks = dataset, tasks
-        self.categorical = [f for f in dataset.sparse_features if f.kind == "categorical"]
-        self.list_features = [f for f in dataset.sparse_features if f.kind == "list"]
-        self.numeric = list(dataset.numeric_features)
+        kinds = [make_kind(feature) for feature in dataset.features]
+        with_table = [kind for kind in kinds if isinstance(kind, TableKind)]
+        self.categorical = [kind for kind in with_table if not kind.is_list]
+        self.lists = [kind for kind in with_table if kind.is_list]
+        self.dense = [kind for kind in kinds if isinstance(kind, DenseKind)]
+        self.width = sum(kind.width for kind in self.dense)
+        """Numbers of a row."""
         self.with_oracle = evaluation and any(task.oracle for task in tasks)
         self.with_group = evaluation and dataset.group
         self.with_row_number = evaluation
-        self.types: dict[str, pa.DataType] = {f.name: pa.int32() for f in self.categorical}
+        self.types = {kind.feature.name: kind.prepared_type for kind in kinds}
         """Column → its Arrow type."""
-        self.types |= {f.name: pa.list_(pa.int32()) for f in self.list_features}
-        self.types |= {f.name: pa.float32() for f in self.numeric}
         self.types |= {label_column(task.name): pa.int8() for task in tasks}
         if self.with_oracle:
             self.types |= {oracle_column(task.name): pa.float32() for task in tasks if task.oracle}
@@ -269,14 +272,16 @@ class Decoder:
     def rows(self) -> Rows:
         split, n = self.split, self.table.num_rows
         ids = np.empty((len(split.categorical), n), np.int32)
-        for i, feature in enumerate(split.categorical):
-            ids[i] = self._column(feature.name)
-        for row, feature in zip(ids, split.categorical, strict=True):
-            self._check_ids(row, feature.name, feature.table)
-        numeric = np.empty((n, len(split.numeric)), np.float32)
-        for i, feature in enumerate(split.numeric):
-            numeric[:, i] = self._column(feature.name)
-            self._check(np.isfinite(numeric[:, i]), feature.name, numeric[:, i], "must be a finite number")
+        for row, kind in zip(ids, split.categorical, strict=True):
+            row[:] = self._ids(kind)[1]
+        numeric = np.empty((n, split.width), np.float32)
+        start = 0
+        for dense in split.dense:
+            name = dense.feature.name
+            numbers = numeric[:, start : start + dense.width]
+            numbers[:] = dense.read(self._array(name))
+            self._check(np.asarray(np.isfinite(numbers).all(axis=1)), name, numbers, "must be finite")
+            start += dense.width
         labels = np.empty((n, len(split.tasks)), np.float32)
         for i, task in enumerate(split.tasks):
             values = self._column(label_column(task.name))
@@ -286,7 +291,7 @@ class Decoder:
         return Rows(ids, self._lists(), numeric, labels, *self._extras(n), row_number)
 
     def _lists(self) -> Lists:
-        found = [self._list(feature.name, feature.table) for feature in self.split.list_features]
+        found = [self._ids(kind) for kind in self.split.lists]
         lengths = np.empty((len(found), self.table.num_rows), np.int32)
         for row, (mine, _) in zip(lengths, found, strict=True):
             row[:] = mine
@@ -313,14 +318,14 @@ class Decoder:
     def _column(self, name: str) -> np.ndarray:
         return self._array(name).to_numpy(zero_copy_only=False)
 
-    def _list(self, name: str, table: str | None) -> tuple[np.ndarray, np.ndarray]:
-        array = self._array(name)
-        values = array.flatten()
-        if values.null_count:
+    def _ids(self, kind: TableKind) -> tuple[np.ndarray | None, np.ndarray]:
+        """Lengths and ids of a feature with a table."""
+        name = kind.feature.name
+        column = self._array(name)
+        if kind.is_list and column.values.null_count:
             raise UserError(f"{self.path}: column '{name}': a list holds a null; prepare the data again")
-        lengths = np.diff(array.offsets.to_numpy())
-        ids = values.to_numpy()
-        self._check_ids(ids, name, table)
+        lengths, ids = kind.read(column)
+        self._check_ids(ids, name, kind.feature.table)
         return lengths, ids
 
     def _check_ids(self, ids: np.ndarray, name: str, table: str | None) -> None:
@@ -347,9 +352,10 @@ def _row_counts(file: pq.ParquetFile) -> list[int]:
 
 def _is_type(found: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether a column's type is the wanted one, whatever the items of a list are called."""
-    if pa.types.is_list(wanted):
-        return pa.types.is_list(found) and found.value_type == wanted.value_type
-    return found == wanted
+    if not pa.types.is_nested(wanted):
+        return found == wanted
+    sizes = (getattr(kind, "list_size", None) for kind in (found, wanted))
+    return found.id == wanted.id and found.value_type == wanted.value_type and len(set(sizes)) == 1
 
 
 def _damaged(path: Path, problem: Exception) -> UserError:

@@ -15,26 +15,36 @@ from dataclasses import replace
 from pathlib import Path
 
 import duckdb
-import pyarrow.parquet as pq
 
+from recmtl.data.buckets import BucketWriter, sorted_rows
 from recmtl.data.content import ContentDigests
-from recmtl.data.coverage import Coverage
-from recmtl.data.dataset import VOCABULARIES, Dataset, check_replaceable
+from recmtl.data.dataset import ENCODER, VOCABULARIES, Dataset, check_replaceable
 from recmtl.data.duck import connect, one_line_errors, query_progress, size
-from recmtl.data.encode import create_vocabulary, describe_features, encoding_query, table_type
-from recmtl.data.examples import check_columns, count_rows, create_query, create_selected, run_query
+from recmtl.data.encode import Shares, encode_into_buckets, fit_features
+from recmtl.data.examples import (
+    check_columns,
+    check_not_empty,
+    create_query,
+    create_selected,
+    make_encoder,
+    other_columns,
+    run_query,
+    splits_and_hashes,
+)
+from recmtl.data.factorized import FactorizedRows
+from recmtl.data.footers import read_footer
 from recmtl.data.labels import describe_tasks
 from recmtl.data.numbering import number_rows
 from recmtl.data.parts import cut, number_of_parts, shown
 from recmtl.data.raw_files import find_files
 from recmtl.data.recipe import Recipe
-from recmtl.data.shards import write_shards
-from recmtl.data.shuffle import scatter_by_hash, sorted_by_hash
+from recmtl.data.shards import schema, write_shards
 from recmtl.data.sources import count_raw_rows, create_views, leave_out_refused, limit_files, query_errors
 from recmtl.data.splits import deal, far_from_asked
 from recmtl.data.stages import Stages, polled
-from recmtl.data.stored import Stored
 from recmtl.data.summary import notes
+from recmtl.data.vocabularies import make_lookup
+from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
 from recmtl.files import complete_or_absent
 
@@ -77,10 +87,10 @@ def prepare(
                 create_views(db, recipe, files, raw, cut_short)
                 described = replace(
                     _run(db, recipe, files, size(memory_limit), work / "data", stages),
+                    limit=None if cut_short is None else limit,
                     split=recipe.split.rule,
                     sql=_sql_digest(recipe),
                     sources=_raw_rows(files, raw),
-                    limit=None if cut_short is None else limit,
                 )
                 described.save(work / "data")
                 return described
@@ -99,62 +109,67 @@ def _run(
     types = create_query(db, recipe)
     check_columns(recipe, types)
     types = leave_out_refused(types)
-    kinds = {table.name: table_type(recipe, table, types) for table in recipe.tables}
-
-    stored = folder.with_name("stored")
-    stored.mkdir()
     with query_errors(recipe, files):
         create_selected(db, recipe, types)
-        _read(db, recipe, memory, stored, stages)
-    total = count_rows(db, recipe)
+        encoder = make_encoder(db, recipe, types)
+        rows = FactorizedRows(folder.with_name("stored"), encoder, other_columns(db, recipe))
+        _read(db, recipe, memory, rows, stages)
+    check_not_empty(recipe, rows)
 
     with stages.stage("splitting", 1):
-        number_rows(db, recipe, Stored(stored / "examples"), total, memory)
-        asked = deal(db, recipe, total)
-        rows, tasks = describe_tasks(db, recipe)
-    if note := far_from_asked(asked, rows):
+        number_rows(db, recipe, rows.stored(), rows.rows, memory)
+        asked = deal(db, recipe, rows.rows)
+        counts, tasks = describe_tasks(db, recipe)
+        splits, hashes = splits_and_hashes(db, rows.folder, rows.rows)
+    if note := far_from_asked(asked, counts):
         stages.note(f"{recipe.origin}: {note}")
 
-    tables = []
-    (folder / VOCABULARIES).mkdir()
+    vocabularies = folder / VOCABULARIES
+    vocabularies.mkdir()
     with stages.stage("numbering values", len(recipe.tables)) as advance:
+        found = []
         for done, spec in enumerate(recipe.tables, 1):
-            tables.append(create_vocabulary(db, recipe, spec, kinds[spec.name], folder / VOCABULARIES))
+            found.append(make_lookup(db, rows, splits, spec, recipe.split.vocab_from, vocabularies))
             advance(done)
-        features = describe_features(db, recipe)
+        tables = tuple(table for table, _ in found)
+        lookups = {table.name: lookup for table, lookup in found}
+        encoder = Encoder(fit_features(rows, splits), tables, lookups, encoder.schema)
 
-    dataset = Dataset(recipe.name, rows, tuple(tables), features, tasks, recipe.group is not None)
-    coverage = Coverage(db, recipe, types, dataset)
-    ranges, encoded = number_of_parts(total, memory), stored / "encoded"
-    with stages.stage("encoding rows", total) as advance:
-        for done in scatter_by_hash(db, encoding_query(recipe, dataset, types, kinds), ranges, encoded):
+    dataset = Dataset(recipe.name, counts, tables, encoder.features, tasks, recipe.group is not None)
+    shares = Shares(encoder.features)
+    ranges, encoded = rows.ranges(memory), rows.folder / "encoded"
+    with (
+        stages.stage("encoding rows", rows.rows) as advance,
+        BucketWriter(encoded, schema(dataset), ranges) as buckets,
+    ):
+        for done in encode_into_buckets(rows, encoder, recipe, dataset, shares, splits, hashes, buckets):
             advance(done)
-    (stored / "examples").unlink()
+    rows.remove()
     content = ContentDigests()
-    with stages.stage("writing shuffled rows", total) as advance:
-        encoded_rows = coverage.watch(sorted_by_hash(db, ranges, encoded))
-        for written in write_shards(encoded_rows, dataset, folder, content):
+    with stages.stage("writing shuffled rows", rows.rows) as advance:
+        for written in write_shards(sorted_rows(encoded, ranges), dataset, folder, content):
             advance(written)
-    dataset = replace(dataset, features=coverage.features(), content=content.hexdigests())
+    encoder.save(folder / ENCODER)
+    dataset = replace(dataset, features=tuple(map(shares.of, dataset.features)), content=content.hexdigests())
     for note in notes(dataset):
         stages.note(f"{recipe.origin}: {note}")
     return dataset
 
 
-def _read(db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, folder: Path, stages: Stages) -> None:
+def _read(db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, rows: FactorizedRows, stages: Stages) -> None:
     """Run the recipe's query, on parts of the events where there are many and the recipe allows it."""
-    source, rows = recipe.cut, count_raw_rows(db, recipe)
-    parts, examples = number_of_parts(rows, memory), folder / "examples"
+    source, raw_rows = recipe.cut, count_raw_rows(db, recipe)
+    parts, path = number_of_parts(raw_rows, memory), rows.folder / "parts"
     if parts == 1 or source is None:
         with stages.stage("reading raw files", 100) as advance, polled(query_progress(db), advance):
-            for _ in run_query(db, [0], examples):
+            for _ in run_query(db, [0], rows):
                 pass
         return
-    with stages.stage("cutting events into parts", rows) as advance:
-        for done in cut(db, source, parts, folder / "parts"):
+    with stages.stage("cutting events into parts", raw_rows) as advance:
+        for done in cut(db, source, parts, path):
             advance(done)
     with stages.stage("running the query on every part", parts) as advance:
-        for done in run_query(db, shown(db, source, parts, folder / "parts"), examples):
+        for done in run_query(db, shown(db, source, parts, path), rows):
             advance(done)
 
 
@@ -167,6 +182,6 @@ def _sql_digest(recipe: Recipe) -> str:
 def _raw_rows(files: dict[str, list[Path]], raw: Path) -> dict[str, dict[str, int]]:
     """Rows of every raw file, by source and by its name in the raw folder."""
     return {
-        source: {str(path.relative_to(raw)): pq.read_metadata(path).num_rows for path in paths}
+        source: {str(path.relative_to(raw)): read_footer(path).num_rows for path in paths}
         for source, paths in files.items()
     }

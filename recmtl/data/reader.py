@@ -82,7 +82,7 @@ class Reader:
         streams = min(streams, max(self.data.rows, world_size))
         batch_size = min(batch_size, max(self.data.rows, streams))
         self.seed, self.shuffle, self.world_size, self.pin_memory = seed, shuffle, world_size, pin_memory
-        self.keys = [f.name for f in (*self.data.categorical, *self.data.list_features)]
+        self.keys = [kind.feature.name for kind in (*self.data.categorical, *self.data.lists)]
         # Rows of every stream that one batch takes, and row ranges in the same proportion: all end together.
         self._share = np.full(streams, batch_size // streams) + (np.arange(streams) < batch_size % streams)
         bounds = np.concatenate(([0], np.cumsum(self._share))) * self.data.rows // batch_size
@@ -122,7 +122,7 @@ class Reader:
         size, data = self.local_batch_size, self.data
         ids = np.zeros((len(data.categorical), size), np.int32)
         labels = np.zeros((size, len(data.tasks)), np.float32)
-        numeric = np.zeros((size, len(data.numeric)), np.float32)
+        numeric = np.zeros((size, data.width), np.float32)
         oracle = np.full((size, len(data.tasks)), np.nan, np.float32) if data.with_oracle else None
         group = np.zeros(size, np.int64) if data.with_group else None
         row_number = np.zeros(size, np.int64) if data.with_row_number else None
@@ -149,7 +149,7 @@ class Reader:
         return batch.pin_memory() if self.pin_memory else batch
 
     def _keyed_jagged_tensor(self, ids: np.ndarray, lists: list[Lists], rows: int) -> KeyedJaggedTensor:
-        if not self.data.list_features:
+        if not self.data.lists:
             # Without keys there are no lengths to tell the stride by.
             return KeyedJaggedTensor(
                 self.keys,
@@ -157,7 +157,7 @@ class Reader:
                 lengths=self._full_lengths,
                 stride=self.local_batch_size,
             )
-        features = len(self.data.list_features)
+        features = len(self.data.lists)
         lengths = np.zeros((features, self.local_batch_size), np.int32)
         if lists:
             np.concatenate([piece.lengths for piece in lists], axis=1, out=lengths[:, :rows])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from recmtl.config import read_toml
-from recmtl.data.dataset import FeatureKind, Pooling, Relation, Transform
+from recmtl.data.dataset import Pooling, Relation, Transform
 from recmtl.data.recipe_checks import check_recipe
 from recmtl.errors import UserError, nearest
 
@@ -60,7 +60,7 @@ class FeatureSpec:
     """Column of the query; the feature's name unless given."""
     table: str = ""
     """Embedding table; the feature's name unless given. Empty for numeric features."""
-    kind: FeatureKind = "categorical"
+    kind: str = "categorical"
     pooling: Pooling = "sum"
     transform: Transform = "none"
     max_length: int | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from recmtl.data.dataset import GROUP_COLUMN, label_column, oracle_column
 from recmtl.errors import UserError, nearest
+from recmtl.features import KINDS
 
 if TYPE_CHECKING:
     from recmtl.data.recipe import FeatureSpec, Recipe, Source, SplitSpec, TableSpec, TaskSpec
@@ -94,12 +95,13 @@ def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
     name = feature.name
     if name == GROUP_COLUMN or name.startswith((label_column(""), oracle_column(""))):
         raise UserError(f"{where}: the name is reserved (group, label_*, oracle_*); give it another and set column")
-    only_for = {"table": ("categorical", "list"), "transform": ("numeric",)}
-    only_for |= dict.fromkeys(("pooling", "max_length", "separator"), ("list",))
-    for key, kinds in only_for.items():
+    if feature.kind not in KINDS:
+        raise UserError(f"{where}: kind: no kind {feature.kind!r}; {nearest(feature.kind, KINDS)}")
+    for key in dict.fromkeys(option for kind in KINDS.values() for option in kind.options):
         changed = getattr(feature, key) != getattr(type(feature)(name), key)
-        if changed and feature.kind not in kinds:
-            raise UserError(f"{where}: {key} is for features of kind {' or '.join(kinds)}, this one is {feature.kind}")
+        if changed and key not in KINDS[feature.kind].options:
+            kinds = " or ".join(name for name, kind in KINDS.items() if key in kind.options)
+            raise UserError(f"{where}: {key} is for features of kind {kinds}, this one is {feature.kind}")
     if feature.table and feature.table not in [table.name for table in recipe.tables]:
         raise UserError(f"{where}: table: there is no [[table]] {feature.table!r}; declare it")
     if feature.max_length is not None and feature.max_length < 1:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from recmtl.data.content import ContentDigests
 from recmtl.data.dataset import GROUP_COLUMN, SPLITS, Dataset, label_column, oracle_column
+from recmtl.features import make_kind
 
 ROW_GROUP_ROWS = 16_384
 SHARD_ROWS = 256 * ROW_GROUP_ROWS
@@ -19,9 +20,7 @@ CHUNK_ROWS = 8 * ROW_GROUP_ROWS
 
 def schema(dataset: Dataset) -> pa.Schema:
     """Names and types of the columns. Nothing is nullable: the reader skips the bookkeeping of nulls."""
-    id_list = pa.list_(pa.field("element", pa.int32(), nullable=False))
-    kinds = {"categorical": pa.int32(), "list": id_list, "numeric": pa.float32()}
-    columns = [(feature.name, kinds[feature.kind]) for feature in dataset.features]
+    columns = [(feature.name, make_kind(feature).prepared_type) for feature in dataset.features]
     for task in dataset.tasks:
         columns.append((label_column(task.name), pa.int8()))
         if task.oracle:

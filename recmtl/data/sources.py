@@ -25,7 +25,7 @@ from recmtl.data.duck import (
     quote,
     refusal,
 )
-from recmtl.data.footers import Schema, fold, read_schemas, scan, unreadable
+from recmtl.data.footers import Schema, fold, read_footer, read_schemas, scan, unreadable
 from recmtl.data.partitions import partition_columns
 from recmtl.data.queries import create_query_view
 from recmtl.data.raw_files import some
@@ -71,11 +71,7 @@ def limit_files(recipe: Recipe, files: dict[str, list[Path]], limit: int) -> Cut
     first = next(source.name for source in recipe.sources if source.files)
     left = limit
     for number, path in enumerate(files[first]):
-        try:
-            with path.open("rb") as opened:
-                rows = pq.read_metadata(opened).num_rows
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(unreadable(path, error)) from None
+        rows = read_footer(path).num_rows
         if rows > left or (rows == left and number + 1 < len(files[first])):
             files[first] = files[first][: number + 1]
             return Cut(first, path, left)
@@ -92,8 +88,8 @@ def create_views(
 ) -> None:
     """Create a view a source; of files it has two more columns: filename (relative to `raw`) and file_row_number.
 
-    A column whose types in several files have no type in common is a `refused_column`. The rows of one source may be
-    cut short.
+    The rows of one source may be cut short. A column whose types in several files have no type in common is a
+    `refused_column`.
 
     Raises:
         UserError: a file cannot be read, or a source's query is not valid.
@@ -106,7 +102,7 @@ def create_views(
             query = _select(db, source, files[source.name], raw)
             if cut_short is not None and source.name == cut_short.source:
                 last = literal(cut_short.path.relative_to(raw).as_posix())
-                query = f"select * from ({query}) where filename <> {last} or file_row_number < {cut_short.rows}"
+                query = f"select * from ({query}) where {FILENAME} <> {last} or {FILE_ROW_NUMBER} < {cut_short.rows}"
             db.execute(f"create view {quote(source.name)} as {query}")
         else:
             create_query_view(db, quote(source.name), _empty(source), f"{where}: columns")

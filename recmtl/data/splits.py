@@ -9,9 +9,10 @@ import duckdb
 
 from recmtl.data.dataset import SPLITS
 from recmtl.data.duck import column_types, first_row, literal
-from recmtl.data.examples import EXAMPLES, FLOATS, HASH, MOMENT, SPLIT, SPLIT_KEY, STORED
+from recmtl.data.examples import EXAMPLES, HASH, MOMENT, SPLIT, SPLIT_KEY, STORED
 from recmtl.data.recipe import Recipe
 from recmtl.errors import UserError
+from recmtl.schema import FLOATS
 
 Asked = dict[str, float]
 """Number of rows that the recipe asks for, by split; no entry where it asks for none."""

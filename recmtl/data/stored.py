@@ -87,14 +87,18 @@ def scatter(batches: pa.RecordBatchReader, buckets: int, path: Path) -> Iterator
     with pa.ipc.new_file(path, schema) as file:
         for batch in batches:
             bucket = batch.column(batch.num_columns - 1).to_numpy()
-            rows = pa.RecordBatch.from_arrays(batch.columns[:-1], schema=schema)
-            rows = rows.take(pa.array(np.argsort(bucket, kind="stable")))
-            start = 0
-            for count in np.bincount(bucket, minlength=buckets).tolist():
-                file.write_batch(rows.slice(start, count))
-                start += count
-            written += start
+            write_scattered(file, pa.RecordBatch.from_arrays(batch.columns[:-1], schema=schema), bucket, buckets)
+            written += batch.num_rows
             yield written
+
+
+def write_scattered(file: pa.ipc.RecordBatchFileWriter, rows: pa.RecordBatch, bucket: np.ndarray, buckets: int) -> None:
+    """Write a chunk, whose rows go into the buckets of these numbers [n], bucket after bucket."""
+    rows = rows.take(pa.array(np.argsort(bucket, kind="stable")))
+    start = 0
+    for count in np.bincount(bucket, minlength=buckets).tolist():
+        file.write_batch(rows.slice(start, count))
+        start += count
 
 
 def show(db: duckdb.DuckDBPyConnection, stored: Stored, view: str, columns: dict[str, str]) -> None:

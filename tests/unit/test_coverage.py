@@ -70,9 +70,9 @@ MISSING = {
     "rare": (0, 1 / 4),
     "float": (2 / 4, 1 / 4),
     "hashed": (1 / 4, 2 / 4),
-    "words": (1 / 4, 2 / 4),
-    "split_words": (1 / 4, 1 / 4),
-    "hashed_words": (1 / 4, 2 / 4),
+    "words": (2 / 4, 2 / 4),
+    "split_words": (2 / 4, 1 / 4),
+    "hashed_words": (2 / 4, 2 / 4),
     "number": (2 / 4, 3 / 4),
 }
 UNSEEN = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prepared import RECIPE, events, read_all, run
+from prepared import RECIPE, events, run
 
 from recmtl.data.content import ContentDigests
 from recmtl.data.dataset import Dataset, Feature, Table, Task
@@ -140,14 +139,13 @@ def test_a_description_and_a_comment_in_the_query_change_nothing(first: Dataset,
 
 
 def test_hashed_values_tell_their_type(tmp_path: Path) -> None:
-    """The number 7 and the text '7' get one id, yet a model of the one must not read the other in silence."""
+    """There is no vocabulary to compare, yet a model of numbers must not read texts in silence."""
     text = (
         'sql = "select * from raw"\n[[table]]\nname = "item"\nhash_rows = 50\n[[feature]]\nname = "item"\n'
         '[[task]]\nname = "click"\nlabel = "clicked"\n[split]\nkey = ["number"]\n'
     )
     texts = run(tmp_path, of_text(events(ROWS)), text, out="texts")
     numbers = run(tmp_path, events(ROWS), text)
-    assert Counter(read_all(tmp_path)["item"].to_pylist()) == Counter(read_all(tmp_path, "texts")["item"].to_pylist())
     assert encoding_difference(numbers, texts) == "the encoding of table 'item': value_type BIGINT, now VARCHAR"
 
 

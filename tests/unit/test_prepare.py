@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from murmur import murmur64a
 from prepared import RECIPE, events, only, read, read_all, run, vocabulary
 
 from recmtl.data.dataset import NO_USER, Dataset
 from recmtl.data.shards import ROW_GROUP_ROWS
+from recmtl.encoding.hashing import hash_texts
+from recmtl.schema import FIRST, MISSING, UNSEEN
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -87,7 +90,7 @@ class TestOutput:
 
 class TestEncoding:
     def test_what_counts_may_be_one_feature(self, tmp_path: Path) -> None:
-        """An item seen in one row has no id, though two histories hold it."""
+        """An item seen in one row has no id of its own, though two histories hold it."""
         table = pa.table({"item": ["a", "a", "b", None], "past": [["b"], ["b", "a"], [], ["c"]], "y": [0, 1, 0, 1]})
         text = (
             'sql = "select * from raw"\n[[table]]\nname = "item"\nmin_count = 2\n{}\n[[feature]]\nname = "item"\n'
@@ -95,32 +98,32 @@ class TestEncoding:
             "[split]\nval = 0.0\ntest = 0.0\n"
         )
         run(tmp_path, table, text.format(""))
-        assert vocabulary(tmp_path, "item") == {"a": 1, "b": 2}
+        assert vocabulary(tmp_path, "item") == {"a": 2, "b": 3}
         (tmp_path / "out").rename(tmp_path / "all")
         run(tmp_path, table, text.format('count_from = "item"'))
-        assert vocabulary(tmp_path, "item") == {"a": 1}
-        assert sorted(read_all(tmp_path)["past"].to_pylist()) == [[], [], [], [1]]
+        assert vocabulary(tmp_path, "item") == {"a": 2}
+        assert sorted(read_all(tmp_path)["past"].to_pylist()) == [[], [UNSEEN], [UNSEEN], [UNSEEN, 2]]
 
     def test_parts_of_text_lose_blanks_of_every_kind(self, tmp_path: Path) -> None:
         texts = ["a,\tb", "a\r\n, b", "\u3000a\xa0,\u2003b\u2028", "\v\f\x85a, \t ,b"]
         table, text = only("list", pa.array(texts), 'separator = ","')
         run(tmp_path, table, text)
         assert sorted(vocabulary(tmp_path, "x")) == ["a", "b"]
-        assert {tuple(ids) for ids in read_all(tmp_path)["x"].to_pylist()} == {(1, 2)}
+        assert {tuple(ids) for ids in read_all(tmp_path)["x"].to_pylist()} == {(2, 3)}
 
-    def test_null_unseen_and_rare_are_zero(self, tmp_path: Path) -> None:
+    def test_null_is_zero_and_rare_is_one(self, tmp_path: Path) -> None:
         values = ["a"] * 50 + ["b"] * 30 + [None] * 10 + ["rare"] * 2
         table, text = only("categorical", pa.array(values), 'table = "t"\n[[table]]\nname = "t"\nmin_count = 3')
         dataset = run(tmp_path, table, text)
-        assert vocabulary(tmp_path, "t") == {"a": 1, "b": 2}
-        assert dataset.table("t").rows == 3
-        assert Counter(read_all(tmp_path)["x"].to_pylist()) == {0: 12, 1: 50, 2: 30}
+        assert vocabulary(tmp_path, "t") == {"a": 2, "b": 3}
+        assert dataset.table("t").rows == 4
+        assert Counter(read_all(tmp_path)["x"].to_pylist()) == {MISSING: 10, UNSEEN: 2, 2: 50, 3: 30}
 
     def test_negative_ids_and_nan_are_raw_values(self, tmp_path: Path) -> None:
         table, text = only("categorical", pa.array([-1.0] * 5 + [float("nan")] * 3 + [0.0] * 2))
         run(tmp_path, table, text)
-        assert vocabulary(tmp_path, "x") == {-1.0: 1, 0.0: 2}
-        assert Counter(read_all(tmp_path)["x"].to_pylist()) == {1: 5, 0: 3, 2: 2}
+        assert vocabulary(tmp_path, "x") == {-1.0: 2, 0.0: 3}
+        assert Counter(read_all(tmp_path)["x"].to_pylist()) == {2: 5, MISSING: 3, 3: 2}
 
     @pytest.mark.parametrize(
         "values",
@@ -136,7 +139,7 @@ class TestEncoding:
         table, text = only("categorical", pa.array(values))
         run(tmp_path, table, text)
         numbers = vocabulary(tmp_path, "x")
-        expected = Counter(numbers.get(value, 0) for value in values)
+        expected = Counter(MISSING if value is None else numbers[value] for value in values)
         assert Counter(read_all(tmp_path)["x"].to_pylist()) == expected
 
     def test_hashed_table_has_no_vocabulary(self, tmp_path: Path) -> None:
@@ -147,18 +150,18 @@ class TestEncoding:
         assert (dataset.tables[0].rows, dataset.tables[0].hashed, dataset.tables[0].dim) == (10, True, 4)
         assert not list((tmp_path / "out" / "vocab").iterdir())
         # As docs/recipes.md says: an id can be computed anywhere, and is the same in other versions of the engine.
-        digests = [hashlib.md5(value.encode()).digest() for value in values]
-        expected = [1 + int.from_bytes(digest[8:], "little") % 9 for digest in digests]
-        assert Counter(read_all(tmp_path)["x"].to_pylist()) == Counter([0, *expected])
+        hashes = hash_texts(pa.array(values)).tolist()
+        expected = [FIRST + murmur64a(key.to_bytes(8, "little")) % (10 - FIRST) for key in hashes]
+        assert Counter(read_all(tmp_path)["x"].to_pylist()) == Counter([MISSING, *expected])
 
-    def test_lists_keep_their_order_and_lose_unknown_values(self, tmp_path: Path) -> None:
-        lists = [["a", "b", "a", None, "rare"], ["b"], [], None, ["a", "a", "a", "b"]]
-        table, text = only("list", pa.array(lists), 'table = "t"\nmax_length = 3\n[[table]]\nname = "t"\nmin_count = 2')
+    def test_lists_keep_their_order_and_lose_missing_values(self, tmp_path: Path) -> None:
+        lists = [["a", "b", "a", None, "rare", "b"], ["b"], [], None, ["a", "a", "a", None, None, "b"]]
+        table, text = only("list", pa.array(lists), 'table = "t"\nmax_length = 5\n[[table]]\nname = "t"\nmin_count = 2')
         run(tmp_path, table, text)
-        assert vocabulary(tmp_path, "t") == {"a": 1, "b": 2}
+        assert vocabulary(tmp_path, "t") == {"a": 2, "b": 3}
         [feature] = Dataset.load(tmp_path / "out").features
-        assert feature.mean_length == pytest.approx((3 + 1 + 0 + 0 + 3) / 5)
-        assert sorted(read_all(tmp_path)["x"].to_pylist()) == [[], [], [1, 1, 1], [1, 2, 1], [2]]
+        assert feature.mean_length == pytest.approx((4 + 1 + 0 + 0 + 3) / 5)
+        assert sorted(read_all(tmp_path)["x"].to_pylist()) == [[], [], [2, 2, 2], [2, 3, 2, UNSEEN], [3]]
 
     @pytest.mark.parametrize("table_keys", ["min_count = 1", "hash_rows = 1000"])
     def test_text_is_split_into_lists(self, tmp_path: Path, table_keys: str) -> None:
@@ -198,10 +201,11 @@ class TestEncoding:
             '[split]\nby = "column"\ncolumn = "part"\n'
         )
         first = run(tmp_path, table, text)
-        assert vocabulary(tmp_path, "x") == {"a": 1}
+        assert vocabulary(tmp_path, "x") == {"a": 2}
+        assert set(read(tmp_path, "test")["x"].to_pylist()) == {UNSEEN}
         assert first.tasks[0].base_rate == {"train": 0.0, "test": 1.0}
         second = run(tmp_path, table, text + 'vocab_from = "all"\n', out="all")
-        assert second.tables[0].rows == 3
+        assert second.tables[0].rows == 4
         assert first.encoding_fingerprint != second.encoding_fingerprint
 
     def test_oracle_is_kept_or_absent(self, tmp_path: Path) -> None:
@@ -306,13 +310,13 @@ def test_any_values_round_trip(
     assert sorted(places) == list(range(len(rows)))
 
     known_text, known_number = vocabulary(folder, "text"), vocabulary(folder, "number")
-    assert dataset.table("text").rows == len(known_text) + 1
+    assert dataset.table("text").rows == FIRST + len(known_text)
     train = [int(place) for place in parts["train"]["place"]]
     seen = Counter(value for row in train for value in (number[row], *items[row]) if value is not None)
     assert set(known_number) == {value for value, count in seen.items() if count >= min_count}
     assert [seen[value] for value in known_number] == sorted((seen[value] for value in known_number), reverse=True)
     for part in parts.values():
         for i, place in enumerate(map(int, part.get("place", []))):
-            assert part["text"][i] == known_text.get(text[place], 0)
-            assert part["number"][i] == known_number.get(number[place], 0)
-            assert part["items"][i] == [known_number[item] for item in items[place] if item in known_number]
+            assert part["text"][i] == (MISSING if text[place] is None else known_text.get(text[place], UNSEEN))
+            assert part["number"][i] == (MISSING if number[place] is None else known_number.get(number[place], UNSEEN))
+            assert part["items"][i] == [known_number.get(item, UNSEEN) for item in items[place] if item is not None]

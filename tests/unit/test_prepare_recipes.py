@@ -34,7 +34,7 @@ class TestSources:
         pq.write_table(events(40, seed=1), tmp_path / "raw" / "202301" / "x.parquet")
         text = RECIPE.replace('name = "user"', 'name = "user"\n[[feature]]\nname = "file"', 1)
         run(tmp_path, events(60), text + 'vocab_from = "all"\n[sources]\nraw = ["20*/*.parquet", "*.parquet"]\n')
-        assert vocabulary(tmp_path, "file") == {"0.parquet": 1, "202301/x.parquet": 2}
+        assert vocabulary(tmp_path, "file") == {"0.parquet": 2, "202301/x.parquet": 3}
 
 
 def merrec_events() -> pa.Table:
@@ -147,7 +147,7 @@ def test_the_documented_recipe_works(tmp_path: Path) -> None:
     pq.write_table(pa.table(items), raw / "items.parquet")
     dataset = prepare(load_recipe(str(tmp_path / "shop.toml")), raw, tmp_path / "out")
     assert dataset.rows == {"train": 160, "val": 20, "test": 20}
-    assert [table.rows for table in dataset.tables if table.name in ("brand", "tags")] == [3, 3]
+    assert [table.rows for table in dataset.tables if table.name in ("brand", "tags")] == [4, 4]
 
 
 @pytest.mark.parametrize(("name", "rows"), [("census", 299_285), ("kuairand", 228_329)])

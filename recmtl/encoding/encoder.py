@@ -1,0 +1,216 @@
+"""The encoder: columns of a recipe's query in, columns of prepared data out.
+
+    columns ──factorize──▶ distinct values of each table, and where they stand ──look_up──▶ ids ──assemble──▶ columns
+
+`recmtl prepare` stores what the first half yields, counts it, and runs the second when the vocabularies are made;
+predicting and serving run both at once. An encoder is saved with everything it needs: ``encoder.json`` and a
+memory-mapped vocabulary a table.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recmtl.encoding.hashing import HASH_NAME
+from recmtl.encoding.values import canonical, keys
+from recmtl.encoding.vocabulary import Hashed, Vocabulary
+from recmtl.errors import UserError
+from recmtl.features import DenseKind, TableKind, make_kind
+from recmtl.files import write_json
+from recmtl.schema import MISSING, UNSEEN, Feature, Table
+
+FORMAT = 1
+FILE_NAME = "encoder.json"
+NO_VALUE = -1
+"""In place of the number of a value: it is missing."""
+
+
+@dataclass
+class TableValues:
+    """The distinct values that some rows have for one table."""
+
+    values: pa.Array
+    """Canonical, without nulls [d]."""
+    refused: np.ndarray
+    """bool [d]: the value is none that the table can hold; what stands in `values` for it does not count."""
+
+
+@dataclass
+class Factorized:
+    """Rows between the two halves of the encoder."""
+
+    tables: dict[str, TableValues]
+    codes: dict[str, np.ndarray]
+    """Of features with a table: int32, places in their table's distinct values, or `NO_VALUE`."""
+    lengths: dict[str, np.ndarray]
+    """Of lists: how many of the codes each row has, int64 [n]."""
+    numbers: dict[str, np.ndarray]
+    """Of dense features: float64 [n, width]."""
+
+
+class Encoder:
+    """Turns columns into ids and numbers.
+
+    Args:
+        features: with the statistics of the training rows.
+        tables: what the features index.
+        lookups: by table: its vocabulary, or its hash.
+        schema: names and types of the columns of the query that features are made of.
+    """
+
+    def __init__(
+        self,
+        features: tuple[Feature, ...],
+        tables: tuple[Table, ...],
+        lookups: Mapping[str, Vocabulary | Hashed],
+        schema: pa.Schema,
+    ) -> None:
+        self.features, self.tables, self.lookups, self.schema = features, tables, dict(lookups), schema
+        kinds = [make_kind(feature) for feature in features]
+        self.table_kinds = [kind for kind in kinds if isinstance(kind, TableKind)]
+        self.dense_kinds = [kind for kind in kinds if isinstance(kind, DenseKind)]
+        self._value_types = {table.name: table.value_type for table in tables}
+
+    def encode(self, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
+        """Prepared columns by feature.
+
+        Args:
+            columns: by name, all of one length; those of `schema`, in types whose values can be of the types there.
+
+        Raises:
+            UserError: a column is absent or of a type that does not fit; names it.
+        """
+        found = self.factorize(columns)
+        return self.assemble(found, self.look_up(found))
+
+    def factorize(self, columns: Mapping[str, pa.Array]) -> Factorized:
+        """The first half: everything that does not need the vocabularies. Raises as `encode` does."""
+        found = Factorized({}, {}, {}, {})
+        for dense in self.dense_kinds:
+            found.numbers[dense.feature.name] = dense.numbers(self._column(columns, dense.feature.column))
+        for table in self._value_types:
+            kinds = [kind for kind in self.table_kinds if kind.feature.table == table]
+            self._factorize_table(table, kinds, columns, found)
+        return found
+
+    def _factorize_table(
+        self, table: str, kinds: list[TableKind], columns: Mapping[str, pa.Array], found: Factorized
+    ) -> None:
+        flat = []
+        for kind in kinds:
+            values, lengths = kind.flatten(self._column(columns, kind.feature.column))
+            flat.append(values)
+            if lengths is not None:
+                found.lengths[kind.feature.name] = lengths
+        ends = np.cumsum([0, *(len(values) for values in flat)])
+        encoded = _dictionary(flat)
+        distinct, refused = canonical(encoded.dictionary, self._value_types[table])
+        codes = pc.fill_null(encoded.indices, NO_VALUE).to_numpy()
+        if refused is None:
+            refused = np.zeros(len(distinct), bool)
+        if distinct.null_count:  # NaN, or a value that the type cannot hold
+            kept = distinct.is_valid().to_numpy(zero_copy_only=False) | refused
+            renumbered = np.where(kept, np.cumsum(kept) - 1, NO_VALUE).astype(np.int32)
+            codes = np.append(renumbered, np.int32(NO_VALUE))[codes]
+            distinct, refused = distinct.filter(pa.array(kept)), refused[kept]
+            distinct = pc.fill_null(distinct, _any_value(distinct.type))
+        found.tables[table] = TableValues(distinct, refused)
+        for kind, start, stop in zip(kinds, ends, ends[1:], strict=False):
+            found.codes[kind.feature.name] = codes[start:stop]
+
+    def look_up(self, found: Factorized) -> dict[str, np.ndarray]:
+        """The second half: by feature with a table, the id of every value, int32, in the order of its codes."""
+        ids = {}
+        for table, distinct in found.tables.items():
+            of_values = self.lookups[table].look_up(keys(distinct.values))
+            of_values[distinct.refused] = UNSEEN
+            ids[table] = np.append(of_values, np.int32(MISSING))  # NO_VALUE is the last place
+        tables = {kind.feature.name: str(kind.feature.table) for kind in self.table_kinds}
+        return {name: ids[tables[name]][codes] for name, codes in found.codes.items()}
+
+    def assemble(self, found: Factorized, ids: Mapping[str, np.ndarray]) -> dict[str, pa.Array]:
+        """The prepared columns, in the order of the features, from what `factorize` and `look_up` gave."""
+        columns = {}
+        for kind in self.table_kinds:
+            name = kind.feature.name
+            columns[name] = kind.assemble(ids[name], found.lengths.get(name))
+        for dense in self.dense_kinds:
+            columns[dense.feature.name] = dense.assemble(found.numbers[dense.feature.name])
+        return {feature.name: columns[feature.name] for feature in self.features}
+
+    def _column(self, columns: Mapping[str, pa.Array], name: str) -> pa.Array:
+        """A column in its type at preparing time, or, where a value does not fit that, in its own."""
+        if name not in columns:
+            raise UserError(f"no column '{name}'; the model needs {', '.join(self.schema.names)}")
+        column, wanted = columns[name], self.schema.field(name).type
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        if column.type == wanted:
+            return column
+        try:
+            return column.cast(wanted)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return column
+
+    def save(self, folder: Path) -> None:
+        """Write ``encoder.json`` and the vocabularies into a folder, made here."""
+        folder.mkdir()
+        fields = {
+            "format": FORMAT,
+            "hash": HASH_NAME,
+            "features": [asdict(feature) for feature in self.features],
+            "tables": [asdict(table) for table in self.tables],
+            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+        }
+        write_json(folder / FILE_NAME, fields)
+        for name, lookup in self.lookups.items():
+            if isinstance(lookup, Vocabulary):
+                lookup.save(folder / name)
+
+    @classmethod
+    def load(cls, folder: Path) -> Encoder:
+        """Open what `save` wrote.
+
+        Raises:
+            UserError: a file is missing, damaged or of another version.
+        """
+        path = folder / FILE_NAME
+        try:
+            fields: dict[str, Any] = json.loads(path.read_text())
+            if (fields["format"], fields["hash"]) != (FORMAT, HASH_NAME):
+                raise UserError(f"{path}: written by another version of recmtl; prepare the data again")
+            features = tuple(Feature(**feature) for feature in fields["features"])
+            tables = tuple(Table(**table) for table in fields["tables"])
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(fields["schema"])))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the data again") from None
+        except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise UserError(f"{path}: damaged ({error!r}); prepare the data again") from None
+        lookups = {t.name: Hashed(t.rows) if t.hashed else Vocabulary.open(folder / t.name) for t in tables}
+        return cls(features, tables, lookups, schema)
+
+
+def _dictionary(arrays: list[pa.Array]) -> pa.DictionaryArray:
+    """All values one after the other as places in the distinct ones."""
+    arrays = [array.dictionary_decode() if pa.types.is_dictionary(array.type) else array for array in arrays]
+    wanted = next((array.type for array in arrays if not pa.types.is_null(array.type)), pa.null())
+    together = pa.concat_arrays([array.cast(wanted) for array in arrays])
+    if pa.types.is_null(wanted):
+        return pa.DictionaryArray.from_arrays(pa.nulls(len(together), pa.int32()), pa.nulls(0, pa.int8()))
+    return together.dictionary_encode()
+
+
+def _any_value(kind: pa.DataType) -> pa.Scalar:
+    """A value of a type, to stand where there is none."""
+    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+        return pa.scalar(b"", pa.large_binary()).cast(kind)
+    return pa.scalar(0, pa.int64()).cast(kind) if not pa.types.is_date(kind) else pa.scalar(0, pa.int32()).cast(kind)

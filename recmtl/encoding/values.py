@@ -1,0 +1,118 @@
+"""What a value of an embedding table is: its SQL type, the Arrow type it is kept in, and its 64-bit key.
+
+    a column, as SQL or a caller yields it ──canonical──▶ Arrow array of the table's type ──keys──▶ uint64
+
+Whole numbers, booleans, dates and times are their own keys; a double's key is its bits; of all else, which is kept as
+text (decimals, times of day, UUIDs ...) or bytes, the key is a hash. −0 is 0, NaN is missing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recmtl.encoding.hashing import hash_texts
+from recmtl.schema import FLOATS, INTEGERS
+
+ARROW_TYPES: dict[str, pa.DataType] = {
+    "BIGINT": pa.int64(),
+    "UBIGINT": pa.uint64(),
+    "DOUBLE": pa.float64(),
+    "BOOLEAN": pa.bool_(),
+    "DATE": pa.date32(),
+    "TIMESTAMP": pa.timestamp("us"),
+    "TIMESTAMP_S": pa.timestamp("s"),
+    "TIMESTAMP_MS": pa.timestamp("ms"),
+    "TIMESTAMP_NS": pa.timestamp("ns"),
+    "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", tz="UTC"),
+    "BLOB": pa.large_binary(),
+    "VARCHAR": pa.large_string(),
+}
+"""The types of a table's values → the Arrow type they are kept in."""
+
+
+def value_type(sql_type: str) -> str:
+    """The type in which a table keeps values of a column's SQL type: a key of `ARROW_TYPES`."""
+    if sql_type in INTEGERS and sql_type not in ("UBIGINT", "HUGEINT", "UHUGEINT"):
+        return "BIGINT"
+    if sql_type in FLOATS:
+        return "DOUBLE"
+    return sql_type if sql_type in ARROW_TYPES else "VARCHAR"
+
+
+def canonical(values: pa.Array, kind: str) -> tuple[pa.Array, np.ndarray | None]:
+    """Values as a table keeps them.
+
+    Args:
+        values: of any type whose values can be ones of `kind`.
+        kind: a key of `ARROW_TYPES`.
+
+    Returns:
+        The array of type ``ARROW_TYPES[kind]``, null where missing; and where it is null though the value is there but
+        none that the type can hold, so that no table has it (bool [n]; None: nowhere).
+
+    Raises:
+        ValueError: values of this type are none of `kind`.
+    """
+    wanted = ARROW_TYPES[kind]
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if values.type == wanted:
+        found = values
+    elif pa.types.is_null(values.type):
+        return pa.nulls(len(values), wanted), None
+    elif not _fits(values.type, wanted):
+        raise ValueError(f"{values.type} values where {kind} is wanted")
+    else:
+        try:
+            found = values.cast(wanted)
+        except pa.ArrowInvalid:
+            return _cast_where_possible(values, wanted)
+    if pa.types.is_floating(wanted):
+        # −0 + 0 is 0.
+        found = pc.if_else(pc.is_nan(found), pa.scalar(None, wanted), pc.add(found, pa.scalar(0.0, wanted)))
+    return found, None
+
+
+def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of one type may be values of another: numbers numbers, times times, anything simple text."""
+    types = pa.types
+    if types.is_large_string(wanted):
+        return not (types.is_nested(given) or types.is_floating(given) or types.is_boolean(given))
+    if types.is_large_binary(wanted):
+        return types.is_binary(given) or types.is_large_binary(given) or types.is_fixed_size_binary(given)
+    if types.is_integer(wanted) or types.is_floating(wanted):
+        return types.is_integer(given) or types.is_floating(given) or types.is_boolean(given)
+    if types.is_boolean(wanted):
+        return types.is_integer(given)
+    return types.is_date(given) or (
+        types.is_timestamp(given) and (given.tz is None) == (getattr(wanted, "tz", None) is None)
+    )
+
+
+def _cast_where_possible(values: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, np.ndarray]:
+    """Cast value by value what a cast of the whole refuses: 2^63 is no BIGINT, 2.5 none either."""
+    cast, refused = [], np.zeros(len(values), bool)
+    for row, value in enumerate(values):
+        try:
+            cast.append(value.cast(wanted).as_py() if value.is_valid else None)
+        except pa.ArrowInvalid:
+            cast.append(None)
+            # NaN is missing, in a column of whole numbers too.
+            refused[row] = value.as_py() == value.as_py()
+    return pa.array(cast, wanted), refused
+
+
+def keys(values: pa.Array) -> np.ndarray:
+    """The keys of canonical values without nulls, uint64 [n]."""
+    kind = values.type
+    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+        return hash_texts(values)
+    if pa.types.is_boolean(kind):
+        return values.cast(pa.uint8()).to_numpy(zero_copy_only=False).astype(np.uint64)
+    if pa.types.is_date(kind):
+        return values.cast(pa.int32()).to_numpy().astype(np.int64).view(np.uint64)
+    if pa.types.is_timestamp(kind):
+        values = values.cast(pa.int64())
+    return values.to_numpy().view(np.uint64)
