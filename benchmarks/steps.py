@@ -1,6 +1,6 @@
 """What a training step of several presets costs, taken in turns in one process: a ratio to the first one.
 
-python benchmarks/steps.py aitm stem stem:embedding.layout=side_by_side --dim 32
+python benchmarks/steps.py aitm stem stem:model.cross_task=false --dim 32
 
 A preset may be followed by settings of its own, `NAME:key=value:key=value`, with values as in TOML. All train on the
 same batches, held in memory: reading them, which costs all the same, is left out.

@@ -13,7 +13,7 @@ def configure(variant: str, settings: Mapping[str, Any]) -> Config:
     """The configuration of a variant.
 
     Args:
-        variant: a preset's name or a TOML file, such as ``stem:embedding.layout='side_by_side'``.
+        variant: a preset's name or a TOML file, such as ``stem:embedding.placement='sharded'``.
         settings: what all variants of a benchmark share, by key; the variant's own come after them.
     """
     name, *own = variant.split(":")

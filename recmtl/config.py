@@ -54,8 +54,6 @@ class EmbeddingConfig:
     """Where tables of tasks' own (stem, me_*) lie; auto replicates the smallest on several ranks. Same losses."""
     replica_mib: float = 64.0
     """Memory of each rank that auto may fill with replicas, their gradients and optimiser states, in MiB."""
-    layout: Literal["separate", "side_by_side"] = "separate"
-    """side_by_side: a row's copies in one wide table, looked up once; row-wise optimisers then share its state."""
 
 
 @dataclass
@@ -190,8 +188,6 @@ class Config:
                     _check_number(key, number)
         if self.embedding.dim % 4:
             raise UserError(f"embedding.dim: must be a multiple of 4, not {self.embedding.dim}")
-        if self.embedding.layout == "side_by_side" and self.embedding.placement == "data_parallel":
-            raise UserError("embedding.placement: tables side by side are sharded with the shared one; choose auto")
         if not 0 <= self.sharding.reserve < 1:
             raise UserError(f"sharding.reserve: a fraction from 0 to 1, not {self.sharding.reserve}")
         for key, value in _values(self.model, "model."):
@@ -346,7 +342,6 @@ FIXED = (
     "model",
     "embedding.dim",
     "embedding.dtype",
-    "embedding.layout",
     "embedding.optimizer",
     "dense.optimizer",
     "weighting.method",

@@ -1,4 +1,4 @@
-"""All embedding tables of a run in one EmbeddingBagCollection, so that FBGEMM looks them up in one kernel."""
+"""All embedding tables of a model in one EmbeddingBagCollection, so that FBGEMM looks them up in one kernel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from recmtl.data.dataset import Dataset
+from recmtl.data.dataset import Dataset, Table
 from recmtl.errors import UserError
 from recmtl.models.base import SHARED
 
@@ -20,52 +20,45 @@ DATA_TYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 updates, and has none on CPUs."""
 
 
-def table_name(table: str, group: str, groups: Sequence[str]) -> str:
-    """Name of a table's copy for one embedding group: the plain name when there is one group only.
+def table_name(table: str, table_set: str, table_sets: Sequence[str]) -> str:
+    """Name of a table's copy in one table set: the plain name where there is one set only.
 
     TorchRec keeps tables in a ModuleDict, where names of its own attributes (type, values, ...) are taken.
     """
-    return table if len(groups) == 1 and not hasattr(nn.ModuleDict(), table) else f"{table}@{group}"
+    return table if len(table_sets) == 1 and not hasattr(nn.ModuleDict(), table) else f"{table}@{table_set}"
 
 
 class Regroup(nn.Module):
-    """Columns of a KeyedTensor by group: {group: its pieces side by side, in order}.
+    """Columns of a KeyedTensor by table set: {table set: the columns of its keys side by side, in order}.
 
     In place of torchrec's KTRegroupAsDict, whose kernel walks over single rows on the CPU (nine tenths of a step).
 
     Args:
-        groups: for every group its pieces, as (key, which of the key's `parts`).
-        parts: every key holds so many pieces of equal width side by side.
+        keys: the keys of every table set.
     """
 
-    def __init__(self, groups: dict[str, list[tuple[str, int]]], parts: int = 1) -> None:
+    def __init__(self, keys: dict[str, list[str]]) -> None:
         super().__init__()
-        self.groups, self.parts = groups, parts
+        self.keys = keys
 
     def forward(self, pooled: KeyedTensor) -> dict[str, Tensor]:
-        """Values [B, ΣD] of every group; [B, 0] where there are no keys."""
+        """Values [B, ΣD] of every table set; [B, 0] where there are no keys."""
         if not pooled.keys():
-            return dict.fromkeys(self.groups, pooled.values())
-        places: dict[tuple[str, int], tuple[int, int]] = {}
-        end = 0
-        for key, width in zip(pooled.keys(), pooled.length_per_key(), strict=True):
-            for part in range(self.parts):
-                start, end = end, end + width // self.parts
-                places[key, part] = start, end
-        # Neighbours stay together: a group that is in order already is not copied.
-        runs: list[tuple[int, int]] = []
-        members: dict[str, list[tuple[int, int]]] = {}
-        for group, pieces in self.groups.items():
-            members[group] = _joined([places[piece] for piece in pieces])
-            runs += members[group]
-        runs.sort()
-        widths = [stop - start for start, stop in runs]
+            return dict.fromkeys(self.keys, pooled.values())
+        widths = pooled.length_per_key()
+        spans = {
+            key: (end - width, end) for key, width, end in zip(pooled.keys(), widths, accumulate(widths), strict=True)
+        }
+        # Neighbours stay together: a table set whose keys are in order already is not copied.
+        members = {table_set: _joined([spans[key] for key in keys]) for table_set, keys in self.keys.items()}
+        runs = sorted(span for joined in members.values() for span in joined)
+        lengths = [stop - start for start, stop in runs]
         # Splitting into one piece would copy its gradient.
-        spans = pooled.values().split(widths, dim=1) if len(runs) > 1 else [pooled.values()]
-        values = dict(zip(runs, spans, strict=True))
+        pieces = pooled.values().split(lengths, dim=1) if len(runs) > 1 else [pooled.values()]
+        values = dict(zip(runs, pieces, strict=True))
         return {
-            group: values[pieces[0]] if len(pieces) == 1 else torch.cat([values[piece] for piece in pieces], dim=1)
-            for group, pieces in members.items()
+            table_set: values[joined[0]] if len(joined) == 1 else torch.cat([values[span] for span in joined], dim=1)
+            for table_set, joined in members.items()
         }
 
 
@@ -81,61 +74,52 @@ def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class Embeddings(nn.Module):
-    """Pooled embeddings of all sparse features, once for every embedding group.
-
-    The tables are built on the meta device: they get memory where the sharding plan puts them.
+    """Pooled embeddings of all sparse features, once for every table set.
 
     Args:
         dataset: tables and features.
         dim: embedding dimension of the tables that the recipe gives none.
-        groups: names of the copies of every table (most models want one, STEM one a task and a shared one).
-        layout: how the copies lie: `separate` tables, each with optimiser state of its own, or `side_by_side` in the
-            rows of one wide table, which is looked up once and has one optimiser state a row for all of them.
+        table_sets: names of the copies of every table (most models want one, STEM one a task and a shared one).
         dtype: of the tables, float32 or float16; pooled embeddings are float32 either way.
+        device: of the tables. On ``meta`` they get memory where the sharding plan puts them; elsewhere they start
+            uniform in ±1/√rows and can be looked up at once.
 
     Raises:
-        UserError: two features of one table pool differently, or two groups have one name.
+        UserError: two features of one table pool differently, or two table sets have one name.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         dim: int,
-        groups: Sequence[str] = (SHARED,),
-        layout: str = "separate",
+        table_sets: Sequence[str] = (SHARED,),
         dtype: str = "float32",
+        device: str = "meta",
     ) -> None:
         super().__init__()
-        if len(set(groups)) < len(groups):
+        if len(set(table_sets)) < len(table_sets):
             raise UserError(
                 f"a task is called '{SHARED}', as this model calls the tables of all tasks; rename the task"
             )
-        parts = len(groups) if layout == "side_by_side" else 1
-        copies = ["+".join(groups)] if parts > 1 else list(groups)
-        configs = []
-        for copy in copies:
-            for table in dataset.tables:
-                features = [f for f in dataset.sparse_features if f.table == table.name]
-                # A list feature pools with its own choice; for one id a row sum and mean are the same.
-                poolings = {f.pooling for f in features if f.kind == "list"} or {"sum"}
-                if len(poolings) > 1:
-                    raise UserError(f"table '{table.name}': its list features must all pool with sum or all with mean")
-                configs.append(
-                    EmbeddingBagConfig(
-                        name=table_name(table.name, copy, copies),
-                        num_embeddings=table.rows,
-                        embedding_dim=(table.dim or dim) * parts,
-                        data_type=DATA_TYPES[dtype],
-                        feature_names=[f.name for f in features],
-                        pooling=PoolingType.MEAN if poolings == {"mean"} else PoolingType.SUM,
-                    )
+
+        def bags(table_set: str) -> list[EmbeddingBagConfig]:
+            return [
+                EmbeddingBagConfig(
+                    name=table_name(table.name, table_set, table_sets),
+                    num_embeddings=table.rows,
+                    embedding_dim=table.dim or dim,
+                    data_type=DATA_TYPES[dtype],
+                    feature_names=[f.name for f in dataset.sparse_features if f.table == table.name],
+                    pooling=_pooling(dataset, table),
                 )
-        self.tables = configs
+                for table in dataset.tables
+            ]
+
+        by_set = {table_set: bags(table_set) for table_set in table_sets}
+        self.tables = [bag for bags_of_set in by_set.values() for bag in bags_of_set]
         """All tables; none where all features are numeric, and then there is no collection: nothing to shard."""
-        self.collection = EmbeddingBagCollection(tables=configs, device=torch.device("meta")) if configs else None
-        own = [copy for copy in copies if copy in groups and copy != SHARED]
-        names = {table_name(table.name, copy, copies) for copy in own for table in dataset.tables}
-        self.task_tables = [table for table in configs if table.name in names]
+        self.collection = EmbeddingBagCollection(self.tables, device=torch.device(device)) if self.tables else None
+        self.task_tables = [bag for table_set in table_sets if table_set != SHARED for bag in by_set[table_set]]
         """The tables of tasks' own."""
 
         # Features lie in x table by table, as FBGEMM returns them where nothing is cut, then the numeric ones.
@@ -145,25 +129,34 @@ class Embeddings(nn.Module):
         ends = list(accumulate(widths.values()))
         self.columns = {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
         self.width = ends[-1]
-        """Width of one group's output, with the numeric features that the ranker appends."""
+        """Width of x: of one table set's output and the numeric features that follow it."""
         self.lengths = {f.name: 1.0 if f.mean_length is None else f.mean_length for f in sparse}
         """Ids in a row of every sparse feature, on average; 1 where it is not known."""
 
         # TorchRec names a feature's output after its table too when it has several. The order of the columns it
         # returns depends on the sharding plan: they are always picked by key.
-        pieces = {
-            group: [
-                (f.name, i) if len(copies) == 1 else (f"{f.name}@{table_name(str(f.table), group, groups)}", 0)
-                for f in sparse
-            ]
-            for i, group in enumerate(groups)
-        }
-        self.regroup = Regroup(pieces, parts)
+        self.regroup = Regroup(
+            {
+                table_set: [
+                    f.name if len(table_sets) == 1 else f"{f.name}@{table_name(str(f.table), table_set, table_sets)}"
+                    for f in sparse
+                ]
+                for table_set in table_sets
+            }
+        )
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Pooled embeddings [B, ΣD] of every group; see `columns` for where features lie."""
+        """Pooled embeddings [B, ΣD] of every table set; see `columns` for where features lie."""
         if self.collection is None:
             # With a gradient, as weightings ask for one; it has no values.
             nothing = torch.empty(sparse.stride(), 0, device=sparse.device(), requires_grad=True)
             return self.regroup(KeyedTensor([], [], nothing))
         return self.regroup(self.collection(sparse))
+
+
+def _pooling(dataset: Dataset, table: Table) -> PoolingType:
+    """How a table's list features pool, each by its own choice; for one id a row sum and mean are the same."""
+    poolings = {f.pooling for f in dataset.sparse_features if f.table == table.name and f.kind == "list"} or {"sum"}
+    if len(poolings) > 1:
+        raise UserError(f"table '{table.name}': its list features must all pool with sum or all with mean")
+    return PoolingType.MEAN if poolings == {"mean"} else PoolingType.SUM

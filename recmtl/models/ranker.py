@@ -25,7 +25,6 @@ class Ranker(nn.Module):
         tasks: the tasks to train.
         model_config: the `model` section of the configuration.
         dim: embedding dimension of tables without one of their own.
-        layout: how tables of tasks' own lie beside the shared ones; see `Embeddings`.
         dtype: of the tables, float32 or float16.
         amp: bfloat16 autocast of the dense part.
         weighting: the `weighting` section of the configuration; none: the recipe's weights.
@@ -42,7 +41,6 @@ class Ranker(nn.Module):
         model_config: Any,
         *,
         dim: int,
-        layout: str = "separate",
         dtype: str = "float32",
         amp: bool = False,
         weighting: WeightingConfig | None = None,
@@ -55,7 +53,7 @@ class Ranker(nn.Module):
                 f"weighting.method: gradnorm balances gradients of embeddings, and all features of {dataset.name} are "
                 "numeric; choose another method"
             )
-        self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(model_config, tasks), layout, dtype)
+        self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(model_config, tasks), dtype)
         inputs = Inputs(tasks, self.embeddings.width, self.embeddings.columns)
         self.head = Head(cls(model_config, inputs), amp, weighting or WeightingConfig(), micro_batch_size)
 
@@ -67,7 +65,6 @@ class Ranker(nn.Module):
             tasks,
             config.model,
             dim=config.embedding.dim,
-            layout=config.embedding.layout,
             dtype=config.embedding.dtype,
             amp=config.training.amp == "bf16",
             weighting=config.weighting,

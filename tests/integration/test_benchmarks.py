@@ -65,7 +65,7 @@ def test_evaluation(tmp_path: Path) -> None:
 
 def test_steps(tmp_path: Path) -> None:
     sizes = ("--examples", 20_000, "--embedding-rows", 40_000, "--batch-size", 256, "--rounds", 1, "--steps", 2)
-    variants = ("aitm", "stem:embedding.layout='side_by_side'")
+    variants = ("aitm", "stem:embedding.placement='sharded'")
     results = run("steps.py", tmp_path / "out", *variants, *sizes, "--device", "cpu")
     assert results["times_the_first"]["aitm"] == {"clock": 1.0, "cpu": 1.0}
     assert set(results["times_the_first"]) == set(variants)

@@ -47,7 +47,6 @@ def test_every_key_survives_the_round_trip():
             "init_scale": 2.0,
             "placement": "sharded",
             "replica_mib": 1.5,
-            "layout": "side_by_side",
             "dtype": "float16",
         },
         "dense": {"optimizer": "adamw", "lr": 1.0, "weight_decay": 0.1},
@@ -210,11 +209,6 @@ def test_the_largest_numbers():
         with_value(f"mmoe/{key}", most)
         with pytest.raises(UserError, match=rf"^{key}: must be a whole number from [01] to {most}, not {most + 1}$"):
             with_value(f"mmoe/{key}", most + 1)
-
-
-def test_tables_side_by_side_cannot_be_replicated():
-    with pytest.raises(UserError, match=r"^embedding.placement: tables side by side are sharded"):
-        config_of({"embedding": {"layout": "side_by_side", "placement": "data_parallel"}})
 
 
 def test_whole_numbers_do_for_floats():

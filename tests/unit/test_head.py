@@ -61,7 +61,7 @@ def step(head: Head, ranker: Ranker, batch: Batch) -> tuple[Tensor, Tensor, Tens
     width = ranker.embeddings.width - batch.numeric.shape[1]
     pooled = {
         group: torch.randn(len(batch.weights), width, generator=generator).requires_grad_()
-        for group in ranker.embeddings.regroup.groups
+        for group in ranker.embeddings.regroup.keys
     }
     loss, (losses, logits, _) = head(pooled, batch)
     (2 * loss).backward()  # what goes back need not be 1
@@ -99,7 +99,7 @@ def test_predictions_do_not_depend_on_micro_batches(toy):
             head, ranker = head_of(dataset, "stem", micro_batch_size=size)
             generator = torch.Generator().manual_seed(1)
             shape = ROWS, ranker.embeddings.width - batch.numeric.shape[1]
-            pooled = {group: torch.randn(shape, generator=generator) for group in ranker.embeddings.regroup.groups}
+            pooled = {group: torch.randn(shape, generator=generator) for group in ranker.embeddings.regroup.keys}
             found.append(head.eval()(pooled, batch)[1][1])
     torch.testing.assert_close(found[1], found[0])
 
