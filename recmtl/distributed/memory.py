@@ -21,14 +21,13 @@ from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.plan import GIB, Plan
 from recmtl.distributed.storage import FLOAT
 from recmtl.models.ranker import Ranker
+from recmtl.optim.dense import DENSE_STATES
 
 CUDA_PROCESS = GIB // 2
 """CUDA's context and libraries on a GPU. Assumed: PyTorch's allocator does not see them."""
 CPU_GROWTH = 60 * 10**6
 """What a process on a CPU grows by in its first steps, whatever it trains. Measured: 24 MB of PyTorch's and FBGEMM's
 code that is read from disk; the rest are objects of planning, sharding and threads."""
-DENSE_STATES = {"adam": 2, "adamw": 2, "adagrad": 1, "sgd": 0}
-"""Copies of the dense parameters that their optimiser keeps."""
 
 
 @dataclass(frozen=True)

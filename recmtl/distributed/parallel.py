@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Set
-from typing import Any
+from collections.abc import Iterator, Set
 
 import torch
 import torch.distributed as dist
@@ -17,56 +16,18 @@ from torch.distributed.optim import (
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from recmtl.config import Config, EmbeddingConfig
+from recmtl.config import Config
 from recmtl.distributed.plan import Plan, sharder
-from recmtl.distributed.replicated import ReplicatedTables
 from recmtl.errors import UserError
+from recmtl.optim.dense import dense_optimizer
+from recmtl.optim.replicated import ReplicatedTables
+from recmtl.optim.sparse import CPU_SPARSE_OPTIMIZERS, sparse_optimizer
 
 INIT_ROWS = 65536
 """Rows that one random generator fills: a shard draws the blocks it holds rows of, and no others."""
-
-CPU_SPARSE_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
-
-
-def sparse_optimizer(config: EmbeddingConfig, device: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """Class and arguments of the embeddings' optimiser.
-
-    Raises:
-        UserError: FBGEMM has it on GPUs only.
-    """
-    if device == "cpu" and config.optimizer not in CPU_SPARSE_OPTIMIZERS:
-        names = ", ".join(CPU_SPARSE_OPTIMIZERS)
-        raise UserError(f"embedding.optimizer: no {config.optimizer} on the CPU; choose one of {names}")
-    if config.optimizer == "rowwise_adam":
-        from torchrec.optim import PartialRowWiseAdam  # imports a CUDA-only kernel's front end
-
-        return PartialRowWiseAdam, {"lr": config.lr, "eps": config.eps}
-    classes: dict[str, type[torch.optim.Optimizer]] = {
-        "rowwise_adagrad": RowWiseAdagrad,
-        "adagrad": torch.optim.Adagrad,
-        "adam": torch.optim.Adam,
-        "sgd": torch.optim.SGD,
-    }
-    arguments = {"lr": config.lr} if config.optimizer == "sgd" else {"lr": config.lr, "eps": config.eps}
-    return classes[config.optimizer], arguments
-
-
-def dense_optimizer(config: Config) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
-    """Factory of the dense part's optimiser."""
-    classes = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "adagrad": torch.optim.Adagrad,
-        "sgd": torch.optim.SGD,
-    }
-    cls = classes[config.dense.optimizer]
-    # Fused: one pass over a parameter in place of the eight operations of Adam, each dispatched by itself.
-    return lambda params: cls(params, lr=config.dense.lr, weight_decay=config.dense.weight_decay, fused=True)
 
 
 def parallelize(
@@ -116,9 +77,7 @@ def parallelize(
     # What a task weighting learns is no part of the network: no weight decay, no clipping, a rate of its own.
     weighting = {name: p for name, p in rest.items() if ".weighting." in name}
     dense = {name: p for name, p in rest.items() if name not in tables and name not in weighting}
-    keyed: KeyedOptimizer = KeyedOptimizerWrapper(dense, dense_optimizer(config))
-    if config.training.clip_norm:
-        keyed = GradientClippingOptimizer(keyed, GradientClipping.NORM, max_gradient=config.training.clip_norm)
+    keyed = dense_optimizer(config.dense, dense, config.training.clip_norm)
     optimizers = [("embedding", model.fused_optimizer), ("dense", keyed)]
     if weighting:
         adam = KeyedOptimizerWrapper(weighting, lambda params: torch.optim.Adam(params, lr=config.weighting.lr))

@@ -12,11 +12,11 @@ from recmtl.config import TrainingConfig, sha256, to_toml
 from recmtl.data.reader import Prefetcher
 from recmtl.errors import Stopped, UserError
 from recmtl.files import os_errors, write_json, write_whole
+from recmtl.optim.schedule import Warmup
 from recmtl.training.checkpoint import Checkpoints, Progress
 from recmtl.training.engine import DIVERGED, Engine
 from recmtl.training.evaluation import logloss_sum, weighted_sum
 from recmtl.training.results import RESULTS, Results, describe, peak_memory
-from recmtl.training.schedule import Warmup
 from recmtl.training.stopping import StopRequest
 from recmtl.training.tracking import ProgressLine, Tracker
 from recmtl.versions import versions

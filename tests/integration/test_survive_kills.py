@@ -14,7 +14,7 @@ import pytest
 from jobs import Job, free_port, last_step, running, standalone, training, weights
 from toy import write_toy
 
-from recmtl.distributed.parallel import CPU_SPARSE_OPTIMIZERS
+from recmtl.optim.sparse import CPU_SPARSE_OPTIMIZERS
 
 pytestmark = pytest.mark.slow
 

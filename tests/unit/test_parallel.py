@@ -14,13 +14,14 @@ from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.distributed import parallel
-from recmtl.distributed.parallel import initialize_tables, parallelize, sparse_optimizer, table_weights
+from recmtl.distributed.parallel import initialize_tables, parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.distributed.ranks import process_group
 from recmtl.errors import UserError
 from recmtl.models.mmoe import MMoEConfig
 from recmtl.models.ranker import Ranker
-from recmtl.training.schedule import Warmup
+from recmtl.optim.schedule import Warmup
+from recmtl.optim.sparse import sparse_optimizer
 
 # What `recmtl` itself silences (recmtl/quiet.py).
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")
