@@ -25,11 +25,10 @@ import tyro
 from common import RESULTS, machine, markdown_table, write_results
 from workload import LARGE, write_workload
 
-from recmtl.config import preset_names
+from recmtl.config import load_config, preset_names
 from recmtl.data.reader import Prefetcher
 from recmtl.distributed.memory import CPU_GROWTH, predict
 from recmtl.distributed.ranks import process_group, resolve_device
-from recmtl.models import load_config
 from recmtl.models.ranker import Ranker
 from recmtl.training.engine import Engine
 from recmtl.training.results import peak_resident

@@ -29,8 +29,9 @@ from common import RESULTS, machine, markdown_table, write_results
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
+from recmtl.config import MODELS
 from recmtl.data.dataset import Task
-from recmtl.models import Inputs, Model, model_class
+from recmtl.models import Inputs, Model
 from recmtl.models.base import SHARED
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -98,8 +99,8 @@ class World:
 
 def build(name: str, dimension: int) -> Model:
     """One of recmtl's models for two tasks on `dimension` numbers; its logits are the predictions."""
-    cls = model_class(name)
-    return cls(cls.Config(**SIZES[name]), Inputs((Task("y1"), Task("y2")), dimension, {}))
+    entry = MODELS[name]
+    return entry.load()(entry.config(**SIZES[name]), Inputs((Task("y1"), Task("y2")), dimension, {}))
 
 
 def final_losses(options: Options, name: str, correlation: float, lr: float) -> list[float]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from recmtl.config.models import MMoEConfig
 from recmtl.data.dataset import Dataset, label_column
-from recmtl.models.mmoe import MMoEConfig
 
 INIT_STD = 0.01
 """Of the embeddings; nn.Embedding's own, 1, drowns what there is to learn."""

@@ -26,11 +26,10 @@ from typing import Any
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
-from recmtl.config import config_path, preset_names
+from recmtl.config import MODELS, config_path, load_config, preset_names
 from recmtl.data.dataset import Dataset
 from recmtl.entropy import entropy
 from recmtl.errors import UserError
-from recmtl.models import MODELS, load_config
 from recmtl.models.ranker import Ranker
 
 WORK = Path(__file__).resolve().parent / "work"

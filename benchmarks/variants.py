@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recmtl.config import Config, config_path, read_toml, tomllib
-from recmtl.models import parse_config
+from recmtl.config import Config, config_path, parse_config, read_toml, tomllib
 
 
 def configure(variant: str, settings: Mapping[str, Any]) -> Config:

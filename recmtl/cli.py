@@ -1,4 +1,7 @@
-"""The command line: one function a subcommand, no logic."""
+"""The command line: one function a subcommand, no logic.
+
+Lists and help answer at once: what takes seconds to import is imported after the words are read.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from recmtl.config import MODELS, PRESETS, config_path, load_config, preset_names, read_toml
+from recmtl.data.dataset import SPLITS
 from recmtl.ending import (
     BUG,
     GRACE_SECONDS,
@@ -130,21 +135,21 @@ class Report:
 
 def synth(arguments: list[str]) -> None:
     """Make raw logs."""
-    from recmtl.data.synthetic import synthesize
-
     args = parse_words(Synth, arguments, "synth")
     if args.dataset != "merrec":
         raise UserError(f"no synthetic dataset '{args.dataset}'; there is merrec")
+    from recmtl.data.synthetic import synthesize
+
     synthesize(args.out, args.events, seed=args.seed)
 
 
 def prepare(arguments: list[str]) -> None:
     """Turn raw logs into training data."""
+    args = parse_words(Prepare, arguments, "prepare", flags=True)
     from recmtl.data.prepare import prepare as run_prepare
     from recmtl.data.recipe import load_recipe
     from recmtl.data.summary import print_summary
 
-    args = parse_words(Prepare, arguments, "prepare", flags=True)
     dataset = run_prepare(
         load_recipe(args.recipe),
         args.raw,
@@ -162,9 +167,9 @@ def prepare(arguments: list[str]) -> None:
 
 def train(arguments: list[str]) -> None:
     """Train a model."""
+    config, places = _parse_run(Train, arguments, "train")
     from recmtl.training.runs import train as run_training
 
-    config, places = _parse_run(Train, arguments, "train")
     results = run_training(config, places["data"], places["run"])
     if _is_first_rank():
         print(_summary(results, "test"))
@@ -172,16 +177,15 @@ def train(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Measure a run's best model."""
-    from recmtl.data.dataset import SPLITS
-    from recmtl.models import load_config
-    from recmtl.training.runs import evaluate_run
-
     args = parse_words(Evaluate, arguments, "evaluate")
     path = args.run / "config.toml"
     if not path.exists():
         raise UserError(f"{args.run}: no config.toml in it; name a run folder that `recmtl train` wrote")
     splits = SPLITS if args.split == "all" else (args.split,)
-    results = evaluate_run(load_config(str(path)), args.data, args.run, splits)
+    config = load_config(str(path))
+    from recmtl.training.runs import evaluate_run
+
+    results = evaluate_run(config, args.data, args.run, splits)
     if _is_first_rank():
         for split, measured in results.items():
             heading = f"{split}:\n" if len(splits) > 1 else ""
@@ -190,27 +194,25 @@ def evaluate(arguments: list[str]) -> None:
 
 def plan(arguments: list[str]) -> None:
     """Show where tables would go."""
+    config, places = _parse_run(Plan, arguments, "plan")
     from recmtl.distributed.paper import show_plan
 
-    config, places = _parse_run(Plan, arguments, "plan")
     print(show_plan(config, **places))
 
 
 def report(arguments: list[str]) -> None:
     """Put runs into a table and a page of plots."""
+    args = parse_words(Report, arguments, "report")
     from recmtl.report import report as write_report
 
-    args = parse_words(Report, arguments, "report")
     print(write_report(list(args.runs), args.out))
 
 
 def models(arguments: list[str]) -> None:
     """List the models."""
     parse_words(Listing, arguments, "models")
-    from recmtl.models import MODELS
-
-    for name, cls in MODELS.items():
-        print(f"{name:16} {(sys.modules[cls.__module__].__doc__ or '').strip().splitlines()[0]}")
+    for name, entry in MODELS.items():
+        print(f"{name:16} {entry.description}")
 
 
 def recipes(arguments: list[str]) -> None:
@@ -226,8 +228,6 @@ def recipes(arguments: list[str]) -> None:
 
 def presets(arguments: list[str]) -> None:
     """List the presets, or print one."""
-    from recmtl.config import PRESETS, config_path, preset_names
-
     if arguments[:1] == ["show"]:
         return _show("preset", preset_names(), PRESETS, arguments[1:])
     parse_words(Catalogue, arguments, "presets")
@@ -238,8 +238,6 @@ def presets(arguments: list[str]) -> None:
 
 def _show(kind: str, names: list[str], folder: Path, arguments: list[str]) -> None:
     """Print the file of a recipe or preset, and say which one it extends."""
-    from recmtl.config import read_toml
-
     name = parse_words(Show, arguments, f"{kind}s show").name
     if name not in names:
         raise UserError(f"no {kind} '{name}'; {nearest(name, names)}")
@@ -309,8 +307,6 @@ def _is_lost_rank(problem: Exception) -> bool:
 
 def _parse_run(places: type, arguments: list[str], command: str) -> tuple[Any, dict[str, Any]]:
     """CONFIG, then the fields of `places`, then overrides of the configuration's keys."""
-    from recmtl.models import load_config
-
     if not arguments or arguments[0].startswith("-"):
         if not {"-h", "--help"} & set(arguments):
             raise UserError(f"recmtl {command}: name a preset or a TOML file first; `recmtl presets` lists the presets")

@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from recmtl.config.models import AdaTTConfig
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.gated_experts import GatedExperts
 from recmtl.models.layers import Towers
-
-
-@dataclass
-class AdaTTConfig:
-    """Sizes of AdaTT."""
-
-    name: str = "adatt"
-    """Model name."""
-    levels: int = 2
-    """Number of fusion levels, all of the same sizes."""
-    task_experts: int = 2
-    """Number of experts of each task's own."""
-    expert_widths: tuple[int, ...] = (64,)
-    """Hidden widths of each expert; the last one is its output."""
-    gate: tuple[int, ...] = ()
-    """Hidden widths of each gate; none: the paper's linear gate."""
-    tower: tuple[int, ...] = (64,)
-    """Hidden widths of each task's tower."""
-    dropout: float = 0.0
-    """Probability of dropping a hidden unit in experts and towers."""
 
 
 class Fusion(GatedExperts):
@@ -85,8 +65,6 @@ class AdaTT(Model):
     h_t = x [B, width] before the first level; each `Fusion` turns h_t into f_t [B, H], the next level's h_t.
     logit_t = tower_t(f_t) of the last level.
     """
-
-    Config = AdaTTConfig
 
     def __init__(self, config: AdaTTConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from recmtl.config.models import AITMConfig
 from recmtl.errors import UserError
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.layers import MLPs, Towers
 from recmtl.models.relations import parent_indices, parents_first
-
-
-@dataclass
-class AITMConfig:
-    """Sizes of AITM."""
-
-    name: str = "aitm"
-    """Model name."""
-    bottom: tuple[int, ...] = (128, 64)
-    """Hidden widths of each task's bottom MLP; the last one is K, the width of q and z."""
-    transfer: tuple[int, ...] = ()
-    """Hidden widths of each transfer MLP before its last layer of width K; none: one layer, as the authors'."""
-    tower: tuple[int, ...] = ()
-    """Hidden widths of each task's tower; none: the paper's one linear layer."""
-    alpha: float = 0.6
-    """Weight α of the calibrator, for tasks whose parent the recipe names with the relation `given`; 0: none."""
-    dropout: float = 0.0
-    """Probability of dropping a hidden unit in bottoms, transfers and towers."""
 
 
 class Attention(nn.Module):
@@ -79,8 +61,6 @@ class AITM(Model):
     Raises:
         UserError: α is negative.
     """
-
-    Config = AITMConfig
 
     def __init__(self, config: AITMConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

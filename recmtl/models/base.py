@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,23 +35,16 @@ class Inputs:
 class Model(nn.Module):
     """Base of the models: x of every embedding group ── represent ── towers ── relate ── logits [B, T].
 
-    A subclass defines `Config`, builds itself and its `towers` from it and `Inputs`, and says in `represent` what the
-    towers read. A new model is one file with such a class and one line in `recmtl.models.MODELS`.
+    A subclass builds itself and its `towers` from its sizes and `Inputs`, and says in `represent` what the towers read.
+    A new model is one file with such a class; its sizes and its line of the registry are in `recmtl/config/models.py`.
     """
 
-    Config: ClassVar[type]
-    """Dataclass of the model's sizes, the `model` section of a run's configuration."""
     towers: Towers
     """One a task."""
 
     def __init__(self, config: Any, inputs: Inputs) -> None:
         super().__init__()
         self.config, self.inputs = config, inputs
-
-    @classmethod
-    def config_type(cls, values: Mapping[str, Any]) -> type:
-        """`Config`, or what it becomes for these values of the `model` section."""
-        return cls.Config
 
     @classmethod
     def embedding_groups(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:

@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from recmtl.config.models import CGCConfig
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.gated_experts import GatedExperts
 from recmtl.models.layers import Towers
-
-
-@dataclass
-class CGCConfig:
-    """Sizes of CGC."""
-
-    name: str = "cgc"
-    """Model name."""
-    shared_experts: int = 2
-    """Number of experts that all tasks share."""
-    task_experts: int = 1
-    """Number of experts of each task's own."""
-    expert_widths: tuple[int, ...] = (128,)
-    """Hidden widths of each expert; the last one is its output."""
-    gate: tuple[int, ...] = ()
-    """Hidden widths of each gate; none: the paper's linear gate."""
-    tower: tuple[int, ...] = (64,)
-    """Hidden widths of each task's tower."""
-    dropout: float = 0.0
-    """Probability of dropping a hidden unit in experts and towers."""
 
 
 def stack(
@@ -70,8 +50,6 @@ class CGC(Model):
 
     z_t = softmax(W_t x)·[own experts of t (x); shared experts(x)] [B, H]; logit_t = tower_t(z_t).
     """
-
-    Config = CGCConfig
 
     def __init__(self, config: CGCConfig, inputs: Inputs, levels: int = 1) -> None:
         super().__init__(config, inputs)

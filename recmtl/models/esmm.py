@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recmtl.config.models import ESMMConfig
 from recmtl.errors import UserError
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.layers import Towers
 from recmtl.models.relations import parent_indices, parents_first
-
-
-@dataclass
-class ESMMConfig:
-    """Sizes of ESMM."""
-
-    name: str = "esmm"
-    """Model name."""
-    tower: tuple[int, ...] = (128, 64)
-    """Hidden widths of each task's tower."""
-    dropout: float = 0.0
-    """Probability of dropping a hidden unit."""
 
 
 class ESMM(Model):
@@ -44,8 +31,6 @@ class ESMM(Model):
     Raises:
         UserError: several tasks, none with a parent among them.
     """
-
-    Config = ESMMConfig
 
     def __init__(self, config: ESMMConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

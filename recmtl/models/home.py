@@ -4,45 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recmtl.config.models import HoMEConfig
 from recmtl.errors import UserError, nearest
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.batch_norm import BatchNorm
 from recmtl.models.gated_experts import WiredGates
 from recmtl.models.layers import Gates, Towers, mix
-
-
-@dataclass
-class HoMEConfig:
-    """Sizes of HoME."""
-
-    name: str = "home"
-    """Model name."""
-    groups: dict[str, str] = field(default_factory=dict)
-    """Group of each task, by the task's name: tasks of one kind share experts (click = "watch", like = "interact"). A
-    task that is not named is a group of its own."""
-    shared_experts: int = 2
-    """Number of experts that all tasks share, on both levels."""
-    group_experts: int = 1
-    """Number of experts of each group's own, on both levels."""
-    task_experts: int = 1
-    """Number of experts of each task's own, on the second level."""
-    expert_widths: tuple[int, ...] = (64,)
-    """Hidden widths of each expert, on both levels; the last one is its output."""
-    rank: int = 16
-    """Rank of the feature gates."""
-    gate: tuple[int, ...] = ()
-    """Hidden widths of each gate and self-gate; none: linear ones."""
-    tower: tuple[int, ...] = (64,)
-    """Hidden widths of each task's tower."""
-    dropout: float = 0.0
-    """Probability of dropping a hidden unit in experts and towers."""
 
 
 def uniform(count: int, rows: int, columns: int) -> nn.Parameter:
@@ -145,8 +118,6 @@ class HoME(Model):
     Raises:
         UserError: `groups` names a task that is not trained.
     """
-
-    Config = HoMEConfig
 
     def __init__(self, config: HoMEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recmtl.config.models import MEMMoEConfig
 from recmtl.data.dataset import Task
 from recmtl.errors import UserError
 from recmtl.models.base import Inputs, Model, own_and_shared
 from recmtl.models.layers import Gates, MLPs, Towers, mix
-from recmtl.models.mmoe import MMoEConfig
-
-
-@dataclass
-class MEMMoEConfig(MMoEConfig):
-    """Sizes of ME-MMoE."""
-
-    name: str = "me_mmoe"
-    """Model name."""
 
 
 class MEMMoE(Model):
@@ -34,8 +25,6 @@ class MEMMoE(Model):
     Raises:
         UserError: fewer experts than tables.
     """
-
-    Config = MEMMoEConfig
 
     def __init__(self, config: MEMMoEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
+from recmtl.config.models import MEPLEConfig, STEMConfig
 from recmtl.models.base import Inputs
-from recmtl.models.cgc import CGCConfig
-from recmtl.models.stem import STEM, STEMConfig
-
-
-@dataclass
-class MEPLEConfig(CGCConfig):
-    """Sizes of ME-PLE."""
-
-    name: str = "me_ple"
-    """Model name."""
-    levels: int = 1
-    """Number of levels, all of the same sizes."""
+from recmtl.models.stem import STEM
 
 
 class MEPLE(STEM):
@@ -28,8 +18,6 @@ class MEPLE(STEM):
     The paper names this baseline in its experiments and gives no equations; this is the wiring that leaves STEM's two
     ideas out and nothing else.
     """
-
-    Config = MEPLEConfig
 
     def __init__(self, config: MEPLEConfig, inputs: Inputs) -> None:
         sizes = {f.name: getattr(config, f.name) for f in fields(config)}

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
+from recmtl.config.models import MMoEConfig
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.gated_experts import GatedExperts
 from recmtl.models.layers import Towers
 
 
-@dataclass
-class MMoEConfig:
-    """Sizes of MMoE."""
-
-    name: str = "mmoe"
-    """Model name."""
-    experts: int = 4
-    """Number of experts K."""
-    expert_widths: tuple[int, ...] = (128,)
-    """Hidden widths of each expert; the last one is its output."""
-    gate: tuple[int, ...] = ()
-    """Hidden widths of each gate; none: the paper's linear gate."""
-    tower: tuple[int, ...] = (64,)
-    """Hidden widths of each task's tower."""
-    dropout: float = 0.0
-    """Probability of dropping a hidden unit in experts and towers."""
-
-
 class MMoE(Model):
     """z_t = Σ_e softmax_e(W_t x) f_e(x); logit_t = tower_t(z_t)."""
-
-    Config = MMoEConfig
 
     def __init__(self, config: MMoEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

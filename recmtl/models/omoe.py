@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
+from recmtl.config.models import OMoEConfig
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.gated_experts import GatedExperts
 from recmtl.models.layers import Towers
-
-
-@dataclass
-class OMoEConfig:
-    """Sizes of OMoE."""
-
-    name: str = "omoe"
-    """Model name."""
-    experts: int = 4
-    """Number of experts K."""
-    expert_widths: tuple[int, ...] = (128,)
-    """Hidden widths of each expert; the last one is its output."""
-    gate: tuple[int, ...] = ()
-    """Hidden widths of the gate; none: the paper's linear gate."""
-    tower: tuple[int, ...] = (64,)
-    """Hidden widths of each task's tower."""
-    dropout: float = 0.0
-    """Probability of dropping a hidden unit in experts and towers."""
 
 
 class OMoE(Model):
@@ -34,8 +15,6 @@ class OMoE(Model):
 
     z [B, H] is computed once: all tasks read the same, whatever dropout drops in the experts.
     """
-
-    Config = OMoEConfig
 
     def __init__(self, config: OMoEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from recmtl.config.models import PEPNetConfig, find_model
 from recmtl.data.dataset import Task
 from recmtl.errors import UserError
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.layers import MLPs
-from recmtl.models.shared_bottom import SharedBottomConfig
-
-
-@dataclass
-class PEPNetConfig:
-    """Sizes of PEPNet. `backbone` holds those of the model it wraps, of whichever class that is."""
-
-    name: str = "pepnet"
-    """Model name."""
-    prior: tuple[str, ...] = ()
-    """Features to personalise by, by name: who and what it is about, such as user and item; none: all."""
-    domain: tuple[str, ...] = ()
-    """Features by which EPNet gates the embeddings: where a row comes from, such as page or country; none: `prior`."""
-    gate: tuple[int, ...] = (64,)
-    """Hidden widths of each gate."""
-    backbone: Any = field(default_factory=SharedBottomConfig)
-    """The model section of the model to wrap: its name and its sizes."""
 
 
 class GateNU(nn.Module):
@@ -73,19 +53,17 @@ class PEPNet(Model):
     tower that is one linear layer has a gate too.
 
     Raises:
-        UserError: a feature isn't there, the backbone is no model that can be wrapped, or its sizes are another's.
+        UserError: a feature isn't there, or the backbone's sizes are another model's.
     """
-
-    Config = PEPNetConfig
 
     def __init__(self, config: PEPNetConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         name, tasks = config.backbone.name, inputs.tasks
-        cls = backbone_class(name)
-        if type(config.backbone) is not cls.Config:
+        backbone = find_model(name, "model.backbone.name")
+        if type(config.backbone) is not backbone.config:
             raise UserError(f"model.backbone.name: {name} has other sizes; name it in a TOML file, [model.backbone]")
-        self.backbone = cls(config.backbone, inputs)
-        self.groups = cls.embedding_groups(config.backbone, tasks)
+        self.backbone: Model = backbone.load()(config.backbone, inputs)
+        self.groups = self.backbone.embedding_groups(config.backbone, tasks)
         self.prior = self._places("prior")
         self.domain = self._places("domain") if config.domain else self.prior
         width = inputs.width
@@ -96,16 +74,9 @@ class PEPNet(Model):
         )
 
     @classmethod
-    def config_type(cls, values: Mapping[str, Any]) -> type:
-        """`PEPNetConfig` whose backbone is the one that the section names."""
-        backbone = values.get("backbone")
-        name = backbone.get("name") if isinstance(backbone, dict) else None
-        return _config_type(backbone_class(name or SharedBottomConfig.name).Config)
-
-    @classmethod
     def embedding_groups(cls, config: PEPNetConfig, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """The backbone's."""
-        return backbone_class(config.backbone.name).embedding_groups(config.backbone, tasks)
+        return find_model(config.backbone.name).load().embedding_groups(config.backbone, tasks)
 
     def forward(self, x: dict[str, Tensor]) -> Tensor:
         """Logits [B, T] from x [B, width] of every embedding group."""
@@ -138,27 +109,3 @@ def _width(places: Sequence[slice]) -> int:
 def _beside(x: Tensor, places: Sequence[slice], looked_at: Tensor) -> Tensor:
     """Pieces of x [..., width], beside all of `looked_at` behind a stop-gradient."""
     return torch.cat([*(x[..., place] for place in places), looked_at.detach()], dim=-1)
-
-
-def backbone_class(name: str) -> type[Model]:
-    """The model to wrap.
-
-    Raises:
-        UserError: there is none of the name, or it does not say what its towers read.
-    """
-    from recmtl.models import model_class  # the registry, which imports this module
-
-    cls = model_class(name, "model.backbone.name")
-    if cls.represent is Model.represent:
-        raise UserError(f"model.backbone.name: {name} has no towers that could be gated; choose another model")
-    return cls
-
-
-@functools.cache
-def _config_type(backbone: type) -> type:
-    return dataclasses.make_dataclass(
-        "PEPNetConfig",
-        [("backbone", backbone, field(default_factory=backbone))],
-        bases=(PEPNetConfig,),
-        namespace={"__doc__": PEPNetConfig.__doc__},
-    )

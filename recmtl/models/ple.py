@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from recmtl.config.models import PLEConfig
 from recmtl.models.base import Inputs
-from recmtl.models.cgc import CGC, CGCConfig
-
-
-@dataclass
-class PLEConfig(CGCConfig):
-    """Sizes of PLE."""
-
-    name: str = "ple"
-    """Model name."""
-    levels: int = 2
-    """Number of levels, all of the same sizes; with one level it is CGC."""
+from recmtl.models.cgc import CGC
 
 
 class PLE(CGC):
@@ -27,8 +16,6 @@ class PLE(CGC):
         levels but the last.
     logit_t = tower_t(z_t) of the last level.
     """
-
-    Config = PLEConfig
 
     def __init__(self, config: PLEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs, levels=config.levels)

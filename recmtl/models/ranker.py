@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recmtl.config import Config, WeightingConfig
+from recmtl.config import Config, WeightingConfig, find_model
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset, Task
 from recmtl.errors import UserError
-from recmtl.models import Inputs, model_class
+from recmtl.models.base import Inputs, Model
 from recmtl.models.embeddings import Embeddings
 from recmtl.models.head import Head, Output
 
@@ -47,12 +47,12 @@ class Ranker(nn.Module):
         micro_batch_size: int = 0,
     ) -> None:
         super().__init__()
-        cls = model_class(model_config.name)
         if not dataset.sparse_features and weighting and weighting.method == "gradnorm":
             raise UserError(
                 f"weighting.method: gradnorm balances gradients of embeddings, and all features of {dataset.name} are "
                 "numeric; choose another method"
             )
+        cls: type[Model] = find_model(model_config.name).load()
         self.embeddings = Embeddings(dataset, dim, cls.embedding_groups(model_config, tasks), dtype)
         inputs = Inputs(tasks, self.embeddings.width, self.embeddings.columns)
         self.head = Head(cls(model_config, inputs), amp, weighting or WeightingConfig(), micro_batch_size)

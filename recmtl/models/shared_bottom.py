@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
+from recmtl.config.models import SharedBottomConfig
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.layers import MLPs, Towers
 
 
-@dataclass
-class SharedBottomConfig:
-    """Sizes of the shared-bottom model."""
-
-    name: str = "shared_bottom"
-    """Model name."""
-    bottom: tuple[int, ...] = (256, 128)
-    """Hidden widths of the shared MLP."""
-    tower: tuple[int, ...] = (64,)
-    """Hidden widths of each task's tower."""
-    dropout: float = 0.0
-    """Probability of dropping a hidden unit."""
-
-
 class SharedBottom(Model):
     """h = MLP(x); logit_t = tower_t(h)."""
-
-    Config = SharedBottomConfig
 
     def __init__(self, config: SharedBottomConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

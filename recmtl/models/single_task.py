@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
+from recmtl.config.models import SingleTaskConfig
 from recmtl.errors import UserError
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.layers import Towers
-
-
-@dataclass
-class SingleTaskConfig:
-    """Sizes of the single-task model."""
-
-    name: str = "single_task"
-    """Model name."""
-    tower: tuple[int, ...] = (128, 64)
-    """Hidden widths of the tower."""
-    dropout: float = 0.0
-    """Probability of dropping a hidden unit."""
 
 
 class SingleTask(Model):
@@ -29,8 +16,6 @@ class SingleTask(Model):
     Raises:
         UserError: the run trains more than one task.
     """
-
-    Config = SingleTaskConfig
 
     def __init__(self, config: SingleTaskConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

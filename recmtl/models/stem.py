@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
+from recmtl.config.models import STEMConfig
 from recmtl.data.dataset import Task
 from recmtl.models.base import SHARED, Inputs, Model, own_and_shared
-from recmtl.models.cgc import CGCConfig, stack
+from recmtl.models.cgc import stack
 from recmtl.models.layers import Towers
-
-
-@dataclass
-class STEMConfig(CGCConfig):
-    """Sizes of STEM."""
-
-    name: str = "stem"
-    """Model name."""
-    levels: int = 1
-    """Number of levels of gated experts, all of the same sizes."""
-    cross_task: bool = True
-    """A task's gate also mixes the experts of the other tasks."""
-    stop_gradient: bool = True
-    """It does so forward only: no task trains another one's experts or tables."""
 
 
 class STEM(Model):
@@ -42,8 +28,6 @@ class STEM(Model):
 
     Numeric features are part of every x_t and of x_S.
     """
-
-    Config: ClassVar[type] = STEMConfig
 
     def __init__(self, config: STEMConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)

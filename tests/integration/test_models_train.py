@@ -11,7 +11,7 @@ import pytest
 from runs import evaluation
 from toy import write_toy
 
-from recmtl.models import MODELS
+from recmtl.config import MODELS
 
 FAST = ("aitm",)
 STEPS, AN_EPOCH = 30, 24

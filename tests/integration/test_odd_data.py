@@ -12,7 +12,7 @@ from odd import write_odd
 from runs import FLAGS, evaluation, losses, read, steps, train_here
 
 from recmtl import cli
-from recmtl.models import MODELS
+from recmtl.config import MODELS
 
 FAST = ("stem", "pepnet")
 ODD: dict[str, dict[str, Any]] = {

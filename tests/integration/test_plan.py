@@ -8,10 +8,9 @@ import pytest
 from toy import write_toy
 
 from recmtl import cli
-from recmtl.config import preset_names
+from recmtl.config import MODELS, preset_names
 from recmtl.data.recipe import recipe_names
 from recmtl.errors import UserError
-from recmtl.models import MODELS
 
 
 @pytest.fixture(scope="module")

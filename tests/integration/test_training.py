@@ -21,7 +21,7 @@ from runs import EPOCH, FLAGS, TRAIN_ROWS, evaluation, flat, lines, losses, read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recmtl import cli
-from recmtl.models import MODELS
+from recmtl.config import MODELS
 
 NUMBERS = {
     *("auc", "auc_se", "gauc", "oracle_auc", "logloss", "logloss_se", "ne", "calibration", "base_rate", "positives"),

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from recmtl.config import WeightingConfig
+from recmtl.config import MODELS, WeightingConfig, load_config
+from recmtl.config.models import SharedBottomConfig
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Task
-from recmtl.models import MODELS, Inputs, load_config
+from recmtl.models import Inputs
 from recmtl.models.head import Head
 from recmtl.models.layers import Towers
-from recmtl.models.shared_bottom import SharedBottomConfig
 
 ROWS, WIDTH = 4096, 32
 
@@ -28,13 +28,13 @@ def head_of(name: str, amp: bool, **sizes: object) -> Head:
         config.groups = {}
     if name == "me_mmoe":
         config.experts = max(config.experts, len(tasks) + 1)
-    model = MODELS[name](config, Inputs(tasks, WIDTH, {}))
+    model = MODELS[name].load()(config, Inputs(tasks, WIDTH, {}))
     return Head(model, amp, WeightingConfig()).eval()
 
 
 def logits_of(head: Head) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    groups = MODELS[head.model.config.name].embedding_groups(head.model.config, head.model.inputs.tasks)
+    groups = head.model.embedding_groups(head.model.config, head.model.inputs.tasks)
     x = {group: torch.randn(ROWS, WIDTH, generator=generator) for group in groups}
     labels = torch.zeros(ROWS, len(head.model.inputs.tasks))
     batch = Batch(None, torch.empty(ROWS, 0), labels, torch.full((ROWS,), 1 / ROWS), ROWS)  # type: ignore[arg-type]

@@ -7,9 +7,20 @@ from typing import Any
 
 import pytest
 
-from recmtl.config import Config, config_path, parse, preset_names, read_toml, sha256, to_toml, tomllib
+from recmtl.config import (
+    MODELS,
+    Config,
+    config_path,
+    load_config,
+    parse,
+    parse_config,
+    preset_names,
+    read_toml,
+    sha256,
+    to_toml,
+    tomllib,
+)
 from recmtl.errors import UserError
-from recmtl.models import MODELS, load_config, model_class, parse_config
 
 
 def config_of(values: dict[str, Any]) -> Config:
@@ -23,7 +34,7 @@ def config_of(values: dict[str, Any]) -> Config:
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_load_and_round_trip(name, tmp_path):
     config = load_config(name)
-    assert isinstance(config.model, model_class(config.model.name).Config)
+    assert isinstance(config.model, MODELS[config.model.name].config)
     path = tmp_path / "copy.toml"
     path.write_text(to_toml(config))
     assert load_config(str(path)) == config

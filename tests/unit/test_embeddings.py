@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 from toy import write_toy
 
-from recmtl.config import EmbeddingConfig
+from recmtl.config import MODELS, EmbeddingConfig
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.distributed.plan import replicas
 from recmtl.errors import UserError
-from recmtl.models import model_class
 from recmtl.models.embeddings import Embeddings, Regroup
 from recmtl.models.ranker import Ranker
 
@@ -40,7 +39,7 @@ def first_batch(toy: tuple[Path, Dataset]) -> Batch:
 
 def ranker_of(dataset: Dataset) -> Ranker:
     torch.manual_seed(0)
-    config = model_class("stem").Config(expert_widths=(8,), tower=(4,))
+    config = MODELS["stem"].config(expert_widths=(8,), tower=(4,))
     ranker = Ranker(dataset, dataset.tasks, config, dim=DIM)
     ranker.embeddings.to_empty(device=torch.device("cpu"))
     return ranker
@@ -109,7 +108,7 @@ def test_a_task_called_like_the_shared_tables_is_an_error(toy):
     _, dataset = toy
     tasks = (replace(dataset.tasks[0], name="shared"), dataset.tasks[1])
     with pytest.raises(UserError, match="a task is called 'shared'"):
-        Embeddings(dataset, DIM, model_class("stem").embedding_groups(None, tasks))
+        Embeddings(dataset, DIM, MODELS["stem"].load().embedding_groups(None, tasks))
 
 
 @given(st.data())

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from toy import write_toy
 
-from recmtl.config import WeightingConfig
+from recmtl.config import MODELS, WeightingConfig
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.errors import UserError
-from recmtl.models import MODELS, model_class
 from recmtl.models.head import Head
 from recmtl.models.ranker import Ranker
 
@@ -44,7 +43,7 @@ def head_of(dataset: Dataset, name: str, method: str = "fixed", micro_batch_size
     ranker = Ranker(
         dataset,
         dataset.tasks,
-        model_class(name).Config(),
+        MODELS[name].config(),
         dim=8,
         weighting=weighting,
         micro_batch_size=micro_batch_size,

@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig, TrainingConfig
+from recmtl.config.models import MMoEConfig, SharedBottomConfig
 from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.distributed.allocator import LARGEST_BLOCK
 from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.memory import CPU_GROWTH, predict, reader_bytes, trace_activations
 from recmtl.distributed.plan import GIB, Cluster, make_plan
-from recmtl.models.mmoe import MMoEConfig
 from recmtl.models.ranker import Ranker
-from recmtl.models.shared_bottom import SharedBottomConfig
 from recmtl.training.results import peak_resident
 
 BATCH, DIM = 128, 8

@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 from toy import write_toy
 
-from recmtl.config import config_class, parse
+from recmtl.config import MODELS, ModelConfig, ModelEntry, config_class, find_model, parse
 from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.data.reader import Reader
 from recmtl.errors import UserError
-from recmtl.models import MODELS, Inputs, Model, model_class
+from recmtl.models import Inputs, Model
 from recmtl.models.embeddings import Embeddings
 from recmtl.models.layers import Gates, MLPs, Towers, mix
 from recmtl.models.ranker import Ranker
@@ -25,9 +25,9 @@ WIDTH, BATCH = 12, 9
 
 def build(name: str, tasks: int, seed: int = 0, **sizes) -> Model:
     torch.manual_seed(seed)
-    cls = model_class(name)
+    entry = MODELS[name]
     names = tuple(Task(f"task_{i}") for i in range(tasks))
-    return cls(cls.Config(**sizes), Inputs(names, WIDTH, {}))
+    return entry.load()(entry.config(**sizes), Inputs(names, WIDTH, {}))
 
 
 def inputs(seed: int = 1) -> torch.Tensor:
@@ -138,7 +138,7 @@ def test_single_task_with_two_tasks_is_an_error():
 
 def test_unknown_model_is_an_error():
     with pytest.raises(UserError, match=r"no model 'mmo'; did you mean 'mmoe'"):
-        model_class("mmo")
+        find_model("mmo")
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -197,15 +197,13 @@ def test_towers_take_one_input_or_one_a_task():
 
 
 @dataclass
-class TwoGroupsConfig:
+class TwoGroupsConfig(ModelConfig):
     name: str = "two_groups"
     scale: float = 1.0
 
 
 class TwoGroups(Model):
     """Not in the package: an own embedding group beside the shared one, and a term of its own in the loss."""
-
-    Config = TwoGroupsConfig
 
     def __init__(self, config: TwoGroupsConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
@@ -253,8 +251,8 @@ def first_batch(folder, dataset: Dataset):
 
 def test_a_model_from_outside_the_package(monkeypatch, toy):
     folder, dataset = toy
-    monkeypatch.setitem(MODELS, "two_groups", TwoGroups)
-    config = parse(config_class(TwoGroups.Config), {"model": {"name": "two_groups", "scale": 2}}, "here")
+    monkeypatch.setitem(MODELS, "two_groups", ModelEntry(TwoGroupsConfig, TwoGroups, "two table sets"))
+    config = parse(config_class(TwoGroupsConfig), {"model": {"name": "two_groups", "scale": 2}}, "here")
     assert Ranker(dataset, dataset.tasks, config.model, dim=8).embeddings.collection.device.type == "meta"
     ranker, batch = ranker_with_memory(dataset, config.model), first_batch(folder, dataset)
     loss, (losses, logits, same_batch) = ranker(batch)
@@ -288,8 +286,6 @@ def test_a_model_from_outside_the_package(monkeypatch, toy):
 class Shift(Model):
     """Not in the package: it looks at the batch as a whole."""
 
-    Config = TwoGroupsConfig
-
     def __init__(self, config: TwoGroupsConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         self.towers = Towers(len(inputs.tasks), inputs.width, ())
@@ -300,7 +296,7 @@ class Shift(Model):
 
 def test_padding_does_not_reach_the_model(monkeypatch, toy):
     folder, dataset = toy
-    monkeypatch.setitem(MODELS, "two_groups", Shift)
+    monkeypatch.setitem(MODELS, "two_groups", ModelEntry(TwoGroupsConfig, Shift, "x without its mean"))
     ranker = ranker_with_memory(dataset, TwoGroupsConfig())
     batches = list(Reader(folder, dataset, "train", dataset.tasks, batch_size=24, streams=4).batches())
     assert [batch.rows for batch in batches] == [24, 24, 12]
@@ -318,7 +314,7 @@ def test_padding_does_not_reach_the_model(monkeypatch, toy):
 def test_a_rank_may_have_no_rows(name):
     """At the end of an epoch; its gradients are zeros then, not absent, or the other ranks would wait for them."""
     tasks = (Task("a"), Task("b", parent="a"))[: 1 if name == "single_task" else 2]
-    model = model_class(name)(model_class(name).Config(), Inputs(tasks, WIDTH, {}))
+    model = MODELS[name].load()(MODELS[name].config(), Inputs(tasks, WIDTH, {}))
     model.eval()  # in training, batch normalisation gets its statistics from the other ranks' rows
     logits = model({group: torch.empty(0, WIDTH) for group in model.embedding_groups(model.config, tasks)})
     assert logits.shape == (0, len(tasks))
@@ -331,14 +327,14 @@ def test_task_weights_scale_the_loss(toy):
     weighted = replace(
         dataset, tasks=tuple(replace(t, weight=w) for t, w in zip(dataset.tasks, (3.0, 0.5), strict=True))
     )
-    config = model_class("mmoe").Config(experts=2, expert_widths=(8,), tower=())
+    config = MODELS["mmoe"].config(experts=2, expert_widths=(8,), tower=())
     loss, (losses, _, _) = ranker_with_memory(weighted, config)(first_batch(folder, dataset))
     assert loss.item() == pytest.approx((3 * losses[0] + 0.5 * losses[1]).item(), rel=1e-6)
 
 
 def test_autocast_changes_the_dense_part_a_little(toy):
     folder, dataset = toy
-    ranker, batch = ranker_with_memory(dataset, model_class("mmoe").Config()), first_batch(folder, dataset)
+    ranker, batch = ranker_with_memory(dataset, MODELS["mmoe"].config()), first_batch(folder, dataset)
     exact = ranker(batch)[1][1]
     ranker.head.amp = True
     rounded = ranker(batch)[1][1]

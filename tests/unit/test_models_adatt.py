@@ -9,8 +9,9 @@ from reference import assert_all_have_gradients, mixed, mlp, weights_of
 from torch import Tensor
 from torch.nn import functional as F
 
+from recmtl.config import MODELS
 from recmtl.data.dataset import Task
-from recmtl.models import Inputs, Model, model_class
+from recmtl.models import Inputs, Model
 from recmtl.models.adatt import Fusion
 
 WIDTH, BATCH = 11, 7
@@ -26,8 +27,10 @@ each_count = pytest.mark.parametrize("tasks", [1, 2, 3, 4])
 
 def build(tasks: int, **sizes) -> Model:
     torch.manual_seed(0)
-    cls = model_class("adatt")
-    return cls(cls.Config(**sizes), Inputs(tuple(Task(f"task_{i}") for i in range(tasks)), WIDTH, {})).double()
+    entry = MODELS["adatt"]
+    return entry.load()(
+        entry.config(**sizes), Inputs(tuple(Task(f"task_{i}") for i in range(tasks)), WIDTH, {})
+    ).double()
 
 
 def inputs() -> Tensor:

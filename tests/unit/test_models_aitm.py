@@ -9,9 +9,10 @@ from reference import mlp, weights_of
 from torch import Tensor
 from torch.nn import functional as F
 
+from recmtl.config import MODELS
 from recmtl.data.dataset import Task
 from recmtl.errors import UserError
-from recmtl.models import Inputs, Model, model_class
+from recmtl.models import Inputs, Model
 
 WIDTH, BATCH = 11, 7
 
@@ -41,8 +42,8 @@ each_size = pytest.mark.parametrize(
 
 def build(tasks: tuple[Task, ...], **sizes) -> Model:
     torch.manual_seed(0)
-    cls = model_class("aitm")
-    return cls(cls.Config(**sizes), Inputs(tasks, WIDTH, {})).double()
+    entry = MODELS["aitm"]
+    return entry.load()(entry.config(**sizes), Inputs(tasks, WIDTH, {})).double()
 
 
 def inputs() -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recmtl.config import MODELS
 from recmtl.data.dataset import Task
 from recmtl.errors import UserError
-from recmtl.models import Inputs, Model, model_class
+from recmtl.models import Inputs, Model
 
 WIDTH, BATCH = 11, 7
 
@@ -32,8 +33,8 @@ each_funnel = pytest.mark.parametrize("tasks", FUNNELS.values(), ids=FUNNELS)
 
 def build(tasks: tuple[Task, ...], **sizes) -> Model:
     torch.manual_seed(0)
-    cls = model_class("esmm")
-    return cls(cls.Config(**sizes), Inputs(tasks, WIDTH, {})).double()
+    entry = MODELS["esmm"]
+    return entry.load()(entry.config(**sizes), Inputs(tasks, WIDTH, {})).double()
 
 
 def inputs() -> Tensor:

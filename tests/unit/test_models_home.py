@@ -9,9 +9,10 @@ from reference import assert_all_have_gradients
 from torch import Tensor
 from torch.nn import functional as F
 
+from recmtl.config import MODELS
 from recmtl.data.dataset import Task
 from recmtl.errors import UserError
-from recmtl.models import Inputs, Model, model_class
+from recmtl.models import Inputs, Model
 
 WIDTH, BATCH = 11, 16
 NAMES = ("click", "view", "like", "follow")
@@ -42,10 +43,10 @@ each_count = pytest.mark.parametrize("tasks", [1, 2, 3, 4])
 
 def build(tasks: int, **sizes) -> Model:
     torch.manual_seed(0)
-    cls = model_class("home")
+    entry = MODELS["home"]
     if "groups" in sizes:
         sizes["groups"] = {name: group for name, group in sizes["groups"].items() if name in NAMES[:tasks]}
-    model = cls(cls.Config(**sizes), Inputs(tuple(Task(name) for name in NAMES[:tasks]), WIDTH, {})).double()
+    model = entry.load()(entry.config(**sizes), Inputs(tuple(Task(name) for name in NAMES[:tasks]), WIDTH, {})).double()
     for name, value in model.named_parameters():  # not the 1 and 0 they start at
         if name.endswith((".scale", ".shift")):
             torch.nn.init.normal_(value)
@@ -200,9 +201,9 @@ def test_tasks_that_are_not_named_are_groups_of_their_own():
 
 
 def test_unknown_task_in_groups_is_an_error():
-    cls = model_class("home")
+    entry = MODELS["home"]
     with pytest.raises(UserError, match=r"model.groups: no task 'clik'; did you mean 'click'"):
-        cls(cls.Config(groups={"clik": "watch"}), Inputs((Task("click"), Task("view")), WIDTH, {}))
+        entry.load()(entry.config(groups={"clik": "watch"}), Inputs((Task("click"), Task("view")), WIDTH, {}))
 
 
 def test_experts_are_normalised_and_features_gated():

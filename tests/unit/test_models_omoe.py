@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recmtl.config import MODELS
 from recmtl.data.dataset import Task
-from recmtl.models import Inputs, Model, model_class
+from recmtl.models import Inputs, Model
 
 WIDTH, BATCH = 11, 7
 SIZES = [
@@ -21,8 +22,10 @@ SIZES = [
 
 def build(tasks: int, name: str = "omoe", **sizes) -> Model:
     torch.manual_seed(0)
-    cls = model_class(name)
-    return cls(cls.Config(**sizes), Inputs(tuple(Task(f"task_{i}") for i in range(tasks)), WIDTH, {})).double()
+    entry = MODELS[name]
+    return entry.load()(
+        entry.config(**sizes), Inputs(tuple(Task(f"task_{i}") for i in range(tasks)), WIDTH, {})
+    ).double()
 
 
 def inputs() -> Tensor:

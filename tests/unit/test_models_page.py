@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from recmtl.config import config_class, parse
+from recmtl.config import MODELS, ModelEntry, parse_config
 from recmtl.data.dataset import Task
-from recmtl.models import MODELS, Inputs, Model, model_class
+from recmtl.models import Inputs, Model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 
@@ -25,12 +25,11 @@ def test_the_example_is_a_model(monkeypatch):
     module = types.ModuleType("linear_of_the_page")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up
     exec(source, module.__dict__)
-    [cls] = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Model) and v is not Model]
-    name = cls.Config().name
+    name = module.LinearConfig().name
     assert name not in MODELS
-    monkeypatch.setitem(MODELS, name, cls)
-    config = parse(config_class(model_class(name).Config), {"model": {"name": name}}, "here").model
-    model = cls(config, Inputs((Task("a"), Task("b")), 6, {}))
+    monkeypatch.setitem(MODELS, name, ModelEntry(module.LinearConfig, f"{module.__name__}:Linear", "linear"))
+    config = parse_config({"model": {"name": name}}, "here").model
+    model: Model = MODELS[name].load()(config, Inputs((Task("a"), Task("b")), 6, {}))
     logits = model({"shared": torch.randn(5, 6)})
     assert logits.shape == (5, 2)
     logits.sum().backward()

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recmtl.config import MODELS, parse_config
+from recmtl.config.models import PEPNetConfig
 from recmtl.data.dataset import Task
 from recmtl.errors import UserError
-from recmtl.models import MODELS, Inputs, Model, model_class, parse_config
+from recmtl.models import Inputs, Model
 from recmtl.models.base import SHARED
-from recmtl.models.pepnet import PEPNetConfig
 
 BATCH = 7
 COLUMNS = {"user": slice(0, 4), "item": slice(4, 8), "page": slice(8, 10), "price": slice(10, 11)}
@@ -46,8 +47,8 @@ def tasks_of(count: int) -> tuple[Task, ...]:
 
 def build(backbone: str, tasks: int, sizes: dict[str, Any] | None = None, **options) -> Model:
     torch.manual_seed(0)
-    config = PEPNetConfig(backbone=model_class(backbone).Config(**(sizes or {})), **options)
-    return model_class("pepnet")(config, Inputs(tasks_of(tasks), WIDTH, COLUMNS)).double()
+    config = PEPNetConfig(backbone=MODELS[backbone].config(**(sizes or {})), **options)
+    return MODELS["pepnet"].load()(config, Inputs(tasks_of(tasks), WIDTH, COLUMNS)).double()
 
 
 def inputs(model: Model) -> dict[str, Tensor]:
@@ -193,8 +194,8 @@ def test_unknown_feature_is_an_error():
 
 def test_backbone_is_a_section_of_the_configuration():
     config = parse_config({"model": {"name": "pepnet", "backbone": {"name": "mmoe", "experts": 7}}}, "here")
-    assert config.model.backbone == model_class("mmoe").Config(experts=7)
-    assert parse_config({"model": {"name": "pepnet"}}, "here").model.backbone == model_class("shared_bottom").Config()
+    assert config.model.backbone == MODELS["mmoe"].config(experts=7)
+    assert parse_config({"model": {"name": "pepnet"}}, "here").model.backbone == MODELS["shared_bottom"].config()
     config.model.backbone.expert_widths = (8, 0)
     with pytest.raises(UserError, match=r"model.backbone.expert_widths: must be greater than 0, not 0"):
         config.validate()

@@ -9,9 +9,10 @@ from reference import Weights, assert_all_have_gradients, mixed, mlp, weights_of
 from torch import Tensor
 from torch.nn import functional as F
 
+from recmtl.config import MODELS
 from recmtl.data.dataset import Task
 from recmtl.errors import UserError
-from recmtl.models import Inputs, Model, model_class
+from recmtl.models import Inputs, Model
 from recmtl.models.gated_experts import TrainedMix
 from recmtl.models.layers import mix
 
@@ -33,8 +34,8 @@ each_count = pytest.mark.parametrize("tasks", [1, 2, 3, 4])
 
 def build(name: str, tasks: int, **sizes) -> Model:
     torch.manual_seed(0)
-    cls = model_class(name)
-    return cls(cls.Config(**sizes), Inputs(names(tasks), WIDTH, {})).double()
+    entry = MODELS[name]
+    return entry.load()(entry.config(**sizes), Inputs(names(tasks), WIDTH, {})).double()
 
 
 def names(tasks: int) -> tuple[Task, ...]:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from toy import write_toy
 
 from recmtl.config import Config, DenseConfig, EmbeddingConfig, ShardingConfig, TrainingConfig
+from recmtl.config.models import MMoEConfig
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
@@ -18,7 +19,6 @@ from recmtl.distributed.parallel import initialize_tables, parallelize, table_we
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.distributed.ranks import process_group
 from recmtl.errors import UserError
-from recmtl.models.mmoe import MMoEConfig
 from recmtl.models.ranker import Ranker
 from recmtl.optim.schedule import Warmup
 from recmtl.optim.sparse import sparse_optimizer

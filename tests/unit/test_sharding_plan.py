@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig
+from recmtl.config.models import MMoEConfig
 from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.distributed.plan import GIB, WHOLE_ROW_TYPES, Cluster, Plan, make_plan
 from recmtl.errors import UserError
-from recmtl.models.mmoe import MMoEConfig
 from recmtl.models.ranker import Ranker
 
 MODEL = MMoEConfig(experts=2, expert_widths=(8,), tower=(4,))

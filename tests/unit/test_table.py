@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from toy import write_toy
 
-from recmtl.models import MODELS
+from recmtl.config import MODELS
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import table

@@ -12,14 +12,13 @@ from reference import pcgrad_in_numpy
 from torch import Tensor, nn
 from toy import write_toy
 
-from recmtl.config import Config, EmbeddingConfig, ShardingConfig, WeightingConfig
+from recmtl.config import MODELS, Config, EmbeddingConfig, ShardingConfig, WeightingConfig
 from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.distributed.parallel import parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.distributed.ranks import process_group
-from recmtl.models import MODELS, model_class
 from recmtl.models.ranker import Ranker
 from recmtl.weighting import METHODS
 
@@ -42,7 +41,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Batch]:
 def ranker_of(dataset: Dataset, method: str, name: str = "mmoe", **sizes) -> Ranker:
     """A ranker whose tables, on the meta device until they are sharded, are filled here."""
     torch.manual_seed(0)
-    config = model_class(name).Config(**sizes)
+    config = MODELS[name].config(**sizes)
     weighting = WeightingConfig(method=method)  # type: ignore[arg-type]
     ranker = Ranker(dataset, dataset.tasks, config, dim=DIM, weighting=weighting)
     ranker.embeddings.to_empty(device=torch.device("cpu"))
@@ -146,7 +145,7 @@ def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, s
         monkeypatch.delenv(name, raising=False)
     with process_group("cpu"):
         config = Config(
-            model_class("mmoe").Config(**sizes),
+            MODELS["mmoe"].config(**sizes),
             EmbeddingConfig(dim=DIM, optimizer="sgd", lr=10.0),
             weighting=WeightingConfig(method=method),  # type: ignore[arg-type]
             sharding=ShardingConfig(type=sharding),  # type: ignore[arg-type]

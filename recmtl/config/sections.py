@@ -1,35 +1,15 @@
-"""A run's configuration: one dataclass a section, filled from a TOML file and then the command line.
-
-Every field has a default, a unit and a line of help. `parse` turns nested dictionaries (TOML) into these
-dataclasses and rejects keys it does not know; `to_toml` writes the resolved configuration back.
-"""
+"""A run's configuration: one dataclass a section. Every field has a default, a unit and a line of help."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import sys
-import types
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field, is_dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import tomli_w
 import tyro
 
-from recmtl.errors import UserError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-T = TypeVar("T")
-
-PRESETS = Path(__file__).parent / "presets"
+from recmtl.errors import UserError
 
 ShardingType = Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"]
 
@@ -233,150 +213,3 @@ def _values(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _values(value, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}", value
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        UserError: it isn't there or isn't TOML; names the line.
-    """
-    try:
-        # Editors on Windows start a file with a byte order mark, which this encoding takes away.
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: cannot be read ({problem})") from None
-    except tomllib.TOMLDecodeError as problem:
-        raise UserError(f"{path}: not valid TOML: {problem}") from None
-
-
-def parse(cls: type[T], values: Any, where: str, prefix: str = "") -> T:
-    """Build dataclass `cls` from nested dictionaries, as TOML gives them.
-
-    Args:
-        cls: the dataclass.
-        values: its fields by name; those left out keep their defaults.
-        where: the file, for messages.
-        prefix: the key of this section, for messages.
-
-    Raises:
-        UserError: an unknown key or a value of the wrong type; names file and key.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: key '{prefix.rstrip('.')}' must be a section")
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise UserError(f"{where}: unknown key '{prefix}{key}'; {nearest(key, known)}")
-    return cls(**{key: _convert(value, hints[key], where, prefix + key) for key, value in values.items()})
-
-
-def _convert(value: Any, kind: Any, where: str, key: str) -> Any:
-    """`value` as the annotated type `kind`, or a UserError that names the key."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind):
-        return parse(typing.cast(type, kind), value, where, key + ".")
-    if origin in (typing.Union, types.UnionType):
-        return _convert(value, next(a for a in args if a is not type(None)), where, key)
-    if origin is Literal:
-        if value not in args:
-            raise UserError(f"{where}: key '{key}' is {value!r}; {nearest(str(value), args)}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise UserError(f"{where}: key '{key}' must be a list")
-        return tuple(_convert(item, args[0], where, key) for item in value)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: key '{key}' must be a section")
-        return {name: _convert(item, args[1], where, f"{key}.{name}") for name, item in value.items()}
-    if kind is Any:
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{where}: key '{key}' is {value!r}; it must be of type {kind.__name__}")
-    return value
-
-
-@functools.cache
-def config_class(model_class: type) -> type[Config]:
-    """`Config` with the model section typed as `model_class`, so that its keys are checked and shown in help."""
-    return dataclasses.make_dataclass(
-        "Config",
-        [("model", model_class, field(default_factory=model_class))],
-        bases=(Config,),
-        namespace={"__doc__": "A training run."},
-    )
-
-
-def preset_names() -> list[str]:
-    """Names of the presets in the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
-
-
-def config_path(name_or_path: str) -> Path:
-    """The file of a preset, or the path itself when it ends in ``.toml``.
-
-    Raises:
-        UserError: no preset has the name.
-    """
-    if name_or_path.endswith(".toml"):
-        return Path(name_or_path)
-    if name_or_path not in preset_names():
-        raise UserError(
-            f"'{name_or_path}' is neither a preset nor a .toml file; {nearest(name_or_path, preset_names())}"
-        )
-    return PRESETS / f"{name_or_path}.toml"
-
-
-def to_toml(config: Config) -> str:
-    """The configuration as TOML; reading it back gives an equal one."""
-    return tomli_w.dumps(dataclasses.asdict(config))
-
-
-FIXED = (
-    "model",
-    "embedding.dim",
-    "embedding.dtype",
-    "embedding.optimizer",
-    "dense.optimizer",
-    "weighting.method",
-    "training.batch_size",
-    "training.seed",
-    "training.tasks",
-    "reader.streams",
-    "reader.shuffle",
-)
-"""Sections and keys that a run is tied to: its checkpoints hold weights of these sizes and a place in this order of
-rows."""
-
-
-def check_continues(path: Path, config: Config) -> None:
-    """Refuse to go on with a run under another configuration than its own, where that matters.
-
-    Args:
-        path: the run's ``config.toml``.
-        config: what to go on with; learning rates, lengths and places may differ.
-
-    Raises:
-        UserError: a key of `FIXED` differs; names it and both values.
-    """
-    before, now = read_toml(path), tomllib.loads(to_toml(config))
-    for fixed in FIXED:
-        section, _, key = fixed.partition(".")
-        old, new = before.get(section, {}), now[section]
-        for name in [key] if key else new:
-            if name in old and old[name] != new[name]:
-                raise UserError(
-                    f"{path}: the run has {section}.{name} {old[name]}, not {new[name]}; "
-                    "go on with that, or name another --run folder"
-                )
-
-
-def sha256(config: Config) -> str:
-    """Fingerprint of the resolved configuration."""
-    return hashlib.sha256(to_toml(config).encode()).hexdigest()

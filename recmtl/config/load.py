@@ -1,0 +1,75 @@
+"""A run's configuration from a preset or a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from recmtl.config.models import ModelConfig, find_model
+from recmtl.config.sections import Config
+from recmtl.config.toml import parse, read_toml
+from recmtl.errors import UserError, nearest
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@functools.cache
+def config_class(sizes: type[ModelConfig]) -> type[Config]:
+    """`Config` with the model section typed as `sizes`, so that its keys are checked and shown in help."""
+    return dataclasses.make_dataclass(
+        "Config",
+        [("model", sizes, field(default_factory=sizes))],
+        bases=(Config,),
+        namespace={"__doc__": "A training run."},
+    )
+
+
+def preset_names() -> list[str]:
+    """Names of the presets in the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def config_path(name_or_path: str) -> Path:
+    """The file of a preset, or the path itself when it ends in ``.toml``.
+
+    Raises:
+        UserError: no preset has the name.
+    """
+    if name_or_path.endswith(".toml"):
+        return Path(name_or_path)
+    if name_or_path not in preset_names():
+        raise UserError(
+            f"'{name_or_path}' is neither a preset nor a .toml file; {nearest(name_or_path, preset_names())}"
+        )
+    return PRESETS / f"{name_or_path}.toml"
+
+
+def parse_config(values: dict[str, Any], where: str) -> Config:
+    """A run's configuration from nested dictionaries, as TOML gives them; its model section is of the model it names.
+
+    Args:
+        values: the sections.
+        where: the file, for messages.
+
+    Raises:
+        UserError: no model is named, a key is unknown or a value of the wrong type; names file and key.
+    """
+    model = values.get("model")
+    if not isinstance(model, dict) or "name" not in model:
+        raise UserError(f"{where}: key 'model.name' is missing; `recmtl models` lists the models")
+    return parse(config_class(find_model(model["name"]).config.resolve(model)), values, where)
+
+
+def load_config(name_or_path: str) -> Config:
+    """The configuration of a preset or a TOML file, checked.
+
+    Raises:
+        UserError: there is no such preset or file, or it has a mistake; names file and key.
+    """
+    path = config_path(name_or_path)
+    config = parse_config(read_toml(path), str(path))
+    config.validate()
+    return config

@@ -1,0 +1,53 @@
+"""What a run is tied to."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from recmtl.config.sections import Config
+from recmtl.config.toml import read_toml, to_toml, tomllib
+from recmtl.errors import UserError
+
+RESUME_KEYS = (
+    "model",
+    "embedding.dim",
+    "embedding.dtype",
+    "embedding.optimizer",
+    "dense.optimizer",
+    "weighting.method",
+    "training.batch_size",
+    "training.seed",
+    "training.tasks",
+    "reader.streams",
+    "reader.shuffle",
+)
+"""Sections and keys that a run is tied to: its checkpoints hold weights of these sizes and a place in this order of
+rows."""
+
+
+def check_continues(path: Path, config: Config) -> None:
+    """Refuse to go on with a run under another configuration than its own, where that matters.
+
+    Args:
+        path: the run's ``config.toml``.
+        config: what to go on with; learning rates, lengths and places may differ.
+
+    Raises:
+        UserError: a key of `RESUME_KEYS` differs; names it and both values.
+    """
+    before, now = read_toml(path), tomllib.loads(to_toml(config))
+    for fixed in RESUME_KEYS:
+        section, _, key = fixed.partition(".")
+        old, new = before.get(section, {}), now[section]
+        for name in [key] if key else new:
+            if name in old and old[name] != new[name]:
+                raise UserError(
+                    f"{path}: the run has {section}.{name} {old[name]}, not {new[name]}; "
+                    "go on with that, or name another --run folder"
+                )
+
+
+def sha256(config: Config) -> str:
+    """Fingerprint of the resolved configuration."""
+    return hashlib.sha256(to_toml(config).encode()).hexdigest()
