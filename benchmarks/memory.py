@@ -29,7 +29,7 @@ from recmtl.config import load_config, preset_names
 from recmtl.data.reader import Prefetcher
 from recmtl.distributed.memory import CPU_GROWTH, predict
 from recmtl.distributed.ranks import process_group, resolve_device
-from recmtl.models.ranker import Ranker
+from recmtl.objectives.train_module import TrainModule
 from recmtl.training.engine import Engine
 from recmtl.training.results import peak_resident
 from recmtl.training.runs import open_dataset
@@ -89,9 +89,9 @@ def run(preset: str, dtype: str, micro_batch_size: int, data: Path, options: Opt
                 "held": torch.cuda.max_memory_reserved(),
                 "driver": total - free,
             }
-        ranker = Ranker.of(config, dataset, tasks)
+        train_module = TrainModule.from_config(config, dataset, tasks)
         process = bare + CPU_GROWTH if ranks.device.type == "cpu" else None
-        [memory] = predict(ranker, engine.plan, config, dataset, reader.local_batch_size, process)
+        [memory] = predict(train_module, engine.plan, config, dataset, reader.local_batch_size, process)
     answer.send({"measured": measured, "parts": asdict(memory), "predicted": memory.total})
 
 

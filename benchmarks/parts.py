@@ -88,19 +88,19 @@ class Bench:
 
     def parts(self) -> dict[str, Part]:
         """The parts of a step. To be timed before the pipeline takes the model over."""
-        ranker = self.engine.model.module
+        train_module = self.engine.model.module
         on_device = itertools.cycle([batch.to(self.ranks.device) for batch in self.memory])
         batch = next(on_device)
-        pooled = {name: x.detach().requires_grad_() for name, x in ranker.embeddings(batch.sparse).items()}
+        pooled = {name: x.detach().requires_grad_() for name, x in train_module.model.embed(batch.sparse).items()}
         gradients = [torch.zeros_like(x) for x in pooled.values()]
 
         def update() -> None:
-            outputs: dict[str, Tensor] = ranker.embeddings(next(on_device).sparse)
+            outputs: dict[str, Tensor] = train_module.model.embed(next(on_device).sparse)
             torch.autograd.backward(list(outputs.values()), gradients)
 
         def dense() -> None:
             self.engine.optimizer.zero_grad()
-            ranker.head(pooled, batch)[0].backward()
+            train_module.loss(pooled, batch)[0].backward()
             self.engine.optimizer.step()
 
         def bare_step() -> None:
@@ -110,14 +110,14 @@ class Bench:
 
         parts: dict[str, Part] = {
             "read": lambda: next(self.endless),
-            "lookup": lambda: ranker.embeddings(next(on_device).sparse),
+            "lookup": lambda: train_module.model.embed(next(on_device).sparse),
             "lookup and update": update,
             "dense": dense,
             "bare step": bare_step,
         }
         if self.ranks.world_size > 1:
             rows = torch.cat([x.detach().flatten() for x in pooled.values()])
-            weights = torch.cat([p.detach().flatten() for p in ranker.head.parameters()])
+            weights = torch.cat([p.detach().flatten() for p in train_module.dense_parameters()])
             parts["all-to-all"] = all_to_all(batch.sparse.values(), rows, self.ranks.world_size)
             parts["all-reduce"] = lambda: dist.all_reduce(weights)
         return parts

@@ -27,7 +27,7 @@ from recmtl.distributed.memory import trace_activations
 from recmtl.distributed.plan import Cluster, Plan
 from recmtl.distributed.shortage import Forecast
 from recmtl.errors import UserError
-from recmtl.models.ranker import Ranker
+from recmtl.objectives.train_module import TrainModule
 
 WORKLOADS = {
     "the month": {"user_id": 2_770_000, "session_id": 4_200_000, "product": 914_000},
@@ -131,7 +131,7 @@ def estimate(config: Config, dataset: Dataset, gpus: int, batch_size: int) -> Es
         asdict(forecast.memory[forecast.fullest]),
         max(tables) * gpus / sum(tables),
         imbalance,
-        {**parts, **dense_ms(Ranker.of(config, dataset, dataset.tasks), cluster, batch_size)},
+        {**parts, **dense_ms(TrainModule.from_config(config, dataset, dataset.tasks), cluster, batch_size)},
         seconds,
     )
 
@@ -146,11 +146,11 @@ def slowest(plan: Plan) -> tuple[dict[str, float], float]:
     return dict(parts), max(totals) * len(totals) / sum(totals)
 
 
-def dense_ms(ranker: Ranker, cluster: Cluster, batch_size: int) -> dict[str, float]:
+def dense_ms(train_module: TrainModule, cluster: Cluster, batch_size: int) -> dict[str, float]:
     """Times of the dense part: its products, and the exchange of its gradients in a ring."""
     with FlopCounterMode(display=False) as counter:
-        trace_activations(ranker, batch_size)
-    gradients = sum(p.numel() * p.element_size() for p in ranker.head.parameters())
+        trace_activations(train_module, batch_size)
+    gradients = sum(p.numel() * p.element_size() for p in train_module.dense_parameters())
     bandwidth = cluster.node_bandwidth if cluster.world_size <= GPUS_PER_NODE else cluster.network_bandwidth
     ring = 2 * gradients * (cluster.world_size - 1) / cluster.world_size / bandwidth
     return {"dense": 1000 * counter.get_total_flops() / DENSE_FLOPS, "all-reduce": 1000 * ring}

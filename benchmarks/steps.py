@@ -85,7 +85,7 @@ def main(options: Options) -> None:
                     took = seconds(engines[variant], feeds[variant], options.steps)
                     if turn:  # the first one warms up
                         times[variant].append(took)
-            sizes = {v: sum(p.numel() for p in e.model.module.head.parameters()) for v, e in engines.items()}
+            sizes = {v: sum(p.numel() for p in e.model.module.dense_parameters()) for v, e in engines.items()}
     first = times[options.variants[0]]
     rows = []
     for variant, taken in times.items():

@@ -30,7 +30,7 @@ from recmtl.config import MODELS, config_path, load_config, preset_names
 from recmtl.data.dataset import Dataset
 from recmtl.entropy import entropy
 from recmtl.errors import UserError
-from recmtl.models.ranker import Ranker
+from recmtl.models.ranking_model import RankingModel
 
 WORK = Path(__file__).resolve().parent / "work"
 FIRST_SEED = 100
@@ -116,7 +116,7 @@ def choose_rows(options: Options, dataset: Dataset) -> tuple[list[Row], dict[str
         alone = config.model.name == SINGLE
         if not named and not alone:
             try:
-                Ranker(dataset, dataset.tasks, config.model, dim=config.embedding.dim)
+                RankingModel(dataset, dataset.tasks, config.model, dim=config.embedding.dim)
             except UserError as problem:
                 left_out[preset] = str(problem)
                 continue

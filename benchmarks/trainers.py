@@ -18,7 +18,7 @@ from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Prefetcher, Reader
 from recmtl.distributed.ranks import Ranks
 from recmtl.metrics import Metrics
-from recmtl.models.head import Output
+from recmtl.objectives.train_module import Output
 from recmtl.training.engine import Engine
 
 AnyBatch = Batch | list[Tensor]

@@ -8,7 +8,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from recmtl.config.models import ModelConfig, find_model
+from recmtl.config.models import find_model
 from recmtl.config.sections import Config
 from recmtl.config.toml import parse, read_toml
 from recmtl.errors import UserError, nearest
@@ -17,7 +17,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 @functools.cache
-def config_class(sizes: type[ModelConfig]) -> type[Config]:
+def config_class(sizes: type) -> type[Config]:
     """`Config` with the model section typed as `sizes`, so that its keys are checked and shown in help."""
     return dataclasses.make_dataclass(
         "Config",

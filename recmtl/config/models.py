@@ -22,7 +22,7 @@ class ModelConfig:
     """The model has towers, which PEPNet can gate."""
 
     @classmethod
-    def resolve(cls, values: Mapping[str, Any]) -> type[ModelConfig]:
+    def resolve(cls, values: Mapping[str, Any]) -> type:
         """The class itself, or what it becomes for these values of the `model` section."""
         return cls
 
@@ -245,7 +245,7 @@ class PEPNetConfig(ModelConfig):
     gateable: ClassVar[bool] = False
 
     @classmethod
-    def resolve(cls, values: Mapping[str, Any]) -> type[ModelConfig]:
+    def resolve(cls, values: Mapping[str, Any]) -> type:
         """With the sizes of the backbone that the section names.
 
         Raises:
@@ -256,11 +256,11 @@ class PEPNetConfig(ModelConfig):
         sizes = find_model(name, "model.backbone.name").config
         if not sizes.gateable:
             raise UserError(f"model.backbone.name: {name} has no towers that could be gated; choose another model")
-        return _around(sizes)
+        return _around(sizes)  # type: ignore[arg-type]  # mypy takes the class for unhashable, as its instances are
 
 
 @functools.cache
-def _around(backbone: type[ModelConfig]) -> type[PEPNetConfig]:
+def _around(backbone: type) -> type:
     """PEPNet's sizes with the backbone's typed, so that its keys are checked and shown in help."""
     return dataclasses.make_dataclass(
         "PEPNetConfig",
@@ -274,14 +274,14 @@ def _around(backbone: type[ModelConfig]) -> type[PEPNetConfig]:
 class ModelEntry:
     """A model of the registry."""
 
-    config: type[ModelConfig]
-    """Its sizes."""
+    config: type[Any]
+    """Its sizes, a `ModelConfig`."""
     implementation: str | type
     """``module:Class``, which is imported when a model is built, or the class."""
     description: str
     """One line."""
 
-    def load(self) -> type:
+    def load(self) -> type[Any]:
         """The model's class."""
         if isinstance(self.implementation, str):
             module, _, name = self.implementation.partition(":")

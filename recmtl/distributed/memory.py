@@ -20,7 +20,7 @@ from recmtl.data.shards import ROW_GROUP_ROWS
 from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.plan import GIB, Plan
 from recmtl.distributed.storage import FLOAT
-from recmtl.models.ranker import Ranker
+from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import DENSE_STATES
 
 CUDA_PROCESS = GIB // 2
@@ -58,12 +58,17 @@ class Memory:
 
 
 def predict(
-    ranker: Ranker, plan: Plan, config: Config, dataset: Dataset, batch_size: int, process: int | None = None
+    train_module: TrainModule,
+    plan: Plan,
+    config: Config,
+    dataset: Dataset,
+    batch_size: int,
+    process: int | None = None,
 ) -> list[Memory]:
     """Memory of every rank. Checkpoints, evaluation and what PyTorch's allocator on GPUs loses are left out.
 
     Args:
-        ranker: what was planned.
+        train_module: what was planned.
         plan: where its tables go.
         config: the run.
         dataset: its data.
@@ -81,12 +86,12 @@ def predict(
         weights[shard.rank] += shard.weight_bytes
         states[shard.rank] += shard.state_bytes
         lookups[shard.rank] += shard.total_bytes - shard.weight_bytes - shard.state_bytes
-    parameters = sum(p.numel() * p.element_size() for p in ranker.head.parameters())
+    parameters = sum(p.numel() * p.element_size() for p in train_module.dense_parameters())
     dense = parameters * (1 + DENSE_STATES[config.dense.optimizer] + (world_size > 1))
-    live = trace_activations(ranker, batch_size, buckets=world_size > 1)
+    live = trace_activations(train_module, batch_size, buckets=world_size > 1)
     activations, holes = live.peak, live.heap_peak if on_cpu else 0
     if world_size > 1:  # pooled embeddings are there twice: as looked up, and as received
-        activations += FLOAT * batch_size * sum(_outputs(ranker)[1])
+        activations += FLOAT * batch_size * sum(_outputs(train_module)[1])
     reader = reader_bytes(dataset, config, batch_size, world_size) if on_cpu else 0
     return [
         Memory(weights[rank], states[rank], lookups[rank], dense, activations, holes, reader, process)
@@ -109,7 +114,7 @@ def reader_bytes(dataset: Dataset, config: Config, batch_size: int, world_size: 
     return int(row * (decoded + shuffled + config.reader.prefetch * batch_size))
 
 
-def trace_activations(ranker: Ranker, batch_size: int, buckets: bool = False) -> LiveBytes:
+def trace_activations(train_module: TrainModule, batch_size: int, buckets: bool = False) -> LiveBytes:
     """What is alive at once in the dense part's forward and backward pass, gradients until the next step begins; its
     parameters and the pooled embeddings left out.
 
@@ -117,37 +122,38 @@ def trace_activations(ranker: Ranker, batch_size: int, buckets: bool = False) ->
     bfloat16 throughout.
 
     Args:
-        ranker: what to run.
+        train_module: what to run.
         batch_size: rows.
         buckets: gradients are handed on to buckets that have memory of their own.
     """
-    dtype = torch.bfloat16 if ranker.head.amp else torch.float32
-    model = copy.deepcopy(ranker.head.model).to("meta", dtype)
-    size = ranker.head.micro_batch_size
+    ranking_model = train_module.model
+    dtype = torch.bfloat16 if ranking_model.amp else torch.float32
+    model = copy.deepcopy(ranking_model.dense).to("meta", dtype)
+    size = train_module.micro_batch_size
     whole = not 0 < size < batch_size
     if buckets and whole:
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(_forget)
-    names, widths = _outputs(ranker)
+    names, widths = _outputs(train_module)
     pooled = torch.zeros(batch_size, sum(widths), device="meta", requires_grad=True)
     pooled.register_post_accumulate_grad_hook(_forget)  # the tables take it
 
     def forward_and_backward(x: dict[str, Tensor]) -> None:
         first = next(iter(x.values()))
-        if numbers := ranker.embeddings.width - first.shape[1]:
+        if numbers := ranking_model.embeddings.width - first.shape[1]:
             numeric = torch.zeros(len(first), numbers, device="meta")
-            x = {group: torch.cat([values, numeric], dim=1) for group, values in x.items()}
-        model({group: values.to(dtype) for group, values in x.items()}).float().sum().backward()
+            x = {table_set: torch.cat([values, numeric], dim=1) for table_set, values in x.items()}
+        model({table_set: values.to(dtype) for table_set, values in x.items()}).float().sum().backward()
 
     with LiveBytes() as live:
-        x = ranker.embeddings.regroup(KeyedTensor(names, widths, pooled))
+        x = ranking_model.embeddings.regroup(KeyedTensor(names, widths, pooled))
         if whole:
             forward_and_backward(x)
         else:
             gradients = [torch.empty_like(values) for values in x.values()]
             for _ in range(2):  # the second finds the gradients that the first left
-                forward_and_backward({group: values[:size].detach().requires_grad_() for group, values in x.items()})
-            if len(gradients) > 1:  # those of a single group reach the tables without a copy
+                forward_and_backward({key: values[:size].detach().requires_grad_() for key, values in x.items()})
+            if len(gradients) > 1:  # those of a single table set reach the tables without a copy
                 torch.autograd.backward(list(x.values()), gradients)
     return live
 
@@ -156,8 +162,8 @@ def _forget(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _outputs(ranker: Ranker) -> tuple[list[str], list[int]]:
+def _outputs(train_module: TrainModule) -> tuple[list[str], list[int]]:
     """Names and widths of what the tables return."""
-    tables = ranker.embeddings.tables
+    tables = train_module.model.embeddings.tables
     names = [name for names in get_embedding_names_by_table(tables) for name in names]
     return names, [table.embedding_dim for table in tables for _ in table.feature_names]

@@ -1,4 +1,4 @@
-"""From a ranker on the meta device to one that is sharded, initialised and has its optimisers."""
+"""From a `TrainModule` on the meta device to one that is sharded, initialised and has its optimisers."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from recmtl.config import Config
 from recmtl.distributed.plan import Plan, sharder
 from recmtl.errors import UserError
+from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import dense_optimizer
 from recmtl.optim.replicated import ReplicatedTables
 from recmtl.optim.sparse import CPU_SPARSE_OPTIMIZERS, sparse_optimizer
@@ -31,7 +32,7 @@ INIT_ROWS = 65536
 
 
 def parallelize(
-    ranker: nn.Module, plan: Plan, config: Config, device: torch.device
+    train_module: TrainModule, plan: Plan, config: Config, device: torch.device
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
     """Shard the tables by `plan`, replicate the rest, and build the optimisers.
 
@@ -53,16 +54,15 @@ def parallelize(
             f"embedding.optimizer: no {config.embedding.optimizer} for data-parallel tables ({names}); choose "
             f"{', '.join(CPU_SPARSE_OPTIMIZERS)}, or embedding.placement sharded"
         )
-    for module in ranker.modules():
+    for module in train_module.modules():
         if isinstance(module, EmbeddingBagCollection):
             replicate_in_float32(module, replicated)
             fused = [bag.weight for name, bag in module.embedding_bags.items() if name not in replicated]
             apply_optimizer_in_backward(cls, fused, dict(arguments))  # TorchRec renames its entries
-    head = ranker.head
-    assert isinstance(head, nn.Module)
-    head.to(device)
+    for module in (train_module.model.dense, train_module.weighting):
+        module.to(device)
     model = DistributedModelParallel(
-        module=ranker,
+        module=train_module,
         device=device,
         plan=plan.sharding_plan,
         sharders=[sharder()],
@@ -75,7 +75,7 @@ def parallelize(
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
     tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
     # What a task weighting learns is no part of the network: no weight decay, no clipping, a rate of its own.
-    weighting = {name: p for name, p in rest.items() if ".weighting." in name}
+    weighting = {name: p for name, p in rest.items() if "weighting" in name.split(".")}
     dense = {name: p for name, p in rest.items() if name not in tables and name not in weighting}
     keyed = dense_optimizer(config.dense, dense, config.training.clip_norm)
     optimizers = [("embedding", model.fused_optimizer), ("dense", keyed)]

@@ -19,7 +19,7 @@ from recmtl.config import Config, EmbeddingConfig, ShardingConfig
 from recmtl.distributed.step_time import StepTimeEstimator
 from recmtl.distributed.storage import FLOAT, StorageEstimator, extra_bytes, state_bytes, weight_bytes
 from recmtl.errors import UserError, nearest
-from recmtl.models.ranker import Ranker
+from recmtl.objectives.train_module import TrainModule
 
 CPU_TYPES = ("table_wise", "column_wise")
 CUDA_TYPES = ("table_wise", "row_wise", "table_row_wise", "column_wise", "grid_shard")
@@ -147,11 +147,11 @@ def allowed_types(
     return [wanted]
 
 
-def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int) -> Plan:
+def make_plan(train_module: TrainModule, config: Config, cluster: Cluster, batch_size: int) -> Plan:
     """Plan the tables of a run.
 
     Args:
-        ranker: its tables are on the meta device.
+        train_module: its tables are on the meta device.
         config: the run; `sharding.tables` comes before what `embedding.placement` replicates.
         cluster: the devices.
         batch_size: rows in one rank's batch.
@@ -159,9 +159,10 @@ def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int)
     Raises:
         UserError: a table is named that isn't there, or the tables don't fit; names the largest.
     """
-    tables = {table.name: table for table in ranker.embeddings.tables}
-    replicated = replicas(ranker.embeddings.task_tables, config.embedding, cluster.world_size)
-    sharding, lengths = config.sharding, ranker.embeddings.lengths
+    embeddings = train_module.model.embeddings
+    tables = {table.name: table for table in embeddings.tables}
+    replicated = replicas(embeddings.task_tables, config.embedding, cluster.world_size)
+    sharding, lengths = config.sharding, embeddings.lengths
     for name in sharding.tables:
         if name not in tables:
             known = nearest(name, tables) if tables else "all features are numeric, so there is none"
@@ -208,7 +209,7 @@ def make_plan(ranker: Ranker, config: Config, cluster: Cluster, batch_size: int)
         debug=False,
     )
     try:
-        plan = planner.plan(ranker, [sharder()])
+        plan = planner.plan(train_module, [sharder()])
     except PlannerError:
         largest = max(tables.values(), key=lambda t: t.num_embeddings * t.embedding_dim)
         itemsize = {DataType.FP32: 4, DataType.FP16: 2}

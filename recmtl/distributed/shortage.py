@@ -16,7 +16,7 @@ from recmtl.data.dataset import Dataset, Task
 from recmtl.distributed.memory import Memory, predict
 from recmtl.distributed.plan import GIB, Cluster, Plan, make_plan
 from recmtl.errors import UserError, is_out_of_memory
-from recmtl.models.ranker import Ranker
+from recmtl.objectives.train_module import TrainModule
 
 IN_TABLES = ("weights", "states")
 """Parts of a rank's memory that are told by table."""
@@ -34,10 +34,10 @@ def size(bytes_: float) -> str:
     return f"{bytes_ / GIB:.3f} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.2f} MiB"
 
 
-def on_paper(config: Config, dataset: Dataset, tasks: tuple[Task, ...]) -> Ranker:
-    """The model of a run without its memory: to plan, and to find out that there would be too little."""
+def on_paper(config: Config, dataset: Dataset, tasks: tuple[Task, ...]) -> TrainModule:
+    """What a run trains, without its memory: to plan, and to find out that there would be too little."""
     with torch.device("meta"):
-        return Ranker.of(config, dataset, tasks)
+        return TrainModule.from_config(config, dataset, tasks)
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Forecast:
         Raises:
             UserError: the tables do not fit.
         """
-        ranker = on_paper(config, dataset, dataset.select_tasks(tuple(config.training.tasks)))
+        train_module = on_paper(config, dataset, dataset.select_tasks(tuple(config.training.tasks)))
         batch_size = -(-config.training.batch_size // cluster.world_size)
-        plan = make_plan(ranker, config, cluster, batch_size)
-        return cls(config, dataset, plan, predict(ranker, plan, config, dataset, batch_size, process))
+        plan = make_plan(train_module, config, cluster, batch_size)
+        return cls(config, dataset, plan, predict(train_module, plan, config, dataset, batch_size, process))
 
     @property
     def fullest(self) -> int:

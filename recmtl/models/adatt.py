@@ -77,7 +77,7 @@ class AdaTT(Model):
             width = level.out_features
         self.towers = Towers(tasks, width, config.tower, config.dropout)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """The last level's f [T, B, H]."""
         h = x[SHARED]
         for level in self.levels:

@@ -53,10 +53,7 @@ class AITM(Model):
     Order: the task before t is its parent. Tasks without a parent among the trained ones follow the task before them
     in the recipe's order (moved so that parents come first), so that a recipe without parents is one chain.
 
-    Calibrator (section 3.4): + α · Σ_b w_b Σ_t max(p_t − p_parent, 0), which punishes a task that is likelier than what
-    it needs. w are the batch's row weights, 1/B on one rank. It counts the tasks whose parent is trained and whose
-    relation is `given` and no others: with `given_not` the two exclude each other, so p_t > p_parent is no mistake, and
-    where the recipe names no parent nobody says that one needs the other.
+    The calibrator (section 3.4) is a part of the loss: `recmtl.objectives.auxiliary.calibrator`.
 
     Raises:
         UserError: α is negative.
@@ -80,7 +77,7 @@ class AITM(Model):
             for task, parent in enumerate(parents)
             if parent is not None and inputs.tasks[task].relation == "given"
         ]
-        """(task, parent) that the calibrator counts."""
+        """(task, parent) of tasks that need their parent, which the calibrator counts."""
         self.bottoms = MLPs(tasks, inputs.width, config.bottom, dropout=config.dropout)
         width = self.bottoms.out_features
         # One task has nothing to attend to.
@@ -90,7 +87,7 @@ class AITM(Model):
         self.attention = Attention(width) if self.steps else None
         self.towers = Towers(tasks, width, config.tower, config.dropout)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """All z_t [T, B, K]."""
         q = self.bottoms(x[SHARED])
         z = {self.first: q[self.first]}
@@ -98,12 +95,3 @@ class AITM(Model):
             assert self.attention is not None
             z[task] = self.attention(torch.stack([q[task], transfer(z[before]).squeeze(0)]))
         return torch.stack([z[task] for task in range(len(q))])
-
-    def auxiliary_loss(self, logits: Tensor, weights: Tensor) -> Tensor | None:
-        """The calibrator."""
-        if not self.calibrated or not self.config.alpha:
-            return None
-        tasks, parents = map(list, zip(*self.calibrated, strict=True))
-        p = logits.sigmoid()
-        excess = torch.relu(p[:, tasks] - p[:, parents]).sum(1)
-        return self.config.alpha * (weights * excess).sum()

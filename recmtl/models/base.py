@@ -12,11 +12,11 @@ from recmtl.data.dataset import Task
 from recmtl.models.layers import Towers
 
 SHARED = "shared"
-"""The embedding group that all tasks read."""
+"""The table set that all tasks read."""
 
 
 def own_and_shared(tasks: tuple[Task, ...]) -> tuple[str, ...]:
-    """Embedding groups: one of every task's own, called as the task, and the shared one."""
+    """Table sets: one of every task's own, called as the task, and the shared one."""
     return (*(task.name for task in tasks), SHARED)
 
 
@@ -33,10 +33,11 @@ class Inputs:
 
 
 class Model(nn.Module):
-    """Base of the models: x of every embedding group ── represent ── towers ── relate ── logits [B, T].
+    """Base of the models: x of every table set ── task_representations ── towers ── compose_logits ── logits [B, T].
 
-    A subclass builds itself and its `towers` from its sizes and `Inputs`, and says in `represent` what the towers read.
-    A new model is one file with such a class; its sizes and its line of the registry are in `recmtl/config/models.py`.
+    A subclass builds itself and its `towers` from its sizes and `Inputs`, and says in `task_representations` what the
+    towers read. A new model is one file with such a class; its sizes and its line of the registry are in
+    `recmtl/config/models.py`.
     """
 
     towers: Towers
@@ -47,25 +48,26 @@ class Model(nn.Module):
         self.config, self.inputs = config, inputs
 
     @classmethod
-    def embedding_groups(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    def table_sets(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """Names of the copies of every embedding table that the model wants; one shared copy by default."""
         return (SHARED,)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
-        """What the towers read, [T, B, H] or one [B, H] for all tasks, from x [B, width] of every embedding group."""
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
+        """What the towers read, [T, B, H] or one [B, H] for all tasks, from x [B, width] of every table set."""
         raise NotImplementedError
 
-    def relate(self, logits: Tensor) -> Tensor:
-        """The tasks' logits [B, T] from those of the towers [B, T], where tasks depend on each other."""
+    def conditional_logits(self, x: dict[str, Tensor]) -> Tensor:
+        """The towers' logits [B, T], which `compose_logits` makes the tasks' own.
+
+        σ of them is p(task | parent), or p(task | not parent), for a task with a parent in a model that composes them
+        (ESMM); for every other task and in every other model it is p(task) already.
+        """
+        return self.towers(self.task_representations(x))
+
+    def compose_logits(self, logits: Tensor) -> Tensor:
+        """The tasks' logits [B, T] from those of the towers [B, T], where probabilities of tasks are composed."""
         return logits
 
     def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T] from x [B, width] of every embedding group, by the group's name."""
-        return self.relate(self.towers(self.represent(x)))
-
-    def auxiliary_loss(self, logits: Tensor, weights: Tensor) -> Tensor | None:
-        """A term to add to the loss (a scalar), from logits [B, T] and row weights [B]; None: there is none.
-
-        It is a sum over rows, as the loss is, so that it adds up over micro-batches and ranks.
-        """
-        return None
+        """Logits [B, T] from x [B, width] of every table set, by the set's name."""
+        return self.compose_logits(self.conditional_logits(x))

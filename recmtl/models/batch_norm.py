@@ -17,7 +17,7 @@ class BatchNorm(nn.Module):
     running means of the training batches' μ and unbiased σ². A batch moves those by momentum · rows/(most rows so far):
     the last one of an epoch, right before validation, may have few.
 
-    Padding must not be among the rows (`Head` cuts it off). γ starts at 1, β at 0. Float32 under autocast.
+    Padding must not be among the rows. γ starts at 1, β at 0. Float32 under autocast.
 
     Args:
         count: number of networks n.

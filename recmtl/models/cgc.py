@@ -60,7 +60,7 @@ class CGC(Model):
         self.levels = stack(config, levels, inputs.width, sees, reads)
         self.towers = Towers(tasks, config.expert_widths[-1], config.tower, config.dropout)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """The last level's z [T, B, H]."""
         h = x[SHARED]
         for level in self.levels:

@@ -26,6 +26,8 @@ class ESMM(Model):
     Logits are log p − log(1 − p), each kept in log space: log p adds up along the chain, and
     1 − p·σ(b) = (1 − p) + p·σ(−b) is a sum of positive terms, so nothing cancels and no gradient explodes.
 
+    `conditional_logits` are b, of p(t | parent) or p(t | not parent).
+
     A parent that is not trained counts as absent. One task alone is its own tower.
 
     Raises:
@@ -41,11 +43,11 @@ class ESMM(Model):
         self.order = parents_first(self.parents)
         self.towers = Towers(len(inputs.tasks), inputs.width, config.tower, config.dropout)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """All towers read x."""
         return x[SHARED]
 
-    def relate(self, logits: Tensor) -> Tensor:
+    def compose_logits(self, logits: Tensor) -> Tensor:
         """Logits [B, T] of the products from b [B, T]."""
         yes, no = F.logsigmoid(logits).unbind(1), F.logsigmoid(-logits).unbind(1)
         log_p: dict[int, Tensor] = {}

@@ -142,7 +142,7 @@ class HoME(Model):
         """Which of level 1's outputs each expert of level 2 reads."""
         self.towers = Towers(tasks, self.task_level.experts.out_features, config.tower, config.dropout)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """All z_t [T, B, H]."""
         z = self.group_level(x[SHARED], x[SHARED])
         return self.task_level(

@@ -29,25 +29,25 @@ class MEMMoE(Model):
     def __init__(self, config: MEMMoEConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         tasks = len(inputs.tasks)
-        self.groups = self.embedding_groups(config, inputs.tasks)
-        if config.experts < len(self.groups):
+        self.sets = self.table_sets(config, inputs.tasks)
+        if config.experts < len(self.sets):
             raise UserError(
-                f"model.experts: {len(self.groups)} or more, one for each of the tables that "
+                f"model.experts: {len(self.sets)} or more, one for each of the tables that "
                 f"{tasks} tasks and the shared one have, not {config.experts}"
             )
         # Experts in the order of the tables they read.
-        self.sizes = [len(range(group, config.experts, len(self.groups))) for group in range(len(self.groups))]
+        self.sizes = [len(range(first, config.experts, len(self.sets))) for first in range(len(self.sets))]
         self.experts = MLPs(config.experts, inputs.width, config.expert_widths, dropout=config.dropout)
-        self.gates = Gates(tasks, inputs.width * len(self.groups), config.experts, config.gate)
+        self.gates = Gates(tasks, inputs.width * len(self.sets), config.experts, config.gate)
         self.towers = Towers(tasks, self.experts.out_features, config.tower, config.dropout)
 
     @classmethod
-    def embedding_groups(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    def table_sets(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """One copy of every table a task, and one more."""
         return own_and_shared(tasks)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """All z_t [T, B, H]."""
-        tables = [x[group] for group in self.groups]
+        tables = [x[table_set] for table_set in self.sets]
         experts = self.experts(tables, self.sizes)
         return mix(self.gates(torch.cat(tables, dim=1)), experts)

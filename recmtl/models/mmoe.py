@@ -22,6 +22,6 @@ class MMoE(Model):
         self.level = GatedExperts([config.experts], gates, gates, inputs.width, *sizes)
         self.towers = Towers(tasks, self.level.out_features, config.tower, config.dropout)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """All z_t [T, B, H]."""
         return self.level(x[SHARED])

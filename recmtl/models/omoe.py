@@ -22,6 +22,6 @@ class OMoE(Model):
         self.level = GatedExperts([config.experts], [[0]], [[0]], inputs.width, *sizes)
         self.towers = Towers(len(inputs.tasks), self.level.out_features, config.tower, config.dropout)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """The one z [B, H]."""
         return self.level(x[SHARED]).squeeze(0)

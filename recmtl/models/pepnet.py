@@ -39,11 +39,11 @@ class GateNU(nn.Module):
 class PEPNet(Model):
     r"""Gates around a backbone: EPNet scales the embeddings it reads, PPNet what each layer of its towers reads.
 
-    EPNet, for every embedding group E [B, width] of the backbone (one, but for models with tables of tasks' own):
+    EPNet, for every table set E [B, width] of the backbone (one, but for models with tables of tasks' own):
         O = E ⊗ 2σ(MLP[domain features of E; sg(E)]), and the backbone reads O in place of E.
     PPNet, for layer l of the tower of task t, which reads H_{t,l} (H_{t,1} is what the backbone hands to the tower):
         H_{t,l+1} = relu((H_{t,l} ⊗ δ_{t,l}) W_{t,l} + b_{t,l}), the last layer without relu;
-        [δ_{1,l}; …; δ_{T,l}] = 2σ(MLP_l[prior features of E; sg(O)]), with the shared group's E and O.
+        [δ_{1,l}; …; δ_{T,l}] = 2σ(MLP_l[prior features of E; sg(O)]), with the shared set's E and O.
     sg is the stop-gradient: gates do not train what they merely look at. Features lie in E as embeddings, numeric ones
     as their values. With gates whose weights are 0 it is the backbone.
 
@@ -63,35 +63,35 @@ class PEPNet(Model):
         if type(config.backbone) is not backbone.config:
             raise UserError(f"model.backbone.name: {name} has other sizes; name it in a TOML file, [model.backbone]")
         self.backbone: Model = backbone.load()(config.backbone, inputs)
-        self.groups = self.backbone.embedding_groups(config.backbone, tasks)
+        self.sets = self.backbone.table_sets(config.backbone, tasks)
         self.prior = self._places("prior")
         self.domain = self._places("domain") if config.domain else self.prior
         width = inputs.width
-        self.epnet = GateNU(len(self.groups), _width(self.domain) + width, config.gate, width)
+        self.epnet = GateNU(len(self.sets), _width(self.domain) + width, config.gate, width)
         self.ppnet = nn.ModuleList(
             GateNU(1, _width(self.prior) + width, config.gate, len(tasks) * out)
             for out in self.backbone.towers.mlps.in_widths
         )
 
     @classmethod
-    def embedding_groups(cls, config: PEPNetConfig, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    def table_sets(cls, config: PEPNetConfig, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """The backbone's."""
-        return find_model(config.backbone.name).load().embedding_groups(config.backbone, tasks)
+        return find_model(config.backbone.name).load().table_sets(config.backbone, tasks)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T] from x [B, width] of every embedding group."""
-        embeddings = torch.stack([x[group] for group in self.groups])
+    def conditional_logits(self, x: dict[str, Tensor]) -> Tensor:
+        """Logits [B, T] of the backbone's towers, gated."""
+        embeddings = torch.stack([x[table_set] for table_set in self.sets])
         gated = embeddings * self.epnet(_beside(embeddings, self.domain, embeddings))
-        shared = self.groups.index(SHARED)
+        shared = self.sets.index(SHARED)
         read = _beside(embeddings[shared], self.prior, gated[shared])
         tasks = len(self.inputs.tasks)
         scales = [gate(read).squeeze(0).unflatten(1, (tasks, -1)).transpose(0, 1) for gate in self.ppnet]
-        h = self.backbone.represent(dict(zip(self.groups, gated, strict=True)))
-        return self.backbone.relate(self.backbone.towers(h, scales))
+        h = self.backbone.task_representations(dict(zip(self.sets, gated, strict=True)))
+        return self.backbone.towers(h, scales)
 
-    def auxiliary_loss(self, logits: Tensor, weights: Tensor) -> Tensor | None:
-        """The backbone's."""
-        return self.backbone.auxiliary_loss(logits, weights)
+    def compose_logits(self, logits: Tensor) -> Tensor:
+        """As the backbone does."""
+        return self.backbone.compose_logits(logits)
 
     def _places(self, key: str) -> list[slice]:
         """Where the features that `key` names lie in x; all of x if it names none."""

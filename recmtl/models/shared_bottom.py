@@ -17,6 +17,6 @@ class SharedBottom(Model):
         self.bottom = MLPs(1, inputs.width, config.bottom, dropout=config.dropout)
         self.towers = Towers(len(inputs.tasks), self.bottom.out_features, config.tower, config.dropout)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """The one h [B, H]."""
         return self.bottom(x[SHARED]).squeeze(0)

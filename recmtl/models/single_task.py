@@ -24,6 +24,6 @@ class SingleTask(Model):
             raise UserError(f"training.tasks: single_task trains one task; name one of {names}")
         self.towers = Towers(1, inputs.width, config.tower, config.dropout)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """The tower reads x."""
         return x[SHARED]

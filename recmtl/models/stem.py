@@ -41,11 +41,11 @@ class STEM(Model):
         self.towers = Towers(tasks, config.expert_widths[-1], config.tower, config.dropout)
 
     @classmethod
-    def embedding_groups(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    def table_sets(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """One copy of every table a task, and a shared one."""
         return own_and_shared(tasks)
 
-    def represent(self, x: dict[str, Tensor]) -> Tensor:
+    def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """All h_t [T, B, H]."""
         h: Tensor | list[Tensor] = [*(x[task.name] for task in self.inputs.tasks), x[SHARED]]
         for level in self.levels:

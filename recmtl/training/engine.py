@@ -24,8 +24,7 @@ from recmtl.distributed.ranks import Ranks
 from recmtl.distributed.shortage import Forecast, on_paper
 from recmtl.errors import UserError
 from recmtl.metrics import Bins, Values
-from recmtl.models.head import Output
-from recmtl.models.ranker import Ranker
+from recmtl.objectives.train_module import Output, TrainModule
 from recmtl.training.evaluation import evaluate, logloss_sum
 
 DIVERGED = "lower dense.lr and embedding.lr"
@@ -87,9 +86,9 @@ class Engine:
             self.forecast.check_surely()
         with self.shortage_told():
             torch.manual_seed(config.training.seed)
-            ranker = Ranker.of(config, self.dataset, self.tasks)
-            self.weighting = ranker.head.weighting
-            self.model, self.optimizer = parallelize(ranker, self.plan, config, ranks.device)
+            train_module = TrainModule.from_config(config, self.dataset, self.tasks)
+            self.weighting = train_module.weighting
+            self.model, self.optimizer = parallelize(train_module, self.plan, config, ranks.device)
         # Until here all ranks drew the same weights; dropout must differ between them.
         torch.manual_seed(config.training.seed + ranks.rank)
         self.pipeline: TrainPipelineSparseDist | PlainPipeline
@@ -132,7 +131,7 @@ class Engine:
             # Without, it would run, slower, with no overlap.
             if not self.pipeline._pipelined_modules:
                 raise RuntimeError(
-                    "no sharded module is pipelined: `Embeddings.collection` must be called on `batch.sparse`"
+                    "no sharded module is pipelined: `Embeddings.collection` must be called on `batch.sparse` itself"
                 )
             self._checked = True
         return output

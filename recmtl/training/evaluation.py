@@ -13,7 +13,7 @@ from recmtl.data.reader import Prefetcher, Reader
 from recmtl.distributed.ranks import Ranks
 from recmtl.errors import Stopped
 from recmtl.metrics import Bins, Metrics, Values
-from recmtl.models.head import Output
+from recmtl.objectives.train_module import Output
 from recmtl.training.tracking import ProgressLine
 
 

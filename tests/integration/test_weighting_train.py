@@ -13,7 +13,7 @@ from toy import write_toy
 
 from recmtl import cli
 from recmtl.errors import UserError
-from recmtl.weighting import METHODS
+from recmtl.objectives.weighting import METHODS
 
 EPOCH, EPOCHS = 24, 4  # steps; from the third epoch on dwa has something to go by
 MODEL = "shared_bottom"

@@ -7,18 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from recmtl.config import MODELS, WeightingConfig, load_config
+from recmtl.config import MODELS, load_config
 from recmtl.config.models import SharedBottomConfig
-from recmtl.data.batch import Batch
-from recmtl.data.dataset import Task
-from recmtl.models import Inputs
-from recmtl.models.head import Head
+from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.models.layers import Towers
+from recmtl.models.ranking_model import RankingModel
 
 ROWS, WIDTH = 4096, 32
 
 
-def head_of(name: str, amp: bool, **sizes: object) -> Head:
+def model_of(name: str, amp: bool, **sizes: object) -> RankingModel:
     """A model with a preset's sizes, the same weights each time, in evaluation mode."""
     torch.manual_seed(0)
     tasks = (Task("click"), Task("buy", parent="click"), Task("like", parent="click", relation="given_not"))
@@ -28,18 +26,15 @@ def head_of(name: str, amp: bool, **sizes: object) -> Head:
         config.groups = {}
     if name == "me_mmoe":
         config.experts = max(config.experts, len(tasks) + 1)
-    model = MODELS[name].load()(config, Inputs(tasks, WIDTH, {}))
-    return Head(model, amp, WeightingConfig()).eval()
+    dataset = Dataset("d", {}, (Table("user", 2),), (Feature("user", table="user"),), tasks)
+    return RankingModel(dataset, tasks, config, dim=WIDTH, amp=amp).eval()
 
 
-def logits_of(head: Head) -> torch.Tensor:
+def logits_of(model: RankingModel) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    groups = head.model.embedding_groups(head.model.config, head.model.inputs.tasks)
-    x = {group: torch.randn(ROWS, WIDTH, generator=generator) for group in groups}
-    labels = torch.zeros(ROWS, len(head.model.inputs.tasks))
-    batch = Batch(None, torch.empty(ROWS, 0), labels, torch.full((ROWS,), 1 / ROWS), ROWS)  # type: ignore[arg-type]
+    x = {name: torch.randn(ROWS, WIDTH, generator=generator) for name in model.embeddings.regroup.keys}
     with torch.no_grad():
-        return head(x, batch)[1][1]
+        return model.score(x, torch.empty(ROWS, 0))
 
 
 CASES = [*((name, {}) for name in MODELS), ("pepnet", {"backbone": SharedBottomConfig(bottom=(), tower=())})]
@@ -47,7 +42,7 @@ CASES = [*((name, {}) for name in MODELS), ("pepnet", {"backbone": SharedBottomC
 
 @pytest.mark.parametrize(("name", "sizes"), CASES)
 def test_rows_that_differ_have_logits_that_differ(name, sizes):
-    precise, rounded = (logits_of(head_of(name, amp, **sizes)) for amp in (False, True))
+    precise, rounded = (logits_of(model_of(name, amp, **sizes)) for amp in (False, True))
     assert rounded.dtype == torch.float32
     for task in range(rounded.shape[1]):
         assert len(rounded[:, task].unique()) > 4000

@@ -20,7 +20,7 @@ from recmtl.data.reader import Reader
 from recmtl.distributed.plan import replicas
 from recmtl.errors import UserError
 from recmtl.models.embeddings import Embeddings, Regroup
-from recmtl.models.ranker import Ranker
+from recmtl.models.ranking_model import RankingModel
 
 DIM = 8
 SETS = ("click", "like", "shared")
@@ -37,29 +37,27 @@ def first_batch(toy: tuple[Path, Dataset]) -> Batch:
     return next(Reader(folder, dataset, "train", dataset.tasks, batch_size=24, streams=4).batches())
 
 
-def ranker_of(dataset: Dataset) -> Ranker:
+def model_of(dataset: Dataset) -> RankingModel:
     torch.manual_seed(0)
     config = MODELS["stem"].config(expert_widths=(8,), tower=(4,))
-    ranker = Ranker(dataset, dataset.tasks, config, dim=DIM)
-    ranker.embeddings.to_empty(device=torch.device("cpu"))
-    return ranker
+    return RankingModel(dataset, dataset.tasks, config, dim=DIM, device="cpu")
 
 
-def bags(ranker: Ranker) -> dict[str, Tensor]:
-    return {name: bag.weight for name, bag in ranker.embeddings.collection.embedding_bags.items()}
+def bags(model: RankingModel) -> dict[str, Tensor]:
+    return {name: bag.weight for name, bag in model.embeddings.collection.embedding_bags.items()}
 
 
 def test_a_loss_reaches_its_own_tables_and_the_shared_ones_only(toy):
     _, dataset = toy
     batch = first_batch(toy)
-    ranker = ranker_of(dataset)
-    for weight in bags(ranker).values():
+    model = model_of(dataset)
+    for weight in bags(model).values():
         nn.init.normal_(weight)
-    x = ranker.embeddings(batch.sparse)
+    x = model.embeddings(batch.sparse)
     x = {group: torch.cat([values, batch.numeric], dim=1) for group, values in x.items()}
-    ranker.head.model(x)[:, 0].sum().backward()  # click
+    model.dense(x)[:, 0].sum().backward()  # click
     for table in dataset.tables:
-        gradients = [bags(ranker)[f"{table.name}@{table_set}"].grad for table_set in SETS]
+        gradients = [bags(model)[f"{table.name}@{table_set}"].grad for table_set in SETS]
         assert [bool(gradient.any()) for gradient in gradients] == [True, False, True]
 
 
@@ -108,7 +106,7 @@ def test_a_task_called_like_the_shared_tables_is_an_error(toy):
     _, dataset = toy
     tasks = (replace(dataset.tasks[0], name="shared"), dataset.tasks[1])
     with pytest.raises(UserError, match="a task is called 'shared'"):
-        Embeddings(dataset, DIM, MODELS["stem"].load().embedding_groups(None, tasks))
+        Embeddings(dataset, DIM, MODELS["stem"].load().table_sets(None, tasks))
 
 
 @given(st.data())

@@ -17,7 +17,7 @@ from recmtl.distributed.parallel import parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.distributed.ranks import process_group
 from recmtl.errors import UserError
-from recmtl.models.ranker import Ranker
+from recmtl.objectives.train_module import TrainModule
 
 # What `recmtl` itself silences (recmtl/quiet.py).
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")
@@ -58,9 +58,9 @@ def train(data: Path, dtype: str, sharding: str = "table_wise", optimizer: str =
     dataset = Dataset.load(data)
     with process_group("cpu") as ranks:
         torch.manual_seed(0)
-        ranker = Ranker.of(config, dataset, dataset.tasks)
-        plan = make_plan(ranker, config, Cluster(1, 1, "cpu", 4 * GIB), BATCH)
-        model, combined = parallelize(ranker, plan, config, ranks.device)
+        train_module = TrainModule.from_config(config, dataset, dataset.tasks)
+        plan = make_plan(train_module, config, Cluster(1, 1, "cpu", 4 * GIB), BATCH)
+        model, combined = parallelize(train_module, plan, config, ranks.device)
         first = tables_of(model)
         for batch in Reader(data, dataset, "train", dataset.tasks, batch_size=BATCH, streams=4).batches():
             combined.zero_grad()

@@ -16,7 +16,7 @@ from recmtl.distributed.allocator import LARGEST_BLOCK
 from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.memory import CPU_GROWTH, predict, reader_bytes, trace_activations
 from recmtl.distributed.plan import GIB, Cluster, make_plan
-from recmtl.models.ranker import Ranker
+from recmtl.objectives.train_module import TrainModule
 from recmtl.training.results import peak_resident
 
 BATCH, DIM = 128, 8
@@ -30,8 +30,8 @@ FEATURES = (
 DATASET = Dataset("d", {"train": 1000}, TABLES, FEATURES, (Task("click"), Task("like")))
 
 
-def ranker_of(config: Config) -> Ranker:
-    return Ranker.of(config, DATASET, DATASET.tasks)
+def train_module_of(config: Config) -> TrainModule:
+    return TrainModule.from_config(config, DATASET, DATASET.tasks)
 
 
 def test_live_bytes_counts_what_is_alive_at_once():
@@ -54,17 +54,17 @@ def test_activations_of_a_stack_of_layers(layers):
     width = 512
     config = Config(model=SharedBottomConfig(bottom=(width,) * layers, tower=(4,)), embedding=EmbeddingConfig(dim=DIM))
     batch = 8192
-    found = trace_activations(ranker_of(config), batch).peak
+    found = trace_activations(train_module_of(config), batch).peak
     kept = layers * batch * width * 4
     assert kept < found < kept + 3 * batch * width * 4
-    assert trace_activations(ranker_of(config), 2 * batch).peak == pytest.approx(2 * found, rel=0.02)
+    assert trace_activations(train_module_of(config), 2 * batch).peak == pytest.approx(2 * found, rel=0.02)
 
 
 def test_mixed_precision_needs_less():
     found = {}
     for amp in ("none", "bf16"):
         config = Config(model=SharedBottomConfig(bottom=(512,) * 4, tower=(4,)), training=TrainingConfig(amp=amp))
-        found[amp] = trace_activations(ranker_of(config), 8192).peak
+        found[amp] = trace_activations(train_module_of(config), 8192).peak
     assert 0.45 < found["bf16"] / found["none"] < 0.6
 
 
@@ -72,11 +72,11 @@ def test_mixed_precision_needs_less():
 def test_parts_of_a_rank(world_size):
     config = Config(model=MMoEConfig(experts=2, expert_widths=(16,), tower=(4,)), embedding=EmbeddingConfig(dim=DIM))
     config.sharding = ShardingConfig(tables={"user": "data_parallel", "item": "table_wise"})
-    ranker = ranker_of(config)
-    plan = make_plan(ranker, config, Cluster(world_size, world_size, "cuda", GIB), BATCH)
-    memory = predict(ranker, plan, config, DATASET, BATCH, process=7)
+    train_module = train_module_of(config)
+    plan = make_plan(train_module, config, Cluster(world_size, world_size, "cuda", GIB), BATCH)
+    memory = predict(train_module, plan, config, DATASET, BATCH, process=7)
     assert len(memory) == world_size
-    parameters = sum(p.numel() for p in ranker.head.parameters())
+    parameters = sum(p.numel() for p in train_module.dense_parameters())
     for rank in memory:
         # Weights, Adam's moments, and buckets for the gradients where they are exchanged.
         assert rank.dense == (3 if world_size == 1 else 4) * 4 * parameters
@@ -108,13 +108,13 @@ def test_large_blocks_lie_outside_the_heap():
 
 def test_on_a_cpu_the_heaps_holes_and_a_processs_growth_count():
     config = Config(model=MMoEConfig(), embedding=EmbeddingConfig(dim=DIM))
-    ranker = ranker_of(config)
-    plan = make_plan(ranker, config, Cluster(1, 1, "cpu", GIB), BATCH)
-    [memory] = predict(ranker, plan, config, DATASET, BATCH, process=7)
-    live = trace_activations(ranker, BATCH)
+    train_module = train_module_of(config)
+    plan = make_plan(train_module, config, Cluster(1, 1, "cpu", GIB), BATCH)
+    [memory] = predict(train_module, plan, config, DATASET, BATCH, process=7)
+    live = trace_activations(train_module, BATCH)
     assert (memory.activations, memory.holes) == (live.peak, live.heap_peak)
     assert memory.process == 7
-    [here] = predict(ranker, plan, config, DATASET, BATCH)
+    [here] = predict(train_module, plan, config, DATASET, BATCH)
     assert here.process > 10 * 2**20 + CPU_GROWTH  # what this process holds, which has imported PyTorch
 
 
@@ -125,9 +125,9 @@ def test_a_micro_batch_needs_its_share_of_activations():
     for size in (0, batch // 8):
         model = SharedBottomConfig(bottom=(width,) * 4, tower=(4,))
         config = Config(model=model, training=TrainingConfig(micro_batch_size=size))
-        ranker = ranker_of(config)
-        gradients = 4 * sum(p.numel() for p in ranker.head.parameters())
-        found[size] = trace_activations(ranker, batch).peak
+        train_module = train_module_of(config)
+        gradients = 4 * sum(p.numel() for p in train_module.dense_parameters())
+        found[size] = trace_activations(train_module, batch).peak
     pooled = 4 * batch * 3 * 32  # of the features with tables
     share = found[0] / 8
     assert share + pooled < found[batch // 8] < share + pooled + 2 * gradients
@@ -140,9 +140,9 @@ def test_half_precision_halves_sharded_tables_alone(optimizer):
     for dtype in ("float32", "float16"):
         config = Config(model=MMoEConfig(), embedding=EmbeddingConfig(dim=DIM, dtype=dtype, optimizer=optimizer))
         config.sharding = ShardingConfig(tables={"user": "data_parallel", "item": "table_wise"})
-        ranker = ranker_of(config)
-        plan = make_plan(ranker, config, Cluster(1, 1, "cpu", GIB), BATCH)
-        [parts[dtype]] = predict(ranker, plan, config, DATASET, BATCH, process=0)
+        train_module = train_module_of(config)
+        plan = make_plan(train_module, config, Cluster(1, 1, "cpu", GIB), BATCH)
+        [parts[dtype]] = predict(train_module, plan, config, DATASET, BATCH, process=0)
     user, item = 1000 * DIM, 5000 * DIM
     assert parts["float32"].weights == 4 * user + 4 * item
     assert parts["float16"] == replace(parts["float32"], weights=4 * user + 2 * item)

@@ -14,8 +14,8 @@ from torchmetrics.functional.classification import binary_auroc
 
 from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.entropy import entropy
-from recmtl.losses import task_losses
 from recmtl.metrics import BINS, CHUNK, Metrics, auc, grouped_auc, measure
+from recmtl.objectives.losses import task_losses
 
 ROWS = st.lists(  # score on a coarse grid (many ties), label, group
     st.tuples(st.integers(-4, 4).map(lambda x: x / 2), st.integers(0, 1), st.integers(-2, 3)), min_size=1, max_size=60

@@ -18,7 +18,9 @@ from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
 from recmtl.models.embeddings import Embeddings
 from recmtl.models.layers import Gates, MLPs, Towers, mix
-from recmtl.models.ranker import Ranker
+from recmtl.models.ranking_model import RankingModel
+from recmtl.objectives.auxiliary import auxiliary_loss
+from recmtl.objectives.train_module import TrainModule
 
 WIDTH, BATCH = 12, 9
 
@@ -197,28 +199,31 @@ def test_towers_take_one_input_or_one_a_task():
 
 
 @dataclass
-class TwoGroupsConfig(ModelConfig):
-    name: str = "two_groups"
+class TwoSetsConfig(ModelConfig):
+    name: str = "two_sets"
     scale: float = 1.0
 
 
-class TwoGroups(Model):
-    """Not in the package: an own embedding group beside the shared one, and a term of its own in the loss."""
+class TwoSets(Model):
+    """Not in the package: a table set of its own beside the shared one, and a term of its own in the loss."""
 
-    def __init__(self, config: TwoGroupsConfig, inputs: Inputs) -> None:
+    def __init__(self, config: TwoSetsConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         self.towers = Towers(len(inputs.tasks), 2 * inputs.width, ())
 
     @classmethod
-    def embedding_groups(cls, config, tasks):
+    def table_sets(cls, config, tasks):
         return ("shared", "own")
 
     def forward(self, x):
         self.seen = x
         return self.config.scale * self.towers(torch.cat([x["shared"], x["own"]], dim=1))
 
-    def auxiliary_loss(self, logits, weights):
-        return 100 + 0 * logits.sum()
+
+@auxiliary_loss.register
+def hundred(model: TwoSets, logits, weights):
+    """Of `TwoSets`."""
+    return 100 + 0 * logits.sum()
 
 
 @pytest.fixture(scope="module")
@@ -227,13 +232,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory):
     return folder, write_toy(folder, {"train": 60, "val": 0, "test": 0})
 
 
-def ranker_with_memory(dataset: Dataset, config, dim: int = 8) -> Ranker:
-    """A ranker whose tables, on the meta device until they are sharded, are filled here."""
-    ranker = Ranker(dataset, dataset.tasks, config, dim=dim)
-    ranker.embeddings.to_empty(device=torch.device("cpu"))
-    for parameter in ranker.embeddings.parameters():
+def train_module_of(dataset: Dataset, config, dim: int = 8) -> TrainModule:
+    """With tables that have memory and large weights."""
+    model = RankingModel(dataset, dataset.tasks, config, dim=dim, device="cpu")
+    for parameter in model.embeddings.parameters():
         nn.init.normal_(parameter)
-    return ranker
+    return TrainModule(model)
 
 
 @pytest.mark.parametrize("name", ["type", "values", "train"])
@@ -251,28 +255,28 @@ def first_batch(folder, dataset: Dataset):
 
 def test_a_model_from_outside_the_package(monkeypatch, toy):
     folder, dataset = toy
-    monkeypatch.setitem(MODELS, "two_groups", ModelEntry(TwoGroupsConfig, TwoGroups, "two table sets"))
-    config = parse(config_class(TwoGroupsConfig), {"model": {"name": "two_groups", "scale": 2}}, "here")
-    assert Ranker(dataset, dataset.tasks, config.model, dim=8).embeddings.collection.device.type == "meta"
-    ranker, batch = ranker_with_memory(dataset, config.model), first_batch(folder, dataset)
-    loss, (losses, logits, same_batch) = ranker(batch)
+    monkeypatch.setitem(MODELS, "two_sets", ModelEntry(TwoSetsConfig, TwoSets, "two table sets"))
+    config = parse(config_class(TwoSetsConfig), {"model": {"name": "two_sets", "scale": 2}}, "here")
+    assert RankingModel(dataset, dataset.tasks, config.model, dim=8).embeddings.collection.device.type == "meta"
+    train_module, batch = train_module_of(dataset, config.model), first_batch(folder, dataset)
+    loss, (losses, logits, same_batch) = train_module(batch)
     assert same_batch is batch
     assert loss.item() == pytest.approx(losses.sum().item() + 100, rel=1e-6)
     assert not logits.requires_grad
 
-    # x of both groups, against rows picked one by one.
-    tables = {name: bag.weight for name, bag in ranker.embeddings.collection.embedding_bags.items()}
-    assert set(tables) == {f"{table}@{group}" for table in ("user", "item", "tag") for group in ("shared", "own")}
+    # x of both table sets, against rows picked one by one.
+    tables = {name: bag.weight for name, bag in train_module.model.embeddings.collection.embedding_bags.items()}
+    assert set(tables) == {f"{table}@{name}" for table in ("user", "item", "tag") for name in ("shared", "own")}
     tags = batch.sparse["tags"].to_dense()
-    for group, x in ranker.head.model.seen.items():
+    for table_set, x in train_module.model.dense.seen.items():
         for i in range(24):
             user, item, previous = (int(batch.sparse[name].values()[i]) for name in ("user", "item", "previous"))
-            bag = tables[f"tag@{group}"][tags[i].long()]
+            bag = tables[f"tag@{table_set}"][tags[i].long()]
             wanted = torch.cat(
                 [
-                    tables[f"user@{group}"][user],
-                    tables[f"item@{group}"][item],
-                    tables[f"item@{group}"][previous],
+                    tables[f"user@{table_set}"][user],
+                    tables[f"item@{table_set}"][item],
+                    tables[f"item@{table_set}"][previous],
                     bag.mean(0) if len(bag) else torch.zeros(8),
                     batch.numeric[i],
                 ]
@@ -280,31 +284,31 @@ def test_a_model_from_outside_the_package(monkeypatch, toy):
             torch.testing.assert_close(x[i], wanted)
 
     loss.backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in ranker.parameters())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in train_module.parameters())
 
 
 class Shift(Model):
     """Not in the package: it looks at the batch as a whole."""
 
-    def __init__(self, config: TwoGroupsConfig, inputs: Inputs) -> None:
+    def __init__(self, config: TwoSetsConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
         self.towers = Towers(len(inputs.tasks), inputs.width, ())
 
-    def represent(self, x):
+    def task_representations(self, x):
         return x["shared"] - x["shared"].mean(0)
 
 
 def test_padding_does_not_reach_the_model(monkeypatch, toy):
     folder, dataset = toy
-    monkeypatch.setitem(MODELS, "two_groups", ModelEntry(TwoGroupsConfig, Shift, "x without its mean"))
-    ranker = ranker_with_memory(dataset, TwoGroupsConfig())
+    monkeypatch.setitem(MODELS, "two_sets", ModelEntry(TwoSetsConfig, Shift, "x without its mean"))
+    train_module = train_module_of(dataset, TwoSetsConfig())
     batches = list(Reader(folder, dataset, "train", dataset.tasks, batch_size=24, streams=4).batches())
     assert [batch.rows for batch in batches] == [24, 24, 12]
-    _, (losses, logits, _) = ranker(batches[2])
+    _, (losses, logits, _) = train_module(batches[2])
     assert logits.shape == (24, 2)
     assert not logits[12:].any()
-    x = ranker.embeddings(batches[2].sparse)["shared"][:12]
-    alone = ranker.head.model({"shared": torch.cat([x, batches[2].numeric[:12]], dim=1)})
+    x = train_module.model.embeddings(batches[2].sparse)["shared"][:12]
+    alone = train_module.model.dense({"shared": torch.cat([x, batches[2].numeric[:12]], dim=1)})
     torch.testing.assert_close(logits[:12], alone)
     wanted = F.binary_cross_entropy_with_logits(alone, batches[2].labels[:12], reduction="none").mean(0)
     torch.testing.assert_close(losses, wanted)
@@ -316,7 +320,7 @@ def test_a_rank_may_have_no_rows(name):
     tasks = (Task("a"), Task("b", parent="a"))[: 1 if name == "single_task" else 2]
     model = MODELS[name].load()(MODELS[name].config(), Inputs(tasks, WIDTH, {}))
     model.eval()  # in training, batch normalisation gets its statistics from the other ranks' rows
-    logits = model({group: torch.empty(0, WIDTH) for group in model.embedding_groups(model.config, tasks)})
+    logits = model({group: torch.empty(0, WIDTH) for group in model.table_sets(model.config, tasks)})
     assert logits.shape == (0, len(tasks))
     logits.sum().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
@@ -328,16 +332,16 @@ def test_task_weights_scale_the_loss(toy):
         dataset, tasks=tuple(replace(t, weight=w) for t, w in zip(dataset.tasks, (3.0, 0.5), strict=True))
     )
     config = MODELS["mmoe"].config(experts=2, expert_widths=(8,), tower=())
-    loss, (losses, _, _) = ranker_with_memory(weighted, config)(first_batch(folder, dataset))
+    loss, (losses, _, _) = train_module_of(weighted, config)(first_batch(folder, dataset))
     assert loss.item() == pytest.approx((3 * losses[0] + 0.5 * losses[1]).item(), rel=1e-6)
 
 
 def test_autocast_changes_the_dense_part_a_little(toy):
     folder, dataset = toy
-    ranker, batch = ranker_with_memory(dataset, MODELS["mmoe"].config()), first_batch(folder, dataset)
-    exact = ranker(batch)[1][1]
-    ranker.head.amp = True
-    rounded = ranker(batch)[1][1]
+    train_module, batch = train_module_of(dataset, MODELS["mmoe"].config()), first_batch(folder, dataset)
+    exact = train_module(batch)[1][1]
+    train_module.model.amp = True
+    rounded = train_module(batch)[1][1]
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)
     torch.testing.assert_close(exact, rounded, rtol=0.1, atol=0.05)

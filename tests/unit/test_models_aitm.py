@@ -13,6 +13,7 @@ from recmtl.config import MODELS
 from recmtl.data.dataset import Task
 from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
+from recmtl.objectives.auxiliary import auxiliary_loss
 
 WIDTH, BATCH = 11, 7
 
@@ -118,13 +119,13 @@ def test_calibrator_is_the_equation():
     """0.6 · Σ_b w_b Σ_t max(p_t − p_{t−1}, 0), by hand; the padding row does not count."""
     logits = logit([[0.5, 0.7, 0.8], [0.5, 0.4, 0.6], [0.5, 0.4, 0.3], [0.1, 0.9, 0.9]])
     wanted = 0.6 * (0.5 * (0.2 + 0.1) + 0.25 * 0.2)
-    assert build(CHAIN).auxiliary_loss(logits, ROW_WEIGHTS).item() == pytest.approx(wanted, rel=1e-5)
-    assert build(CHAIN, alpha=1.5).auxiliary_loss(logits, ROW_WEIGHTS).item() == pytest.approx(wanted * 2.5, rel=1e-5)
+    assert auxiliary_loss(build(CHAIN), logits, ROW_WEIGHTS).item() == pytest.approx(wanted, rel=1e-5)
+    assert auxiliary_loss(build(CHAIN, alpha=1.5), logits, ROW_WEIGHTS).item() == pytest.approx(wanted * 2.5, rel=1e-5)
 
 
 def test_calibrator_is_0_when_probabilities_fall_along_the_chain():
     logits = logit([[0.9, 0.5, 0.1], [0.5, 0.5, 0.5], [0.3, 0.2, 0.1], [0.9, 0.8, 0.7]]).requires_grad_()
-    loss = build(CHAIN).auxiliary_loss(logits, torch.full((4,), 0.25))
+    loss = auxiliary_loss(build(CHAIN), logits, torch.full((4,), 0.25))
     assert loss.item() == 0
     loss.backward()
     assert not logits.grad.any()
@@ -133,17 +134,17 @@ def test_calibrator_is_0_when_probabilities_fall_along_the_chain():
 @pytest.mark.parametrize("name", ["one task", "its parent is not trained", "exclusive", "no parents"])
 def test_calibrator_counts_given_parents_alone(name):
     tasks, _ = FUNNELS[name]
-    assert build(tasks).auxiliary_loss(torch.randn(4, len(tasks)), ROW_WEIGHTS) is None
+    assert auxiliary_loss(build(tasks), torch.randn(4, len(tasks)), ROW_WEIGHTS) is None
 
 
 def test_calibrator_leaves_out_the_pair_that_excludes_each_other():
     tasks = (Task("view"), Task("like", parent="view", relation="given_not"), Task("buy", parent="view"))
-    loss = build(tasks).auxiliary_loss(logit([[0.2, 0.9, 0.3]]), torch.ones(1))
+    loss = auxiliary_loss(build(tasks), logit([[0.2, 0.9, 0.3]]), torch.ones(1))
     assert loss.item() == pytest.approx(0.6 * 0.1, rel=1e-4)
 
 
 def test_alpha_0_is_no_calibrator():
-    assert build(CHAIN, alpha=0.0).auxiliary_loss(torch.randn(4, 3), ROW_WEIGHTS) is None
+    assert auxiliary_loss(build(CHAIN, alpha=0.0), torch.randn(4, 3), ROW_WEIGHTS) is None
 
 
 def test_negative_alpha_is_an_error():

@@ -79,6 +79,10 @@ def test_forward_is_the_equation(tasks, sizes):
     logits = model({"shared": x})
     np.testing.assert_allclose(logits.sigmoid().detach().numpy(), p, rtol=1e-12)
     np.testing.assert_allclose(logits.detach().numpy(), np.log(p / (1 - p)), rtol=0, atol=1e-10)
+    logits = model.conditional_logits({"shared": x})
+    np.testing.assert_allclose(
+        logits.sigmoid().detach().numpy(), np.column_stack(list(conditional.values())), rtol=1e-12
+    )
     # And in the precision it trains in.
     logits = model.float()({"shared": x.float()})
     np.testing.assert_allclose(logits.detach().numpy(), np.log(p / (1 - p)), rtol=1e-5, atol=1e-5)
@@ -92,6 +96,14 @@ def test_every_parameter_gets_a_gradient(tasks):
     for name, parameter in model.named_parameters():
         for i, gradient in enumerate(parameter.grad):
             assert gradient.any(), f"{name}[{i}]"
+
+
+@each_funnel
+def test_without_a_parent_the_conditional_is_the_marginal(tasks):
+    model, x = build(tasks), {"shared": inputs()}
+    alone = [i for i, task in enumerate(tasks) if task.parent not in {other.name for other in tasks}]
+    assert alone
+    torch.testing.assert_close(model.conditional_logits(x)[:, alone], model(x)[:, alone], rtol=0, atol=1e-12)
 
 
 def extremes(count: int) -> Tensor:

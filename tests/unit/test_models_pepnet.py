@@ -15,6 +15,7 @@ from recmtl.data.dataset import Task
 from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
 from recmtl.models.base import SHARED
+from recmtl.objectives.auxiliary import auxiliary_loss
 
 BATCH = 7
 COLUMNS = {"user": slice(0, 4), "item": slice(4, 8), "page": slice(8, 10), "price": slice(10, 11)}
@@ -53,7 +54,7 @@ def build(backbone: str, tasks: int, sizes: dict[str, Any] | None = None, **opti
 
 def inputs(model: Model) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    groups = model.embedding_groups(model.config, model.inputs.tasks)
+    groups = model.table_sets(model.config, model.inputs.tasks)
     return {g: torch.randn(BATCH, WIDTH, generator=generator, dtype=torch.float64).requires_grad_() for g in groups}
 
 
@@ -151,7 +152,7 @@ def test_with_gate_weights_0_it_is_the_backbone(name):
     model = build(name, tasks, prior=("user",))
     x = inputs(model)
     backbone = model.backbone
-    assert model.embedding_groups(model.config, model.inputs.tasks) == type(backbone).embedding_groups(
+    assert model.table_sets(model.config, model.inputs.tasks) == type(backbone).table_sets(
         backbone.config, model.inputs.tasks
     )
     with torch.no_grad():
@@ -160,8 +161,9 @@ def test_with_gate_weights_0_it_is_the_backbone(name):
             for parameter in gates.parameters():
                 parameter.zero_()
         torch.testing.assert_close(model(x), backbone(x), rtol=0, atol=1e-14)
+        torch.testing.assert_close(model.conditional_logits(x), backbone.conditional_logits(x), rtol=0, atol=1e-14)
     weights = torch.full((BATCH,), 1 / BATCH)
-    mine, theirs = (m.auxiliary_loss(m(x), weights) for m in (model, backbone))
+    mine, theirs = (auxiliary_loss(m, m(x), weights) for m in (model, backbone))
     assert (mine is None) == (theirs is None) == (name != "aitm")
     if mine is not None:
         torch.testing.assert_close(mine, theirs)

@@ -19,7 +19,7 @@ from recmtl.distributed.parallel import initialize_tables, parallelize, table_we
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.distributed.ranks import process_group
 from recmtl.errors import UserError
-from recmtl.models.ranker import Ranker
+from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.schedule import Warmup
 from recmtl.optim.sparse import sparse_optimizer
 
@@ -58,11 +58,11 @@ def config_of(sharding: str = "auto", optimizer: str = "rowwise_adagrad", **trai
 
 
 def sharded(dataset: Dataset, config: Config):
-    """The sharded model, its optimiser and the unsharded ranker it was made of (the dense part is the same)."""
+    """The sharded model, its optimiser and the unsharded module it was made of (the dense part is the same)."""
     torch.manual_seed(0)
-    ranker = Ranker(dataset, dataset.tasks, config.model, dim=config.embedding.dim)
-    plan = make_plan(ranker, config, ONE_CPU, BATCH)
-    return *parallelize(ranker, plan, config, torch.device("cpu")), ranker
+    train_module = TrainModule.from_config(config, dataset, dataset.tasks)
+    plan = make_plan(train_module, config, ONE_CPU, BATCH)
+    return *parallelize(train_module, plan, config, torch.device("cpu")), train_module
 
 
 def whole_tables(model) -> dict[str, torch.Tensor]:
@@ -132,8 +132,8 @@ def test_pieces_of_a_large_table_are_the_whole_table_cut(monkeypatch, cuts):
     assert torch.equal(fill(cuts), fill([(0, ROWS, 0, 4)]))
 
 
-def loss_in_plain_torch(ranker: Ranker, tables: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-    """The loss from tables indexed row by row, and the ranker's dense model."""
+def loss_in_plain_torch(train_module: TrainModule, tables: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+    """The loss from tables indexed row by row, and the dense network."""
     tags = [tables["tag"][ids.long()] for ids in batch.sparse["tags"].to_dense()]
     x = torch.cat(
         [
@@ -146,7 +146,7 @@ def loss_in_plain_torch(ranker: Ranker, tables: dict[str, torch.Tensor], batch: 
         ],
         dim=1,
     )
-    logits = ranker.head.model({"shared": x})
+    logits = train_module.model.dense({"shared": x})
     p = logits.sigmoid()
     entropies = -(batch.labels * p.log() + (1 - batch.labels) * (1 - p).log())
     return (entropies * batch.weights[:, None]).sum()
@@ -167,12 +167,12 @@ def updated(
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
 def test_embeddings_follow_the_optimizers_formula(toy, sharding, optimizer):
     _, dataset = toy
-    model, combined, ranker = sharded(dataset, config_of(sharding, optimizer))
+    model, combined, train_module = sharded(dataset, config_of(sharding, optimizer))
     tables = whole_tables(model)
     states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in tables}
     for batch in batches(toy):
         leaves = {name: table.clone().requires_grad_() for name, table in tables.items()}
-        wanted_loss = loss_in_plain_torch(ranker, leaves, batch)
+        wanted_loss = loss_in_plain_torch(train_module, leaves, batch)
         gradients = dict(zip(leaves, torch.autograd.grad(wanted_loss, list(leaves.values())), strict=True))
         tables = {name: updated(optimizer, tables[name], gradients[name], states[name]) for name in tables}
 
@@ -192,25 +192,25 @@ def test_embeddings_follow_the_optimizers_formula(toy, sharding, optimizer):
 
 def test_dense_part_moves_against_its_gradient(toy):
     _, dataset = toy
-    model, combined, ranker = sharded(dataset, config_of())
-    before = {name: p.detach().clone() for name, p in ranker.head.named_parameters()}
+    model, combined, train_module = sharded(dataset, config_of())
+    before = {name: p.detach().clone() for name, p in train_module.model.dense.named_parameters()}
     combined.zero_grad()
     model(batches(toy)[0])[0].backward()
-    gradients = {name: p.grad.clone() for name, p in ranker.head.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in train_module.model.dense.named_parameters()}
     combined.step()
-    for name, p in ranker.head.named_parameters():
+    for name, p in train_module.model.dense.named_parameters():
         torch.testing.assert_close(p.detach(), before[name] - LR * gradients[name])
 
 
 def test_clipping_limits_the_dense_gradient(toy):
     _, dataset = toy
-    model, combined, ranker = sharded(dataset, config_of(clip_norm=1e-3))
-    before = torch.cat([p.detach().flatten() for p in ranker.head.parameters()]).clone()
+    model, combined, train_module = sharded(dataset, config_of(clip_norm=1e-3))
+    before = torch.cat([p.detach().flatten() for p in train_module.dense_parameters()]).clone()
     combined.zero_grad()
     model(batches(toy)[0])[0].backward()
-    assert torch.cat([p.grad.flatten() for p in ranker.head.parameters()]).norm() > 1e-2
+    assert torch.cat([p.grad.flatten() for p in train_module.dense_parameters()]).norm() > 1e-2
     combined.step()
-    moved = torch.cat([p.detach().flatten() for p in ranker.head.parameters()]) - before
+    moved = torch.cat([p.detach().flatten() for p in train_module.dense_parameters()]) - before
     assert moved.norm().item() == pytest.approx(LR * 1e-3, rel=0.01)
 
 
@@ -220,13 +220,13 @@ def test_warm_up_scales_both_learning_rates(toy, sharding):
     _, dataset = toy
     moves = []
     for steps in (0, 10):
-        model, combined, ranker = sharded(dataset, config_of(sharding, "sgd"))
-        table, dense = whole_tables(model)["item"], [p.detach().clone() for p in ranker.head.parameters()]
+        model, combined, train_module = sharded(dataset, config_of(sharding, "sgd"))
+        table, dense = whole_tables(model)["item"], [p.detach().clone() for p in train_module.dense_parameters()]
         Warmup(combined, steps).set(2)
         combined.zero_grad()
         model(batches(toy)[0])[0].backward()
         combined.step()
-        moved = [p.detach() - q for p, q in zip(ranker.head.parameters(), dense, strict=True)]
+        moved = [p.detach() - q for p, q in zip(train_module.dense_parameters(), dense, strict=True)]
         moves.append([whole_tables(model)["item"] - table, *moved])
     for full, scaled in zip(*moves, strict=True):
         assert full.abs().max() > 0
@@ -254,9 +254,9 @@ def test_optimizers_that_cpus_lack(optimizer):
 def test_data_parallel_tables_lack_an_optimizer(toy):
     _, dataset = toy
     config = config_of("data_parallel", "rowwise_adam")
-    ranker = Ranker(dataset, dataset.tasks, config.model, dim=DIM)
-    plan = make_plan(ranker, config, ONE_CPU, BATCH)
+    train_module = TrainModule.from_config(config, dataset, dataset.tasks)
+    plan = make_plan(train_module, config, ONE_CPU, BATCH)
     with pytest.raises(
         UserError, match=r"no rowwise_adam for data-parallel tables \(item, tag, user\); choose rowwise_adagrad"
     ):
-        parallelize(ranker, plan, config, torch.device("cuda"))
+        parallelize(train_module, plan, config, torch.device("cuda"))

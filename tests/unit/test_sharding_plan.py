@@ -9,7 +9,8 @@ from recmtl.config.models import MMoEConfig
 from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.distributed.plan import GIB, WHOLE_ROW_TYPES, Cluster, Plan, make_plan
 from recmtl.errors import UserError
-from recmtl.models.ranker import Ranker
+from recmtl.models.ranking_model import RankingModel
+from recmtl.objectives.train_module import TrainModule
 
 MODEL = MMoEConfig(experts=2, expert_widths=(8,), tower=(4,))
 ONE_CPU = Cluster(1, 1, "cpu", 4 * GIB)
@@ -23,7 +24,7 @@ def paper_dataset(rows: int = 10_000_000) -> Dataset:
 
 def plan_of(dataset: Dataset, cluster: Cluster, dim: int = 64, **sharding) -> Plan:
     config = Config(model=MODEL, sharding=ShardingConfig(**sharding))
-    return make_plan(Ranker(dataset, dataset.tasks, MODEL, dim=dim), config, cluster, 512)
+    return make_plan(TrainModule(RankingModel(dataset, dataset.tasks, MODEL, dim=dim)), config, cluster, 512)
 
 
 CLUSTERS = [
@@ -99,8 +100,8 @@ def test_what_is_reserved_is_not_filled(device):
 )
 def test_optimiser_state_counts(optimizer, a_row):
     config = Config(model=MODEL, embedding=EmbeddingConfig(optimizer=optimizer))
-    ranker = Ranker(paper_dataset(), paper_dataset().tasks, MODEL, dim=64)
-    plan = make_plan(ranker, config, Cluster(1, 1, "cuda", 80 * GIB), 512)
+    train_module = TrainModule(RankingModel(paper_dataset(), paper_dataset().tasks, MODEL, dim=64))
+    plan = make_plan(train_module, config, Cluster(1, 1, "cuda", 80 * GIB), 512)
     [large] = [shard for shard in plan.shards if shard.table == "large"]
     assert large.state_bytes == 10_000_000 * a_row
     ids_and_outputs = 512 * (8 + 64 * 4)

@@ -8,8 +8,8 @@ import torch
 from reference import pcgrad_in_numpy
 
 from recmtl.config import WeightingConfig
-from recmtl.weighting import METHODS, Weighting, make_weighting
-from recmtl.weighting.pcgrad import project
+from recmtl.objectives.weighting import METHODS, Weighting, make_weighting
+from recmtl.objectives.weighting.pcgrad import project
 
 RECIPE = (2.0, 0.5, 1.0)
 

@@ -1,4 +1,4 @@
-"""Task weightings in a ranker: their gradients arrive in real tables."""
+"""Task weightings in a `TrainModule`: their gradients arrive in real tables."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from recmtl.data.reader import Reader
 from recmtl.distributed.parallel import parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.distributed.ranks import process_group
-from recmtl.models.ranker import Ranker
-from recmtl.weighting import METHODS
+from recmtl.models.ranking_model import RankingModel
+from recmtl.objectives.train_module import TrainModule
+from recmtl.objectives.weighting import METHODS
 
 # What `recmtl` itself silences (recmtl/quiet.py).
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")
@@ -38,29 +39,28 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Batch]:
     return dataset, next(Reader(folder, dataset, "train", dataset.tasks, batch_size=ROWS, streams=4).batches())
 
 
-def ranker_of(dataset: Dataset, method: str, name: str = "mmoe", **sizes) -> Ranker:
-    """A ranker whose tables, on the meta device until they are sharded, are filled here."""
-    torch.manual_seed(0)
+def train_module_of(dataset: Dataset, method: str, name: str = "mmoe", **sizes) -> TrainModule:
+    """With tables that have memory and large weights."""
+    torch.manual_seed(3)
     config = MODELS[name].config(**sizes)
     weighting = WeightingConfig(method=method)  # type: ignore[arg-type]
-    ranker = Ranker(dataset, dataset.tasks, config, dim=DIM, weighting=weighting)
-    ranker.embeddings.to_empty(device=torch.device("cpu"))
-    for table in ranker.embeddings.parameters():
+    model = RankingModel(dataset, dataset.tasks, config, dim=DIM, device="cpu")
+    for table in model.embeddings.parameters():
         nn.init.normal_(table, std=0.3)
-    return ranker
+    return TrainModule(model, weighting)
 
 
-def gradients_of(loss: Tensor, ranker: Ranker) -> dict[str, Tensor]:
+def gradients_of(loss: Tensor, train_module: TrainModule) -> dict[str, Tensor]:
     """By parameter's name; zeros where it is not reached."""
-    names, parameters = zip(*ranker.named_parameters(), strict=True)
+    names, parameters = zip(*train_module.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
     return dict(zip(names, found, strict=True))
 
 
-def losses_by_hand(ranker: Ranker, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Pooled embeddings [B, ΣD], logits [B, T] and losses [T], without `Head`."""
-    pooled = ranker.embeddings(batch.sparse)["shared"]
-    logits = ranker.head.model({"shared": torch.cat([pooled, batch.numeric], dim=1)})
+def losses_by_hand(train_module: TrainModule, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Pooled embeddings [B, ΣD], logits [B, T] and losses [T], without `TrainModule`."""
+    pooled = train_module.model.embeddings(batch.sparse)["shared"]
+    logits = train_module.model.dense({"shared": torch.cat([pooled, batch.numeric], dim=1)})
     p = logits.sigmoid()
     entropies = -(batch.labels * p.log() + (1 - batch.labels) * (1 - p).log())
     return pooled, logits, (batch.weights[:, None] * entropies).sum(0)
@@ -74,11 +74,11 @@ def disagreeing(batch: Batch) -> Batch:
 def test_pcgrad_through_mmoe_into_tables(toy):
     """Projection written plainly, on the pooled embeddings and the experts; gates and towers are the tasks' own."""
     dataset, batch = toy
-    ranker = ranker_of(dataset, "pcgrad", experts=3, expert_widths=(8,), tower=(4,))
+    train_module = train_module_of(dataset, "pcgrad", experts=3, expert_widths=(8,), tower=(4,))
     batch = disagreeing(batch)
-    pooled, _, losses = losses_by_hand(ranker, batch)
+    pooled, _, losses = losses_by_hand(train_module, batch)
     losses = torch.tensor([2.0, 0.5]) * losses
-    head = dict(ranker.head.model.named_parameters())
+    head = dict(train_module.model.dense.named_parameters())
     by_task = []
     for loss in losses:
         grads = torch.autograd.grad(loss, [pooled, *head.values()], retain_graph=True)
@@ -90,9 +90,9 @@ def test_pcgrad_through_mmoe_into_tables(toy):
     changed = torch.tensor(pcgrad_in_numpy(vectors, np.array([[1], [0]])), dtype=torch.float32)
     wanted = dict(zip(shared, changed.split([by_task[0][name].numel() for name in shared]), strict=True))
 
-    tables = [bag.weight for bag in ranker.embeddings.collection.embedding_bags.values()]
+    tables = [bag.weight for bag in train_module.model.embeddings.collection.embedding_bags.values()]
     into_tables = torch.autograd.grad(pooled, tables, wanted["pooled"].view_as(pooled), retain_graph=True)
-    loss, _ = ranker(batch)
+    loss, _ = train_module(batch)
     assert loss.item() == pytest.approx(losses.sum().item(), rel=1e-5)
     loss.backward()
     for table, gradient in zip(tables, into_tables, strict=True):
@@ -105,16 +105,16 @@ def test_pcgrad_through_mmoe_into_tables(toy):
 
 def test_gradnorm_looks_at_the_pooled_embeddings(toy):
     dataset, batch = toy
-    ranker = ranker_of(dataset, "gradnorm", "shared_bottom", bottom=(8,), tower=())
-    pooled, _, losses = losses_by_hand(ranker, batch)
+    train_module = train_module_of(dataset, "gradnorm", "shared_bottom", bottom=(8,), tower=())
+    pooled, _, losses = losses_by_hand(train_module, batch)
     norms = torch.stack([torch.autograd.grad(loss, pooled, retain_graph=True)[0].norm() for loss in losses])
-    wanted = gradients_of((torch.tensor([2.0, 0.5]) * losses).sum(), ranker)
-    loss, _ = ranker(batch)
+    wanted = gradients_of((torch.tensor([2.0, 0.5]) * losses).sum(), train_module)
+    loss, _ = train_module(batch)
     loss.backward()
     # At the first step r = 1 and w = 1.
-    w = ranker.head.weighting.w
+    w = train_module.weighting.w
     torch.testing.assert_close(w.grad, torch.sign(norms - norms.mean()) * norms, rtol=1e-4, atol=0)
-    for name, parameter in ranker.named_parameters():
+    for name, parameter in train_module.named_parameters():
         if parameter is not w:
             torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-7)
 
@@ -125,11 +125,11 @@ def test_a_models_own_term_is_added_as_it_is(toy, method):
     dataset, batch = toy
     found = {}
     for alpha in (0.0, 0.6):
-        ranker = ranker_of(dataset, method, "aitm", bottom=(8,), alpha=alpha)
-        found[alpha] = gradients_of(ranker(batch)[0], ranker)
-    _, logits, _ = losses_by_hand(ranker, batch)
+        train_module = train_module_of(dataset, method, "aitm", bottom=(8,), alpha=alpha)
+        found[alpha] = gradients_of(train_module(batch)[0], train_module)
+    _, logits, _ = losses_by_hand(train_module, batch)
     click, like = logits.sigmoid().unbind(1)
-    term = gradients_of(0.6 * (batch.weights * torch.relu(like - click)).sum(), ranker)
+    term = gradients_of(0.6 * (batch.weights * torch.relu(like - click)).sum(), train_module)
     assert max(gradient.abs().max() for gradient in term.values()) > 1e-3
     for name, gradient in term.items():
         torch.testing.assert_close(found[0.6][name], found[0.0][name] + gradient, rtol=1e-4, atol=1e-6)
@@ -138,7 +138,7 @@ def test_a_models_own_term_is_added_as_it_is(toy, method):
 @pytest.mark.parametrize("sharding", ["table_wise", "column_wise", "data_parallel"])
 @pytest.mark.parametrize("method", ["gradnorm", "pcgrad"])
 def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, sharding):
-    """One step of SGD in backward, against the gradient of the unsharded ranker."""
+    """One step of SGD in backward, against the gradient of the unsharded module."""
     dataset, batch = toy
     sizes = {"experts": 2, "expert_widths": (8,), "tower": (4,)}
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
@@ -151,9 +151,9 @@ def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, s
             sharding=ShardingConfig(type=sharding),  # type: ignore[arg-type]
         )
         torch.manual_seed(0)
-        ranker = Ranker(dataset, dataset.tasks, config.model, dim=DIM, weighting=config.weighting)
-        plan = make_plan(ranker, config, Cluster(1, 1, "cpu", 4 * GIB), ROWS)
-        model, optimizer = parallelize(ranker, plan, config, torch.device("cpu"))
+        train_module = TrainModule.from_config(config, dataset, dataset.tasks)
+        plan = make_plan(train_module, config, Cluster(1, 1, "cpu", 4 * GIB), ROWS)
+        model, optimizer = parallelize(train_module, plan, config, torch.device("cpu"))
 
         def tables() -> dict[str, Tensor]:
             whole: dict[str, Tensor] = {}
@@ -163,9 +163,10 @@ def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, s
             return whole
 
         before = tables()
-        plain = ranker_of(dataset, method, **sizes)
-        plain.head.load_state_dict(ranker.head.state_dict())
-        for name, bag in plain.embeddings.collection.embedding_bags.items():
+        plain = train_module_of(dataset, method, **sizes)
+        plain.model.dense.load_state_dict(train_module.model.dense.state_dict())
+        plain.weighting.load_state_dict(train_module.weighting.state_dict())
+        for name, bag in plain.model.embeddings.collection.embedding_bags.items():
             bag.weight.data = before[name].clone()
         plain(batch)[0].backward()
 
@@ -173,7 +174,7 @@ def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, s
         model(batch)[0].backward()
         optimizer.step()
         for name, after in tables().items():
-            gradient = plain.embeddings.collection.embedding_bags[name].weight.grad
+            gradient = plain.model.embeddings.collection.embedding_bags[name].weight.grad
             assert gradient is not None
             assert gradient.abs().max() > 1e-3
             torch.testing.assert_close(after, before[name] - 10 * gradient, rtol=1e-4, atol=1e-5)
@@ -183,9 +184,9 @@ def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, s
 @pytest.mark.parametrize("method", ["gradnorm", "pcgrad"])
 def test_every_models_parameters_get_a_gradient(toy, method, name):
     dataset, batch = toy
-    ranker = ranker_of(dataset, method, name)
-    ranker(batch)[0].backward()
-    for parameter in ranker.parameters():
+    train_module = train_module_of(dataset, method, name)
+    train_module(batch)[0].backward()
+    for parameter in train_module.parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
         assert parameter.grad.any()
@@ -195,10 +196,10 @@ def test_pcgrad_leaves_stems_tables_of_one_task(toy):
     dataset, batch = toy
     batch, found = disagreeing(batch), {}
     for method in ("fixed", "pcgrad"):
-        ranker = ranker_of(dataset, method, "stem")
-        for parameter in ranker.head.model.towers.parameters():
+        train_module = train_module_of(dataset, method, "stem")
+        for parameter in train_module.model.dense.towers.parameters():
             parameter.data[1] = parameter.data[0]
-        found[method] = gradients_of(ranker(batch)[0], ranker)
+        found[method] = gradients_of(train_module(batch)[0], train_module)
     changed = {name for name in found["fixed"] if not torch.allclose(found["fixed"][name], found["pcgrad"][name])}
     tables = [name for name in found["fixed"] if "embedding_bags" in name]
     assert {name for name in tables if "@shared" in name} <= changed

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recmtl.config import WeightingConfig
-from recmtl.weighting.base import Weighting
+from recmtl.objectives.weighting.base import Weighting
 
 
 class DWA(Weighting):
@@ -16,11 +16,11 @@ class DWA(Weighting):
     have as many steps, so sums do. w is 1 in the first two epochs.
     """
 
-    def __init__(self, config: WeightingConfig, recipe: Tensor) -> None:
-        super().__init__(config, recipe)
+    def __init__(self, config: WeightingConfig, task_weights: Tensor) -> None:
+        super().__init__(config, task_weights)
         self.sums: Tensor
         """Losses summed over the steps of the running epoch, the one before and the one before that [3, T]."""
-        self.register_buffer("sums", torch.zeros(3, len(recipe)))
+        self.register_buffer("sums", torch.zeros(3, len(task_weights)))
 
     def begin_step(self) -> None:
         """The factors, which change with the epoch."""

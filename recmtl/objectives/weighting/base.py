@@ -23,20 +23,20 @@ class Weighting(nn.Module):
 
     Args:
         config: the `weighting` section of the configuration.
-        recipe: a [T].
+        task_weights: a [T].
     """
 
     known_ahead: ClassVar[bool] = True
     """Whether what multiplies the losses of a step is known before them, as micro-batches need it."""
 
-    def __init__(self, config: WeightingConfig, recipe: Tensor) -> None:
+    def __init__(self, config: WeightingConfig, task_weights: Tensor) -> None:
         super().__init__()
         self.config = config
-        self.recipe: Tensor
-        self.register_buffer("recipe", recipe, persistent=False)
+        self.task_weights: Tensor
+        self.register_buffer("task_weights", task_weights, persistent=False)
         self.factors: Tensor
         """What the method multiplied a task's loss with in the latest step [T]."""
-        self.register_buffer("factors", torch.ones_like(recipe), persistent=False)
+        self.register_buffer("factors", torch.ones_like(task_weights), persistent=False)
         self.step = 0
         """Steps of the run that are done; the trainer keeps it up to date."""
 
@@ -58,11 +58,11 @@ class Weighting(nn.Module):
 
     def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """As `forward`, with gradients and after `begin_step`."""
-        return (self.recipe * self.factors * losses).sum()
+        return (self.task_weights * self.factors * losses).sum()
 
     def weights(self) -> Tensor:
         """What multiplied each task's loss in the latest step [T]."""
-        return self.recipe * self.factors
+        return self.task_weights * self.factors
 
     def observe(self, losses: Tensor) -> None:
         """Take note of the global losses of some steps, summed over the steps [T]: every step once, in time."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recmtl.config import WeightingConfig
-from recmtl.weighting.base import Weighting
+from recmtl.objectives.weighting.base import Weighting
 
 
 class Uncertainty(Weighting):
@@ -19,9 +19,9 @@ class Uncertainty(Weighting):
     absorb it.
     """
 
-    def __init__(self, config: WeightingConfig, recipe: Tensor) -> None:
-        super().__init__(config, recipe)
-        self.log_variance = nn.Parameter(torch.zeros_like(recipe))
+    def __init__(self, config: WeightingConfig, task_weights: Tensor) -> None:
+        super().__init__(config, task_weights)
+        self.log_variance = nn.Parameter(torch.zeros_like(task_weights))
 
     def begin_step(self) -> None:
         """The factors e^{−s}."""
@@ -30,4 +30,4 @@ class Uncertainty(Weighting):
     def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """The loss; see the class."""
         precision = torch.exp(-self.log_variance)
-        return (self.recipe * (precision * losses + self.log_variance / 2)).sum()
+        return (self.task_weights * (precision * losses + self.log_variance / 2)).sum()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recmtl.collectives import sum_over_ranks, world_size
 from recmtl.config import WeightingConfig
-from recmtl.weighting.base import GivenGradients, Weighting
+from recmtl.objectives.weighting.base import GivenGradients, Weighting
 
 FLOOR = 1e-6
 """Weights that a step made negative get this one."""
@@ -28,12 +28,12 @@ class GradNorm(Weighting):
 
     known_ahead = False
 
-    def __init__(self, config: WeightingConfig, recipe: Tensor) -> None:
-        super().__init__(config, recipe)
-        self.w = nn.Parameter(torch.ones_like(recipe))
+    def __init__(self, config: WeightingConfig, task_weights: Tensor) -> None:
+        super().__init__(config, task_weights)
+        self.w = nn.Parameter(torch.ones_like(task_weights))
         self.first: Tensor
         """Global losses of the first step [T]; 0 before it."""
-        self.register_buffer("first", torch.zeros_like(recipe))
+        self.register_buffer("first", torch.zeros_like(task_weights))
 
     def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """The loss; see the class."""

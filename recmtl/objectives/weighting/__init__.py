@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from recmtl.config import WeightingConfig
-from recmtl.weighting.base import Weighting
-from recmtl.weighting.dwa import DWA
-from recmtl.weighting.gradnorm import GradNorm
-from recmtl.weighting.pcgrad import PCGrad
-from recmtl.weighting.uncertainty import Uncertainty
+from recmtl.objectives.weighting.base import Weighting
+from recmtl.objectives.weighting.dwa import DWA
+from recmtl.objectives.weighting.gradnorm import GradNorm
+from recmtl.objectives.weighting.pcgrad import PCGrad
+from recmtl.objectives.weighting.uncertainty import Uncertainty
 
 METHODS: dict[str, type[Weighting]] = {
     "fixed": Weighting,
@@ -21,9 +21,9 @@ METHODS: dict[str, type[Weighting]] = {
 """The choices of `weighting.method`."""
 
 
-def make_weighting(config: WeightingConfig, recipe: Tensor) -> Weighting:
+def make_weighting(config: WeightingConfig, task_weights: Tensor) -> Weighting:
     """The weighting that `config` names, for tasks with these weights in the recipe [T]."""
-    return METHODS[config.method](config, recipe)
+    return METHODS[config.method](config, task_weights)
 
 
 __all__ = ["METHODS", "Weighting", "make_weighting"]

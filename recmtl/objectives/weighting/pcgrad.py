@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recmtl.collectives import sum_over_ranks, world_size
-from recmtl.weighting.base import GivenGradients, Weighting
+from recmtl.objectives.weighting.base import GivenGradients, Weighting
 
 
 class PCGrad(Weighting):
@@ -18,7 +18,7 @@ class PCGrad(Weighting):
 
     The vector g_i holds the gradients of the pooled embeddings, which stand for the tables, and of the model's
     parameters, as far as at least two tasks reach them; what one task alone reaches keeps its gradient. Whether it does
-    is told for each group of embeddings as a whole, and for each index of a parameter's first dimension: experts, gates
+    is told for each table set as a whole, and for each index of a parameter's first dimension: experts, gates
     and towers lie in batched parameters, one index a network.
 
     Gradients are global: those of parameters are averaged over ranks, inner products of embeddings' are summed. The
@@ -29,7 +29,7 @@ class PCGrad(Weighting):
 
     def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """The loss Σ_t a_t L_t with the changed gradient in place of its own."""
-        losses, tasks = self.recipe * losses, len(losses)
+        losses, tasks = self.task_weights * losses, len(losses)
         inputs = [*pooled, *parameters]
         by_task = [torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True) for loss in losses]
         with torch.no_grad():

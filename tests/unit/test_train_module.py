@@ -15,8 +15,8 @@ from recmtl.data.batch import Batch
 from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.errors import UserError
-from recmtl.models.head import Head
-from recmtl.models.ranker import Ranker
+from recmtl.models.ranking_model import RankingModel
+from recmtl.objectives.train_module import TrainModule
 
 ROWS, SIZE = 48, 20
 PADDING = 5
@@ -37,34 +37,30 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Batch]:
     return dataset, batch
 
 
-def head_of(dataset: Dataset, name: str, method: str = "fixed", micro_batch_size: int = 0) -> tuple[Head, Ranker]:
+def train_module_of(dataset: Dataset, name: str, method: str = "fixed", micro_batch_size: int = 0) -> TrainModule:
     torch.manual_seed(0)
+    model = RankingModel(dataset, dataset.tasks, MODELS[name].config(), dim=8)
     weighting = WeightingConfig(method=method)  # type: ignore[arg-type]
-    ranker = Ranker(
-        dataset,
-        dataset.tasks,
-        MODELS[name].config(),
-        dim=8,
-        weighting=weighting,
-        micro_batch_size=micro_batch_size,
-    )
-    ranker.head.weighting.step = 3
+    train_module = TrainModule(model, weighting, micro_batch_size)
+    train_module.weighting.step = 3
     if method == "dwa":
-        ranker.head.weighting.sums.copy_(torch.tensor([[0.0, 0], [3, 4], [4, 4]]))
-    return ranker.head, ranker
+        train_module.weighting.sums.copy_(torch.tensor([[0.0, 0], [3, 4], [4, 4]]))
+    return train_module
 
 
-def step(head: Head, ranker: Ranker, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+def pooled_embeddings(train_module: TrainModule, batch: Batch) -> dict[str, Tensor]:
+    """As if looked up."""
+    embeddings, generator = train_module.model.embeddings, torch.Generator().manual_seed(1)
+    width = embeddings.width - batch.numeric.shape[1]
+    return {name: torch.randn(len(batch.weights), width, generator=generator) for name in embeddings.regroup.keys}
+
+
+def step(train_module: TrainModule, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Loss, losses of the tasks, logits, gradients by name, those of the pooled embeddings among them."""
-    generator = torch.Generator().manual_seed(1)
-    width = ranker.embeddings.width - batch.numeric.shape[1]
-    pooled = {
-        group: torch.randn(len(batch.weights), width, generator=generator).requires_grad_()
-        for group in ranker.embeddings.regroup.keys
-    }
-    loss, (losses, logits, _) = head(pooled, batch)
+    pooled = {name: values.requires_grad_() for name, values in pooled_embeddings(train_module, batch).items()}
+    loss, (losses, logits, _) = train_module.loss(pooled, batch)
     (2 * loss).backward()  # what goes back need not be 1
-    gradients = {name: p.grad for name, p in (*head.named_parameters(), *pooled.items())}
+    gradients = {name: p.grad for name, p in (*train_module.named_parameters(), *pooled.items())}
     return loss, losses, logits, {name: g for name, g in gradients.items() if g is not None}
 
 
@@ -72,8 +68,8 @@ def step(head: Head, ranker: Ranker, batch: Batch) -> tuple[Tensor, Tensor, Tens
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("home", "single_task")])
 def test_micro_batches_add_up_to_the_step_of_the_whole_batch(toy, name, method):
     dataset, batch = toy
-    whole = step(*head_of(dataset, name, method), batch)
-    pieces = step(*head_of(dataset, name, method, SIZE), batch)
+    whole = step(train_module_of(dataset, name, method), batch)
+    pieces = step(train_module_of(dataset, name, method, SIZE), batch)
     for wanted, found in zip(whole[:3], pieces[:3], strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     assert set(pieces[3]) == set(whole[3])
@@ -84,31 +80,28 @@ def test_micro_batches_add_up_to_the_step_of_the_whole_batch(toy, name, method):
 def test_a_micro_batch_holds_the_activations_of_its_rows(toy):
     dataset, batch = toy
     rows: list[int] = []
-    head, ranker = head_of(dataset, "mmoe", micro_batch_size=SIZE)
-    head.model.register_forward_hook(lambda _, inputs, out: rows.append(len(out)))
-    step(head, ranker, batch)
+    train_module = train_module_of(dataset, "mmoe", micro_batch_size=SIZE)
+    train_module.model.dense.register_forward_hook(lambda _, inputs, out: rows.append(len(out)))
+    step(train_module, batch)
     assert rows == [20, 20, 3]
 
 
 def test_predictions_do_not_depend_on_micro_batches(toy):
     dataset, batch = toy
-    with torch.no_grad():
-        found = []
-        for size in (0, SIZE):
-            head, ranker = head_of(dataset, "stem", micro_batch_size=size)
-            generator = torch.Generator().manual_seed(1)
-            shape = ROWS, ranker.embeddings.width - batch.numeric.shape[1]
-            pooled = {group: torch.randn(shape, generator=generator) for group in ranker.embeddings.regroup.keys}
-            found.append(head.eval()(pooled, batch)[1][1])
+    found = []
+    for size in (0, SIZE):
+        train_module = train_module_of(dataset, "stem", micro_batch_size=size).eval()
+        with torch.no_grad():
+            found.append(train_module.loss(pooled_embeddings(train_module, batch), batch)[1][1])
     torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize("method", ["gradnorm", "pcgrad"])
 def test_a_weighting_that_needs_the_whole_batch_is_refused(toy, method):
     with pytest.raises(UserError, match=rf"training\.micro_batch_size: 0 with weighting\.method {method}"):
-        head_of(toy[0], "mmoe", method, SIZE)
+        train_module_of(toy[0], "mmoe", method, SIZE)
 
 
 def test_a_model_that_normalises_over_the_batch_is_refused(toy):
     with pytest.raises(UserError, match=r"training\.micro_batch_size: 0 with model\.name home"):
-        head_of(toy[0], "home", micro_batch_size=SIZE)
+        train_module_of(toy[0], "home", micro_batch_size=SIZE)

@@ -1,0 +1,108 @@
+"""A ranking model whole: embedding tables, and a dense network from what is looked up to one logit a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recmtl.config import Config, ModelConfig, find_model
+from recmtl.data.dataset import Dataset, Task
+from recmtl.models.base import Inputs, Model
+from recmtl.models.embeddings import Embeddings
+
+
+class RankingModel(nn.Module):
+    r"""From ids and numbers to logits: score(embed(sparse), numeric).
+
+    It needs no process group: with its tables on a real device it can be called as it is; with tables on ``meta`` a
+    sharding plan gives them memory. Between `embed` and `score` lies the seam where micro-batches cut rows and
+    weightings look at gradients.
+
+    Args:
+        dataset: tables and features.
+        tasks: the tasks, in the order of the logits.
+        config: the `model` section of the configuration.
+        dim: embedding dimension of the tables that the recipe gives none.
+        dtype: of the tables, float32 or float16.
+        amp: run the dense network under bfloat16 autocast; logits stay float32.
+        device: of the tables; see `Embeddings`. The dense network is made on the CPU.
+
+    Shape:
+        sparse: keys are feature names, stride B; numeric: float32 [B, N]; output: float32 logits [B, T].
+
+    Raises:
+        UserError: the model does not go with these tasks or tables.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        tasks: tuple[Task, ...],
+        config: ModelConfig,
+        *,
+        dim: int,
+        dtype: str = "float32",
+        amp: bool = False,
+        device: str = "meta",
+    ) -> None:
+        super().__init__()
+        cls: type[Model] = find_model(config.name).load()
+        self.amp = amp
+        self.embeddings = Embeddings(dataset, dim, cls.table_sets(config, tasks), dtype, device)
+        self.dense = cls(config, Inputs(tasks, self.embeddings.width, self.embeddings.columns))
+
+    @classmethod
+    def from_config(
+        cls, config: Config, dataset: Dataset, tasks: tuple[Task, ...], device: str = "meta"
+    ) -> RankingModel:
+        """The model that a run's configuration describes."""
+        return cls(
+            dataset,
+            tasks,
+            config.model,
+            dim=config.embedding.dim,
+            dtype=config.embedding.dtype,
+            amp=config.training.amp == "bf16",
+            device=device,
+        )
+
+    def forward(self, sparse: KeyedJaggedTensor, numeric: Tensor) -> Tensor:
+        """Logits [B, T]."""
+        return self.score(self.embed(sparse), numeric)
+
+    def embed(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """Pooled embeddings, float32 [B, ΣD], of every table set by its name."""
+        return self.embeddings(sparse)
+
+    def score(self, x: dict[str, Tensor], numeric: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits [B, T] from pooled embeddings.
+
+        Args:
+            x: as `embed` gives them.
+            numeric: [B, N].
+            parameters: to take in place of those of `dense`, by name.
+        """
+        x = _append(x, numeric)
+        with self._autocast(numeric):
+            logits = self.dense(x) if parameters is None else functional_call(self.dense, dict(parameters), (x,))
+        return logits.float()
+
+    def conditional_logits(self, x: dict[str, Tensor], numeric: Tensor) -> Tensor:
+        """As `score`, of p(task | parent) or p(task | not parent) where the model composes probabilities of tasks."""
+        with self._autocast(numeric):
+            return self.dense.conditional_logits(_append(x, numeric)).float()
+
+    def _autocast(self, numeric: Tensor) -> AbstractContextManager:
+        return torch.autocast(numeric.device.type, dtype=torch.bfloat16) if self.amp else nullcontext()
+
+
+def _append(x: dict[str, Tensor], numeric: Tensor) -> dict[str, Tensor]:
+    """The numeric features beside the pooled embeddings of every table set."""
+    if not numeric.shape[1]:
+        return x
+    return {table_set: torch.cat([values, numeric], dim=1) for table_set, values in x.items()}
