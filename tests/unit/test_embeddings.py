@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
@@ -54,7 +54,7 @@ def test_a_loss_reaches_its_own_tables_and_the_shared_ones_only(toy):
     for weight in bags(model).values():
         nn.init.normal_(weight)
     x = model.embeddings(batch.sparse)
-    x = {group: torch.cat([values, batch.numeric], dim=1) for group, values in x.items()}
+    x = {table_set: torch.cat([values, batch.numeric], dim=1) for table_set, values in x.items()}
     model.dense(x)[:, 0].sum().backward()  # click
     for table in dataset.tables:
         gradients = [bags(model)[f"{table.name}@{table_set}"].grad for table_set in SETS]
@@ -109,6 +109,7 @@ def test_a_task_called_like_the_shared_tables_is_an_error(toy):
         Embeddings(dataset, DIM, MODELS["stem"].load().table_sets(None, tasks))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_regroup_picks_every_key(data):
     """Any order of keys, any split into table sets: against picking columns one by one."""

@@ -320,7 +320,7 @@ def test_a_rank_may_have_no_rows(name):
     tasks = (Task("a"), Task("b", parent="a"))[: 1 if name == "single_task" else 2]
     model = MODELS[name].load()(MODELS[name].config(), Inputs(tasks, WIDTH, {}))
     model.eval()  # in training, batch normalisation gets its statistics from the other ranks' rows
-    logits = model({group: torch.empty(0, WIDTH) for group in model.table_sets(model.config, tasks)})
+    logits = model({table_set: torch.empty(0, WIDTH) for table_set in model.table_sets(model.config, tasks)})
     assert logits.shape == (0, len(tasks))
     logits.sum().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())

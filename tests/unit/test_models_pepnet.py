@@ -54,12 +54,12 @@ def build(backbone: str, tasks: int, sizes: dict[str, Any] | None = None, **opti
 
 def inputs(model: Model) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    groups = model.table_sets(model.config, model.inputs.tasks)
-    return {g: torch.randn(BATCH, WIDTH, generator=generator, dtype=torch.float64).requires_grad_() for g in groups}
+    sets = model.table_sets(model.config, model.inputs.tasks)
+    return {s: torch.randn(BATCH, WIDTH, generator=generator, dtype=torch.float64).requires_grad_() for s in sets}
 
 
 class Equations:
-    """The model with weights of any precision: group by group, task by task, layer by layer."""
+    """The model with weights of any precision: table set by table set, task by task, layer by layer."""
 
     def __init__(self, model: Model, tasks: int, backbone: str, sizes: dict, options: dict) -> None:
         self.weights = {key: value.detach().double() for key, value in model.state_dict().items()}
@@ -98,7 +98,7 @@ class Equations:
     def logits(self, x: dict[str, Tensor]) -> Tensor:
         prior = self.options.get("prior", ())
         domain = self.options.get("domain", prior)
-        o = {group: e * self.gate("epnet", i, domain, e, e) for i, (group, e) in enumerate(x.items())}
+        o = {name: e * self.gate("epnet", i, domain, e, e) for i, (name, e) in enumerate(x.items())}
         logits = []
         for t, h in enumerate(self.reads(o)):
             layers = len(self.sizes["tower"]) + 1
@@ -128,7 +128,7 @@ def test_forward_and_gradients_are_the_equations(backbone, sizes, options, tasks
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
         assert mine.any()
     # And in the precision it trains in.
-    single = model.float()({group: value.float() for group, value in x.items()})
+    single = model.float()({name: value.float() for name, value in x.items()})
     torch.testing.assert_close(single.double(), wanted, rtol=1e-5, atol=1e-5)
     assert (wanted.max(0).values - wanted.min(0).values > 0).all()
 
@@ -225,7 +225,7 @@ def test_another_name_without_its_sizes_is_an_error():
 @each_case
 def test_autocast_changes_logits_a_little(backbone, sizes, options):
     model = build(backbone, 3, sizes, **options)
-    x = {group: value.detach().float() for group, value in inputs(model).items()}
+    x = {name: value.detach().float() for name, value in inputs(model).items()}
     model = model.float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = model(x)

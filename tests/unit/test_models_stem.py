@@ -45,8 +45,8 @@ def names(tasks: int) -> tuple[Task, ...]:
 def inputs(tasks: int) -> dict[str, Tensor]:
     """Every x: of every task's tables and of the shared ones."""
     generator = torch.Generator().manual_seed(1)
-    groups = [*(task.name for task in names(tasks)), "shared"]
-    return {group: torch.randn(BATCH, WIDTH, generator=generator, dtype=torch.float64) for group in groups}
+    sets = [*(task.name for task in names(tasks)), "shared"]
+    return {name: torch.randn(BATCH, WIDTH, generator=generator, dtype=torch.float64) for name in sets}
 
 
 def stem(weights: Weights, x: dict[str, np.ndarray], tasks: int, sizes: dict) -> np.ndarray:
@@ -103,10 +103,10 @@ EQUATIONS = {"stem": stem, "me_ple": me_ple, "me_mmoe": me_mmoe}
 def test_forward_is_the_equation(name, sizes, tasks):
     model, x = build(name, tasks, **sizes), inputs(tasks)
     weights = weights_of(model)
-    wanted = EQUATIONS[name](weights, {group: value.numpy() for group, value in x.items()}, tasks, sizes)
+    wanted = EQUATIONS[name](weights, {key: value.numpy() for key, value in x.items()}, tasks, sizes)
     np.testing.assert_allclose(model(x).detach().numpy(), wanted, rtol=0, atol=1e-10)
     # And in the precision it trains in.
-    single = model.float()({group: value.float() for group, value in x.items()})
+    single = model.float()({key: value.float() for key, value in x.items()})
     np.testing.assert_allclose(single.detach().numpy(), wanted, rtol=1e-5, atol=1e-5)
     assert np.ptp(wanted, axis=0).min() > 0
 
@@ -184,7 +184,7 @@ def test_experts_of_me_mmoe_take_turns_at_the_tables():
 
 @each_case
 def test_autocast_changes_logits_a_little(name, sizes):
-    model, x = build(name, 3, **sizes).float(), {group: value.float() for group, value in inputs(3).items()}
+    model, x = build(name, 3, **sizes).float(), {key: value.float() for key, value in inputs(3).items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = model(x)
     rounded.float().sum().backward()

@@ -194,14 +194,14 @@ def test_pcgrad_leaves_what_one_task_alone_reaches():
     np.testing.assert_allclose(alone.grad, [5, 5], rtol=1e-5)
 
 
-def test_groups_of_embeddings_that_one_task_reads_keep_their_gradient():
+def test_table_sets_that_one_task_reads_keep_their_gradient():
     """As STEM's tables of one task."""
-    groups = [torch.zeros(2, 2, requires_grad=True) for _ in range(3)]
+    pooled = [torch.zeros(2, 2, requires_grad=True) for _ in range(3)]
     own = torch.zeros(1, requires_grad=True)
     losses = torch.stack(
-        [groups[0].sum() + groups[2].sum() + own.sum(), 4 * groups[1].sum() - 2 * groups[2].sum() + own.sum()]
+        [pooled[0].sum() + pooled[2].sum() + own.sum(), 4 * pooled[1].sum() - 2 * pooled[2].sum() + own.sum()]
     )
-    weighting_of("pcgrad")(losses, groups, [own]).backward()
+    weighting_of("pcgrad")(losses, pooled, [own]).backward()
     wanted = pcgrad_in_numpy(np.array([[1.0, 1, 1, 1, 1], [-2, -2, -2, -2, 1]]), np.array([[1], [0]]))
-    for group, gradient in zip([*groups, own], (1, 4, wanted[:4].reshape(2, 2), wanted[4:]), strict=True):
-        np.testing.assert_allclose(group.grad, np.broadcast_to(gradient, group.shape), rtol=1e-5)
+    for tensor, gradient in zip([*pooled, own], (1, 4, wanted[:4].reshape(2, 2), wanted[4:]), strict=True):
+        np.testing.assert_allclose(tensor.grad, np.broadcast_to(gradient, tensor.shape), rtol=1e-5)
