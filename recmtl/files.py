@@ -57,6 +57,22 @@ def write_json(path: Path, value: Any) -> None:
         write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
+def link_folder(source: Path, target: Path) -> None:
+    """Give `target` the files of a folder that are never written again: as links where the file system has them, so
+    that they take no space twice, else as copies. It is complete or absent; what is there already is replaced.
+    """
+    unfinished = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    for path in source.iterdir():
+        try:
+            os.link(path, unfinished / path.name)
+        except OSError:
+            shutil.copyfile(path, unfinished / path.name)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+
+
 def sync_folder(folder: Path) -> None:
     """Have the names in a folder on the disk."""
     handle = os.open(folder, os.O_RDONLY)

@@ -22,6 +22,8 @@ FORMAT = 2
 FILE_NAME = "dataset.json"
 ENCODER = "encoder"
 """Folder of the encoder (`recmtl.encoding.encoder`)."""
+RECIPE = "recipe.toml"
+"""The recipe, with the keys of those that it extends."""
 VOCABULARIES = "vocab"
 """Folder of the vocabularies."""
 SPLITS = ("train", "val", "test")
@@ -87,9 +89,8 @@ class Feature:
     """What the exact mean is beyond `mean`, subtracted after it; matters where numbers are large and lie close."""
     std: float = 1.0
     """Divided by at the end; measured on the training split, 1 unless the transform standardizes."""
-    mean_length: float | None = None
-    """Ids in a row of a list feature, on average over the training split, rare values included; for planning only.
-    None: not a list, or unknown."""
+    mean_length: float = 1.0
+    """Ids per row, on average over the training rows; 1 where it is no list. For planning only."""
     max_length: int | None = None
     """Longest list kept, from its start; None: no limit."""
     separator: str = ""
@@ -173,12 +174,13 @@ class Dataset:
 
     @property
     def sparse_features(self) -> tuple[Feature, ...]:
-        """Categorical and list features, in order."""
-        return tuple(feature for feature in self.features if feature.kind != "numeric")
+        """Features with an embedding table, in order."""
+        return tuple(feature for feature in self.features if feature.table is not None)
 
     @property
-    def numeric_features(self) -> tuple[Feature, ...]:
-        return tuple(feature for feature in self.features if feature.kind == "numeric")
+    def dense_features(self) -> tuple[Feature, ...]:
+        """Features without a table, in order: numbers that models read as they are."""
+        return tuple(feature for feature in self.features if feature.table is None)
 
     def select_tasks(self, names: tuple[str, ...]) -> tuple[Task, ...]:
         """The tasks called `names` in the recipe's order; all of them when `names` is empty.
@@ -260,7 +262,7 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder}: is no folder that `recmtl prepare` wrote, so --overwrite does not replace it")
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder).as_posix()
-        files = rf"{FILE_NAME}|({'|'.join(SPLITS)})/part-\d+\.parquet|{VOCABULARIES}/[\w-]+\.parquet"
+        files = rf"{FILE_NAME}|{RECIPE}|({'|'.join(SPLITS)})/part-\d+\.parquet|{VOCABULARIES}/[\w-]+\.parquet"
         files += rf"|{ENCODER}/(encoder\.json|[\w-]+\.(keys|ids)\.npy)"
         folders = "|".join((*SPLITS, VOCABULARIES, ENCODER))
         if path.is_symlink() or not re.fullmatch(folders if path.is_dir() else files, place):

@@ -18,7 +18,7 @@ import duckdb
 
 from recmtl.data.buckets import BucketWriter, sorted_rows
 from recmtl.data.content import ContentDigests
-from recmtl.data.dataset import ENCODER, VOCABULARIES, Dataset, check_replaceable
+from recmtl.data.dataset import ENCODER, RECIPE, VOCABULARIES, Dataset, check_replaceable
 from recmtl.data.duck import connect, one_line_errors, query_progress, size
 from recmtl.data.encode import Shares, encode_into_buckets, fit_features
 from recmtl.data.examples import (
@@ -46,7 +46,7 @@ from recmtl.data.summary import notes
 from recmtl.data.vocabularies import make_lookup
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
-from recmtl.files import complete_or_absent
+from recmtl.files import complete_or_absent, write_whole
 
 
 def prepare(
@@ -150,6 +150,7 @@ def _run(
         for written in write_shards(sorted_rows(encoded, ranges), dataset, folder, content):
             advance(written)
     encoder.save(folder / ENCODER)
+    write_whole(folder / RECIPE, recipe.toml)
     dataset = replace(dataset, features=tuple(map(shares.of, dataset.features)), content=content.hexdigests())
     for note in notes(dataset):
         stages.note(f"{recipe.origin}: {note}")

@@ -12,10 +12,13 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import tomli_w
+
 from recmtl.config import read_toml
 from recmtl.data.dataset import Pooling, Relation, Transform
 from recmtl.data.recipe_checks import check_recipe
 from recmtl.errors import UserError, nearest
+from recmtl.features import KINDS, has_table
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
 
@@ -126,6 +129,8 @@ class Recipe:
     """Column that identifies the user a row belongs to."""
     origin: str = ""
     """Where the recipe was read from, for messages."""
+    toml: str = ""
+    """Its file, with the keys of the recipes that it extends."""
 
     @property
     def cut(self) -> Source | None:
@@ -160,7 +165,9 @@ def load_recipe(name_or_path: str) -> Recipe:
         UserError: there is no such recipe, or it has a mistake; the message names the file and the key.
     """
     path = _find(name_or_path, Path())
-    return _parse(_read(path), str(path) if path.parent != PACKAGED else f"recipe {path.stem}", path.stem)
+    keys = {"name": path.stem, **_read(path)}
+    recipe = _parse(keys, str(path) if path.parent != PACKAGED else f"recipe {path.stem}")
+    return replace(recipe, toml=tomli_w.dumps(keys))
 
 
 def _find(name_or_path: str, folder: Path) -> Path:
@@ -190,17 +197,18 @@ TOP_KEYS = ("name", "description", "extends", "sources", "sql", "table", "featur
 Spec = TypeVar("Spec")
 
 
-def _parse(keys: dict[str, Any], origin: str, stem: str) -> Recipe:
+def _parse(keys: dict[str, Any], origin: str) -> Recipe:
     _check_keys(keys, TOP_KEYS, origin)
     for key in ("name", "description", "sql", "group"):
         if not isinstance(keys.get(key, ""), str):
             raise UserError(f"{origin}: {key}: must be text")
     if not keys.get("sql", "").strip():
         raise UserError(f"{origin}: sql: missing; write the query that yields one row a training example")
-    features = tuple(_complete(feature) for feature in _list(FeatureSpec, keys, "feature", origin))
+    found = _list(FeatureSpec, keys, "feature", origin)
+    features = tuple(_complete(feature, f"{origin}: [[feature]] {feature.name!r}") for feature in found)
     declared = _list(TableSpec, keys, "table", origin)
     recipe = Recipe(
-        name=keys.get("name", stem),
+        name=keys["name"],
         sql=keys["sql"],
         description=" ".join(keys.get("description", "").split()),
         sources=_sources(keys["sources"], origin) if "sources" in keys else Recipe.sources,
@@ -288,9 +296,15 @@ def _sources(section: Any, origin: str) -> tuple[Source, ...]:
     return tuple(sources)
 
 
-def _complete(feature: FeatureSpec) -> FeatureSpec:
-    """Fill in what is the feature's name by default."""
-    table = feature.table or ("" if feature.kind == "numeric" else feature.name)
+def _complete(feature: FeatureSpec, where: str) -> FeatureSpec:
+    """Fill in what is the feature's name by default.
+
+    Raises:
+        UserError: there is no such kind of feature.
+    """
+    if feature.kind not in KINDS:
+        raise UserError(f"{where}: kind: no kind {feature.kind!r}; {nearest(feature.kind, KINDS)}")
+    table = feature.table or (feature.name if has_table(feature.kind) else "")
     return replace(feature, column=feature.column or feature.name, table=table)
 
 

@@ -95,8 +95,6 @@ def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
     name = feature.name
     if name == GROUP_COLUMN or name.startswith((label_column(""), oracle_column(""))):
         raise UserError(f"{where}: the name is reserved (group, label_*, oracle_*); give it another and set column")
-    if feature.kind not in KINDS:
-        raise UserError(f"{where}: kind: no kind {feature.kind!r}; {nearest(feature.kind, KINDS)}")
     for key in dict.fromkeys(option for kind in KINDS.values() for option in kind.options):
         changed = getattr(feature, key) != getattr(type(feature)(name), key)
         if changed and key not in KINDS[feature.kind].options:

@@ -20,6 +20,7 @@ from recmtl.data.shards import ROW_GROUP_ROWS
 from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.plan import GIB, Plan
 from recmtl.distributed.storage import FLOAT
+from recmtl.features import is_list
 from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import DENSE_STATES
 
@@ -104,9 +105,9 @@ def reader_bytes(dataset: Dataset, config: Config, batch_size: int, world_size: 
 
     Its cache, the row groups that its streams are in, blocks of them in their order, and batches ahead of the step.
     """
-    lists = [f for f in dataset.features if f.kind == "list"]
-    numbers = len(dataset.features) + len(dataset.select_tasks(tuple(config.training.tasks)))
-    row = FLOAT * (numbers + sum(1.0 if f.mean_length is None else f.mean_length for f in lists))
+    numbers = len(dataset.sparse_features) + sum(feature.width for feature in dataset.dense_features)
+    numbers += len(dataset.select_tasks(tuple(config.training.tasks)))
+    row = FLOAT * (numbers + sum(feature.mean_length for feature in dataset.features if is_list(feature)))
     rows = dataset.rows.get("train", 0) / world_size
     streams = min(config.reader.streams, config.training.batch_size) / world_size
     decoded = min(rows, CACHE_BYTES / row + streams * ROW_GROUP_ROWS)

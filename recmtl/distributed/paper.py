@@ -49,17 +49,15 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
     cluster = Cluster(world_size, min(world_size, ranks_per_node), device, int(hbm_gib * GIB))
     forecast = Forecast.of(config, Dataset.load(data), cluster)
     forecast.check()
-    unknown = [f.name for f in forecast.dataset.features if f.kind == "list" and f.mean_length is None]
-    return _render(forecast.plan, forecast.memory, unknown)
+    return _render(forecast.plan, forecast.memory)
 
 
-def _render(plan: Plan, memory: list[Memory], unknown: list[str]) -> str:
+def _render(plan: Plan, memory: list[Memory]) -> str:
     console = Console(width=140, no_color=True)
     with console.capture() as capture:
         console.print(_table_of_tables(plan))
         console.print(_table_of_ranks(plan, memory))
-    note = f"\nNo mean lengths of lists in dataset.json: {', '.join(unknown)} taken as 1; prepare the data again."
-    return capture.get().rstrip() + (note if unknown else "")
+    return capture.get().rstrip()
 
 
 def _table_of_tables(plan: Plan) -> Table:

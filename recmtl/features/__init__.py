@@ -17,4 +17,15 @@ def make_kind(feature: Feature) -> FeatureKind:
     return KINDS[feature.kind](feature)
 
 
-__all__ = ["KINDS", "DenseKind", "FeatureKind", "TableKind", "make_kind"]
+def has_table(kind: str) -> bool:
+    """Whether features of a kind, by its name, have rows in an embedding table."""
+    return issubclass(KINDS[kind], TableKind)
+
+
+def is_list(feature: Feature) -> bool:
+    """Whether a feature has any number of ids per row."""
+    kind = KINDS[feature.kind]
+    return issubclass(kind, TableKind) and kind.is_list
+
+
+__all__ = ["KINDS", "DenseKind", "FeatureKind", "TableKind", "has_table", "is_list", "make_kind"]

@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recmtl.data.dataset import Dataset, Table
 from recmtl.errors import UserError
+from recmtl.features import is_list
 from recmtl.models.base import SHARED
 
 DATA_TYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
@@ -125,12 +126,12 @@ class Embeddings(nn.Module):
         # Features lie in x table by table, as FBGEMM returns them where nothing is cut, then the numeric ones.
         sparse = [f for table in dataset.tables for f in dataset.sparse_features if f.table == table.name]
         widths = {f.name: dataset.table(str(f.table)).dim or dim for f in sparse}
-        widths |= {f.name: 1 for f in dataset.numeric_features}
+        widths |= {f.name: f.width for f in dataset.dense_features}
         ends = list(accumulate(widths.values()))
         self.columns = {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
         self.width = ends[-1]
         """Width of x: of one table set's output and the numeric features that follow it."""
-        self.lengths = {f.name: 1.0 if f.mean_length is None else f.mean_length for f in sparse}
+        self.lengths = {f.name: f.mean_length for f in sparse}
         """Ids in a row of every sparse feature, on average; 1 where it is not known."""
 
         # TorchRec names a feature's output after its table too when it has several. The order of the columns it
@@ -156,7 +157,7 @@ class Embeddings(nn.Module):
 
 def _pooling(dataset: Dataset, table: Table) -> PoolingType:
     """How a table's list features pool, each by its own choice; for one id a row sum and mean are the same."""
-    poolings = {f.pooling for f in dataset.sparse_features if f.table == table.name and f.kind == "list"} or {"sum"}
+    poolings = {f.pooling for f in dataset.sparse_features if f.table == table.name and is_list(f)} or {"sum"}
     if len(poolings) > 1:
         raise UserError(f"table '{table.name}': its list features must all pool with sum or all with mean")
     return PoolingType.MEAN if poolings == {"mean"} else PoolingType.SUM

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from recmtl.config import TrainingConfig, sha256, to_toml
+from recmtl.data.dataset import ENCODER, RECIPE
 from recmtl.data.reader import Prefetcher
 from recmtl.errors import Stopped, UserError
-from recmtl.files import os_errors, write_json, write_whole
+from recmtl.files import link_folder, os_errors, write_json, write_whole
 from recmtl.optim.schedule import Warmup
 from recmtl.training.checkpoint import Checkpoints, Progress
 from recmtl.training.engine import DIVERGED, Engine
@@ -101,6 +102,10 @@ class Trainer:
             write_whole(self.run / "config.toml", to_toml(self.config))
             write_json(self.run / "plan.json", self.engine.plan.to_json())
             self.engine.dataset.save(self.run)
+            # With these two, the run is all that it takes to score new raw files.
+            if (self.engine.data / ENCODER).is_dir():
+                link_folder(self.engine.data / ENCODER, self.run / ENCODER)
+                write_whole(self.run / RECIPE, (self.engine.data / RECIPE).read_text(encoding="utf-8"))
 
     def _epoch(self) -> None:
         """Train to the end of an epoch, then validate and checkpoint; or only up to the last step allowed."""

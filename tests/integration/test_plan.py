@@ -68,10 +68,6 @@ def test_a_dense_part_that_tips_it_over_is_an_error(data):
     assert "\n" not in str(caught.value)
 
 
-def test_lists_of_unknown_length_are_named(capsys, data):
-    assert "No mean lengths of lists in dataset.json: tags taken as 1" in plan(capsys, data)[2]
-
-
 def test_sharding_and_dimension_are_taken_from_the_configuration(capsys, data):
     flags = ["--world-size", 2, "--device", "cpu", "--hbm-gib", 16, "--embedding.dim", 32]
     tables, _, _ = plan(capsys, data, *flags, "--sharding.type", "column_wise")

@@ -177,7 +177,7 @@ class TestEncoding:
     def test_numbers_are_standardized_by_the_training_split(self, tmp_path: Path) -> None:
         dataset = run(tmp_path, events(2000))
         train = read(tmp_path, "train")["price"].to_numpy()
-        (feature,) = dataset.numeric_features
+        (feature,) = dataset.dense_features
         present = train[train != 0]
         assert present.mean() == pytest.approx(0, abs=1e-3)
         assert present.std() == pytest.approx(1, abs=1e-3)
