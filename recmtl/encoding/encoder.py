@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recmtl.encoding.hashing import HASH_NAME
-from recmtl.encoding.values import canonical, keys
+from recmtl.encoding.values import ARROW_TYPES, canonical, keys
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
 from recmtl.features import DenseKind, TableKind, make_kind
@@ -105,27 +105,27 @@ class Encoder:
     def _factorize_table(
         self, table: str, kinds: list[TableKind], columns: Mapping[str, pa.Array], found: Factorized
     ) -> None:
-        flat = []
+        kind_of_values = self._value_types[table]
+        by_type: dict[pa.DataType, list[tuple[str, pa.Array]]] = {}
         for kind in kinds:
             values, lengths = kind.flatten(self._column(columns, kind.feature.column))
-            flat.append(values)
             if lengths is not None:
                 found.lengths[kind.feature.name] = lengths
-        ends = np.cumsum([0, *(len(values) for values in flat)])
-        encoded = _dictionary(flat)
-        distinct, refused = canonical(encoded.dictionary, self._value_types[table])
-        codes = pc.fill_null(encoded.indices, NO_VALUE).to_numpy()
-        if refused is None:
-            refused = np.zeros(len(distinct), bool)
-        if distinct.null_count:  # NaN, or a value that the type cannot hold
-            kept = distinct.is_valid().to_numpy(zero_copy_only=False) | refused
-            renumbered = np.where(kept, np.cumsum(kept) - 1, NO_VALUE).astype(np.int32)
-            codes = np.append(renumbered, np.int32(NO_VALUE))[codes]
-            distinct, refused = distinct.filter(pa.array(kept)), refused[kept]
-            distinct = pc.fill_null(distinct, _any_value(distinct.type))
-        found.tables[table] = TableValues(distinct, refused)
-        for kind, start, stop in zip(kinds, ends, ends[1:], strict=False):
-            found.codes[kind.feature.name] = codes[start:stop]
+            if pa.types.is_dictionary(values.type):
+                values = values.dictionary_decode()
+            by_type.setdefault(values.type, []).append((kind.feature.name, values))
+        # Columns of one table may differ in type, as INTEGER and BIGINT do: a value is then there once for each.
+        distinct, refused, start = [], [], 0
+        for columns_of_type in by_type.values():
+            values, refusals, codes = _factorize([values for _, values in columns_of_type], kind_of_values)
+            codes[codes != NO_VALUE] += start
+            start += len(values)
+            distinct.append(values)
+            refused.append(refusals)
+            ends = np.cumsum([0, *(len(values) for _, values in columns_of_type)])
+            for (name, _), first, last in zip(columns_of_type, ends, ends[1:], strict=False):
+                found.codes[name] = codes[first:last]
+        found.tables[table] = TableValues(pa.concat_arrays(distinct), np.concatenate(refused))
 
     def look_up(self, found: Factorized) -> dict[str, np.ndarray]:
         """The second half: by feature with a table, the id of every value, int32, in the order of its codes."""
@@ -199,14 +199,23 @@ class Encoder:
         return cls(features, tables, lookups, schema)
 
 
-def _dictionary(arrays: list[pa.Array]) -> pa.DictionaryArray:
-    """All values one after the other as places in the distinct ones."""
-    arrays = [array.dictionary_decode() if pa.types.is_dictionary(array.type) else array for array in arrays]
-    wanted = next((array.type for array in arrays if not pa.types.is_null(array.type)), pa.null())
-    together = pa.concat_arrays([array.cast(wanted) for array in arrays])
-    if pa.types.is_null(wanted):
-        return pa.DictionaryArray.from_arrays(pa.nulls(len(together), pa.int32()), pa.nulls(0, pa.int8()))
-    return together.dictionary_encode()
+def _factorize(columns: list[pa.Array], kind: str) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """The distinct values of columns of one type, canonical; which of them no table has; and the codes of all rows."""
+    together = pa.concat_arrays(columns)
+    if pa.types.is_null(together.type):
+        return pa.nulls(0, ARROW_TYPES[kind]), np.zeros(0, bool), np.full(len(together), NO_VALUE, np.int32)
+    encoded = together.dictionary_encode()
+    distinct, refused = canonical(encoded.dictionary, kind)
+    codes = pc.fill_null(encoded.indices, NO_VALUE).to_numpy(zero_copy_only=False).copy()
+    if refused is None:
+        refused = np.zeros(len(distinct), bool)
+    if distinct.null_count:  # NaN, or a value that the type cannot hold
+        kept = distinct.is_valid().to_numpy(zero_copy_only=False) | refused
+        renumbered = np.where(kept, np.cumsum(kept) - 1, NO_VALUE).astype(np.int32)
+        codes = np.append(renumbered, np.int32(NO_VALUE))[codes]
+        distinct, refused = distinct.filter(pa.array(kept)), refused[kept]
+        distinct = pc.fill_null(distinct, _any_value(distinct.type))
+    return distinct, refused, codes
 
 
 def _any_value(kind: pa.DataType) -> pa.Scalar:

@@ -150,3 +150,17 @@ def test_hashed_ids_are_spread(tmp_path: Path) -> None:
     counts = np.bincount(ids, minlength=102)[FIRST:]
     assert counts.min() > 50
     assert counts.max() < 150
+
+
+def test_columns_of_one_table_may_differ_in_type(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"value": pa.array([7, 2**40]), "id": pa.array([2, 3], pa.int32())}), path)
+    features = tuple(Feature(name, table="x", column=name) for name in ("small", "large", "none"))
+    small, large, none = pa.array([7, None], pa.int32()), pa.array([2**40, 7]), pa.nulls(2)
+    schema = pa.schema([("small", small.type), ("large", large.type), ("none", pa.int64())])
+    encoder = Encoder(features, (Table("x", 4, value_type="BIGINT"),), {"x": Vocabulary.build(path, "BIGINT")}, schema)
+    found = encoder.encode({"small": small, "large": large, "none": none})
+    assert [column.to_pylist() for column in found.values()] == [[2, 0], [3, 2], [0, 0]]
+    # A column that changed its type since counts where its values fit.
+    found = encoder.encode({"small": pa.array([7.0, 7.5]), "large": pa.array([2**63, 7], pa.uint64()), "none": none})
+    assert [column.to_pylist() for column in found.values()] == [[2, UNSEEN], [UNSEEN, 2], [0, 0]]
