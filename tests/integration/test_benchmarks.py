@@ -159,9 +159,13 @@ def test_suite_of_a_gpu_runs_where_there_is_none(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     written = {path.name.split("-")[0] for path in tmp_path.glob("*.json")}
     assert written == {"throughput", "steps", "memory", "reference", "reader", "evaluation", "table"}
-    *_, header, _, rate, busy, step, seconds = done.stdout.splitlines()
+    lines = done.stdout.splitlines()
+    table = next(number for number, line in enumerate(lines) if line.replace(" ", "").startswith("|target|"))
+    header, _, rate, busy, step, *memory, seconds = lines[table:]
     assert [cell.strip() for cell in header.strip("|").split("|")] == ["target", "measured", "wanted"]
     assert "2,000,000" in rate
     assert "no GPU" in busy
     assert "1.6" in step
+    assert memory
+    assert all("GB (at most)" in line and "no GPU" in line for line in memory)
     assert seconds.endswith("s in all")

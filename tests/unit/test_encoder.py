@@ -164,3 +164,9 @@ def test_columns_of_one_table_may_differ_in_type(tmp_path: Path) -> None:
     # A column that changed its type since counts where its values fit.
     found = encoder.encode({"small": pa.array([7.0, 7.5]), "large": pa.array([2**63, 7], pa.uint64()), "none": none})
     assert [column.to_pylist() for column in found.values()] == [[2, UNSEEN], [UNSEEN, 2], [0, 0]]
+
+
+def test_two_values_of_one_key_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recmtl.encoding.vocabulary.keys", lambda values: np.zeros(len(values), np.uint64))
+    with pytest.raises(UserError, match=r"table 'x': 'a' and 'b' have one hash; change one of them in sql"):
+        make(tmp_path, "VARCHAR", pa.array(["a"]), ["a", "b"])
