@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.dataset import Dataset, Feature, FeatureKind, Table, Task
+from recmtl.data.dataset import Dataset, Feature, Table, Task
 
 ROWS = {"train": 300, "val": 60, "test": 60}
 
 
 def write_odd(
     folder: Path,
-    kinds: Sequence[FeatureKind],
+    kinds: Sequence[str],
     *,
     rows: Mapping[str, int] = ROWS,
     table_rows: int = 30,

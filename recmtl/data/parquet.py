@@ -280,7 +280,8 @@ class Decoder:
             name = dense.feature.name
             numbers = numeric[:, start : start + dense.width]
             numbers[:] = dense.read(self._array(name))
-            self._check(np.asarray(np.isfinite(numbers).all(axis=1)), name, numbers, "must be finite")
+            shown = numbers[:, 0] if dense.width == 1 else numbers
+            self._check(np.asarray(np.isfinite(numbers).all(axis=1)), name, shown, "must be a finite number")
             start += dense.width
         labels = np.empty((n, len(split.tasks)), np.float32)
         for i, task in enumerate(split.tasks):

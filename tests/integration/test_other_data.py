@@ -195,6 +195,7 @@ def test_evaluation_of_all_splits(data, trained, run_recmtl):
         for task in ("click", "buy"):
             found, expected = (metrics[split][task] for metrics in (measured[split], read(trained)))
             assert found.pop("oracle_auc") is expected.pop("oracle_auc") is None
+            assert found.pop("auc_folds") == expected.pop("auc_folds")
             assert found == pytest.approx(expected, rel=1e-9)
     assert {values["checkpoint"] for values in measured.values()} == {f"step-{25 * read(trained)['best_epoch']:09d}"}
 
@@ -273,4 +274,6 @@ def test_two_seeds_on_other_labels_do_not_share_a_row(data, trained, tmp_path, c
     digits = [Dataset.load(folder).data_fingerprint[:8] for folder in (data, other)]
     headings = [line for line in said.splitlines() if line.startswith("##")]
     assert headings == [f"## shop ({some})" for some in digits]
-    assert "±" not in said
+    # Of two runs in one row it would be their deviation.
+    assert "standard deviation" not in said
+    assert said.count("± of a single run is the standard error") == 2

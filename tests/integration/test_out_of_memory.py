@@ -56,7 +56,7 @@ def test_a_batch_too_large(tmp_path, where):
 
 
 def test_what_is_too_large_for_sure_is_not_tried(tmp_path):
-    write_toy(tmp_path / "data", {"train": 300, "val": 50, "test": 50})
+    write_toy(tmp_path / "data", {"train": 30_000, "val": 50, "test": 50})
     flags = WIDE | {"training__batch_size": 30_000, "sharding__device_memory_gib": 4}
     with running(*training(tmp_path / "data", tmp_path / "run", **flags)) as job:
         line = the_line(job)

@@ -378,7 +378,7 @@ def test_every_models_preset_trains_on_one_task(data, tmp_path, preset):
     assert set(results["test"]) == set(results["val"]) == {"like"}
     assert results["logloss_sum"] == results["test"]["like"]["logloss"]
     assert set(lines(tmp_path / "run")[0]) == {
-        *("step", "epoch", "loss", "loss/like", "weight/like", "examples_per_second")
+        *("step", "epoch", "loss", "loss/like", "weight/like", "lr/dense", "lr/embedding", "examples_per_second")
     }
 
 
@@ -391,7 +391,9 @@ def test_a_task_with_one_class_has_no_auc(data, tmp_path, capsys):
         pq.write_table(table.set_column(table.schema.get_field_index("label_like"), "label_like", zeros), path)
     results = train_here(folder, tmp_path / "run", training__max_steps=10, metrics__gauc=False)
     like = results["test"]["like"]
-    assert {key for key, value in like.items() if value is None} == {"auc", "oracle_auc", "gauc", "ne", "calibration"}
+    assert {key for key, value in like.items() if value is None} == {
+        *("auc", "auc_se", "auc_folds", "oracle_auc", "gauc", "ne", "calibration")
+    }
     assert like["base_rate"] == 0
     assert results["test"]["click"]["auc"] > 0.4
     assert results["test"]["click"]["gauc"] is None  # switched off
