@@ -146,7 +146,8 @@ def _user_numbers(users: pa.Array) -> np.ndarray:
     encoded = users.dictionary_encode()
     distinct = encoded.dictionary
     if pa.types.is_floating(distinct.type):
-        distinct = pc.if_else(pc.is_nan(distinct), pa.scalar(None, distinct.type), distinct)
+        # −0 + 0 is 0, the same user.
+        distinct = pc.if_else(pc.is_nan(distinct), pa.scalar(None, distinct.type), pc.add(distinct, 0.0))
     hashes = hash_texts(pc.fill_null(distinct.cast(pa.large_string()), "")) >> np.uint64(1)
     numbers = np.where(distinct.is_valid().to_numpy(zero_copy_only=False), hashes.astype(np.int64), NO_USER)
     return np.append(numbers, NO_USER)[pc.fill_null(encoded.indices, -1).to_numpy()]

@@ -19,6 +19,7 @@ from recmtl.encoding.encoder import Encoder
 from recmtl.encoding.values import ARROW_TYPES, value_type
 from recmtl.errors import UserError
 from recmtl.features import KINDS, DenseKind, TableKind
+from recmtl.features.categorical import is_simple
 from recmtl.schema import FLOATS, Feature, Table, is_number
 
 ROWS = '"#rows"'
@@ -74,8 +75,8 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
         _type(types, column, f"{where}: [split]: key")
     if recipe.split.column is not None:
         _check_split_column(recipe, types, recipe.split.column)
-    if recipe.group is not None:
-        _type(types, recipe.group, f"{where}: group")
+    if recipe.group is not None and not is_simple(kind := _type(types, recipe.group, f"{where}: group")):
+        raise UserError(f"{where}: group: column {recipe.group!r} is {kind}; a user is a single value")
 
 
 def _type(types: dict[str, str], column: str, where: str) -> str:

@@ -62,6 +62,9 @@ def canonical(values: pa.Array, kind: str) -> tuple[pa.Array, np.ndarray | None]
         found = values
     elif pa.types.is_null(values.type):
         return pa.nulls(len(values), wanted), None
+    elif pa.types.is_decimal(values.type) and pa.types.is_large_string(wanted):
+        # Arrow's own cast writes 0.0000000 as 0E-7.
+        found = pa.array([None if value is None else format(value, "f") for value in values.to_pylist()], wanted)
     elif not _fits(values.type, wanted):
         raise ValueError(f"{values.type} values where {kind} is wanted")
     else:

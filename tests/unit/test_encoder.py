@@ -128,6 +128,12 @@ def test_decimals_of_another_scale_are_the_same_value(tmp_path: Path) -> None:
     assert encoder.encode({"x": pa.array([decimal.Decimal("1.5")])})["x"].to_pylist() == [2]
 
 
+def test_decimals_are_written_as_people_do(tmp_path: Path) -> None:
+    column = pa.array([decimal.Decimal(0), decimal.Decimal("0.0000001"), None], pa.decimal128(38, 10))
+    encoder = make(tmp_path, "VARCHAR", column, ["0.0000000000", "0.0000001000"])
+    assert encoder.encode({"x": column})["x"].to_pylist() == [2, 3, MISSING]
+
+
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     encoder = make(tmp_path, "BIGINT", pa.array([7]), [7])
     with pytest.raises(UserError, match="no column 'x'"):

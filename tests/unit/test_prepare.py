@@ -87,6 +87,14 @@ class TestOutput:
             assert min(group[0], group[2]) >= 0
             assert group[0] == group[4] != group[2]
 
+    def test_users_of_any_simple_type(self, tmp_path: Path) -> None:
+        """NaN is no user, and -0.0 is the same one as 0.0."""
+        table, text = only("categorical", pa.array([1] * 8))
+        users = pa.array([0.0, -0.0, 1.5, 1.5, float("nan"), None, 0.0, 2.0])
+        run(tmp_path, table.append_column("g", users), f'group = "g"\n{text}')
+        assert sorted(Counter(read_all(tmp_path)["group"].to_pylist()).values()) == [1, 2, 2, 3]
+        assert Counter(read_all(tmp_path)["group"].to_pylist())[NO_USER] == 2
+
 
 class TestEncoding:
     def test_what_counts_may_be_one_feature(self, tmp_path: Path) -> None:

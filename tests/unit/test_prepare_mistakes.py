@@ -26,6 +26,7 @@ BAD_RECIPES = [
     ("missing column", 'name = "price"', 'name = "prize"', ["'prize'", f"did you mean 'price'? Its {COLUMNS}"]),
     ("missing label", 'label = "clicked"', 'label = "bought"', ["[[task]] 'click'", "no column 'bought'"]),
     ("missing group", 'group = "user"', 'group = "person"', ["group", f"no column 'person'; its {COLUMNS}"]),
+    ("list as group", 'group = "user"', 'group = "tags"', ["group: column 'tags' is VARCHAR[]", "a single value"]),
     ("missing key", "[split]", '[split]\nkey = ["person"]', ["[split]", "key", "no column 'person'"]),
     ("sql syntax", "from raw", "from from raw", ["sql", "syntax error"]),
     ("sql column", "from raw", "from raw where\nbogus = 1", ["sql, line 3", "bogus"]),
