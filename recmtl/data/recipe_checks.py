@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from recmtl.data.dataset import GROUP_COLUMN, label_column, oracle_column
 from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS
+from recmtl.schema import FIRST
 
 if TYPE_CHECKING:
     from recmtl.data.recipe import FeatureSpec, Recipe, Source, SplitSpec, TableSpec, TaskSpec
@@ -75,7 +76,7 @@ def _check_source(source: Source, where: str) -> None:
 def _check_table(recipe: Recipe, table: TableSpec, where: str) -> None:
     if not recipe.features_of(table.name):
         raise UserError(f"{where}: no feature uses it; remove it or give a feature table = {table.name!r}")
-    for key, least in (("dim", 1), ("min_count", 1), ("hash_rows", 2)):
+    for key, least in (("dim", 1), ("min_count", 1), ("hash_rows", FIRST + 1)):
         value = getattr(table, key)
         if value is not None and not least <= value < 2**31:
             raise UserError(f"{where}: {key}: {value} is out of range; the least is {least}")

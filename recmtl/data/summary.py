@@ -21,7 +21,7 @@ WIDE = 1000
 def notes(dataset: Dataset) -> Iterator[str]:
     """One line for each feature whose values are often missing or unseen in test rows, but not in training rows."""
     for feature in dataset.features:
-        for what, shares in (("missing", feature.missing), ("unseen or rare, without an id,", feature.unseen)):
+        for what, shares in (("missing", feature.missing), ("unseen or rare", feature.unseen)):
             train, test = shares.get("train", 0.0), shares.get("test", 0.0)
             if test >= MUCH and train <= HARDLY_ANY:
                 shares_told = f"{test:.1%} {what} in test rows, {train:.1%} in training rows"

@@ -122,4 +122,4 @@ def test_the_summary_has_a_line_for_each_task_and_feature(dataset: Dataset, caps
 def test_what_test_rows_alone_lack_is_told(dataset: Dataset) -> None:
     told = list(notes(dataset))
     assert [note.split("'")[1] for note in told] == ["item", "rare", "float", "words", "split_words"]
-    assert told[0].startswith("[[feature]] 'item': 50.0% unseen or rare, without an id, in test rows, 0.0% in training")
+    assert told[0].startswith("[[feature]] 'item': 50.0% unseen or rare in test rows, 0.0% in training")

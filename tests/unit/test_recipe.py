@@ -125,7 +125,7 @@ MISTAKES = [
     ("time without column", GOOD + TABLE_ITEM + '[split]\nby = "time"\n', ["[split]", "column", "missing"]),
     ("random with column", GOOD + TABLE_ITEM + '[split]\ncolumn = "at"\n', ["[split]", "column", "key"]),
     ("min_count", GOOD + TABLE_ITEM + "min_count = 0\n", ["[[table]] 'item'", "min_count: 0"]),
-    ("hash_rows", GOOD + TABLE_ITEM + "hash_rows = 1\n", ["[[table]] 'item'", "hash_rows: 1"]),
+    ("hash_rows", GOOD + TABLE_ITEM + "hash_rows = 2\n", ["[[table]] 'item'", "hash_rows: 2", "the least is 3"]),
     ("dim", GOOD + TABLE_ITEM + "dim = 6\n", ["[[table]] 'item'", "dim: must be a multiple of 4, not 6"]),
     ("hashed and counted", GOOD + TABLE_ITEM + "hash_rows = 9\nmin_count = 2\n", ["[[table]] 'item'", "min_count"]),
     ("count_from", GOOD + TABLE_ITEM + 'count_from = ["itm"]\n', ["count_from: 'itm'", "did you mean 'item'"]),
