@@ -1,35 +1,35 @@
-"""How fast `recmtl prepare` is on MerRec-shaped events, and whether it keeps to its memory limit.
+"""How much CPU time `recmtl prepare` takes beside the bare query, and whether it keeps to its memory limit.
 
     python benchmarks/prepare.py --events 1000000 10000000 50000000 --memory-limit 4GB
 
-Makes synthetic events (not timed), prepares them in a fresh process with the recipe `merrec`, and gives for each number
-of events: events/s, CPU time an event, peak resident memory and what was written to disk on the way. The last ratio is
-the rate at the largest number over that at the smallest: 1 is linear. CPU time shows it where others use the cores.
+Makes synthetic MerRec events (not timed) and prepares them with the recipe `merrec`. Beside it the recipe's query is run
+by DuckDB alone, Parquet to Parquet, with as many threads and as much memory. Both are processes of their own, start
+included, one after the other; ratios are medians over such turns. Wanted: at most 2, and as much per event of many
+events as of few. Then come rows with many ids, under a smaller limit: peak resident memory is wanted within it.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import shutil
+import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import psutil
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
+from usage import Usage, usage
+from wide_rows import WIDE_ROWS, write_raw, write_recipe
 
 from recmtl.data.duck import size
-from recmtl.data.prepare import prepare
-from recmtl.data.recipe import load_recipe
+from recmtl.data.recipe import PACKAGED
 from recmtl.data.synthetic import synthesize
 
-SAMPLE_SECONDS = 0.02
+BARE_QUERY = Path(__file__).with_name("bare_query.py")
 
 
 @dataclass
@@ -38,102 +38,107 @@ class Options:
 
     events: tuple[int, ...] = (1_000_000,)
     """Numbers of events."""
+    wide: tuple[str, ...] = tuple(WIDE_ROWS)
+    """Cases of many ids a row, as benchmarks/wide_rows.py names them."""
+    rounds: int = 1
+    """Turns of preparing and the bare query."""
     memory_limit: str = "4GB"
-    """As of `recmtl prepare`."""
+    """As of `recmtl prepare`, for events."""
+    wide_memory_limit: str = "1GB"
+    """The same for rows of many ids."""
     threads: int = os.cpu_count() or 1
     """As of `recmtl prepare`."""
     work: Path | None = None
-    """Folder for events and output, removed afterwards; none: a temporary one. 50 M events take 17 GB."""
+    """Folder for events and output, removed afterwards; none: a temporary one. 50 M events take 20 GB."""
     out: Path = RESULTS
     """Folder for the results."""
 
 
-@contextmanager
-def sampled(peak: list[int]) -> Iterator[None]:
-    """Keep the largest resident size of this process in `peak`."""
-    process, stop = psutil.Process(), threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(SAMPLE_SECONDS):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
+def prepare(recipe: str | Path, raw: Path, out: Path, memory_limit: str, threads: int) -> Usage:
+    """Prepare in a process; what it wrote is removed."""
+    words = ("prepare", recipe, raw, out, "--memory-limit", memory_limit, "--threads", threads)
+    used = usage(sys.executable, "-m", "recmtl", *words)
+    shutil.rmtree(out)
+    return used
 
 
-def measure(raw: Path, out: Path, options: Options, report: Any) -> None:
-    """Prepare in this process; send what it took to `report`."""
-    process, peak = psutil.Process(), [0]
-    start, cpu, written = time.perf_counter(), time.process_time(), process.io_counters().write_chars
-    with sampled(peak):
-        dataset = prepare(load_recipe("merrec"), raw, out, memory_limit=options.memory_limit, threads=options.threads)
-    report.put(
-        {
-            "seconds": time.perf_counter() - start,
-            "cpu_seconds": time.process_time() - cpu,
-            "peak_bytes": peak[0],
-            "written_bytes": process.io_counters().write_chars - written,
-            "output_bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
-            "rows": sum(dataset.rows.values()),
-        }
-    )
+def query(raw: Path, out: Path, memory_limit: str, threads: int) -> Usage:
+    """Run the bare query in a process; what it wrote is removed."""
+    words = (PACKAGED / "merrec.toml", raw, out, "--threads", threads, "--memory-limit", memory_limit)
+    used = usage(sys.executable, BARE_QUERY, *words)
+    out.unlink()
+    return used
 
 
-def run(events: int, folder: Path, options: Options) -> dict[str, Any]:
+def of_events(events: int, folder: Path, options: Options) -> dict[str, Any]:
     """Measure one number of events."""
-    raw = folder / "raw"
+    raw, limit, threads = folder / "raw", options.memory_limit, options.threads
     synthesize(raw, events)
-    # A fresh process: what making the events took is not in its peak.
-    context = multiprocessing.get_context("spawn")
-    report = context.Queue()
-    child = context.Process(target=measure, args=(raw, folder / "out", options, report))
-    child.start()
-    child.join()
-    if child.exitcode:
-        raise SystemExit(f"prepare failed on {events} events")
-    return {"events": events, **report.get()}
+    prepared, bare = [], []
+    for _ in range(options.rounds):
+        prepared.append(prepare("merrec", raw, folder / "out", limit, threads))
+        bare.append(query(raw, folder / "bare.parquet", limit, threads))
+    ratios = [one.cpu_seconds / other.cpu_seconds for one, other in zip(prepared, bare, strict=True)]
+    return {
+        "events": events,
+        "ratio": median(ratios),
+        "prepare": list(map(asdict, prepared)),
+        "query": list(map(asdict, bare)),
+    }
+
+
+def of_wide(name: str, folder: Path, options: Options) -> dict[str, Any]:
+    """Measure one case of many ids a row."""
+    wide = WIDE_ROWS[name]
+    write_raw(wide, folder / "raw")
+    write_recipe(wide, folder / "wide.toml")
+    used = prepare(folder / "wide.toml", folder / "raw", folder / "out", options.wide_memory_limit, options.threads)
+    return {"case": wide.label, "rows": wide.rows, **asdict(used)}
+
+
+def in_folder(
+    measure: Callable[[Any, Path, Options], dict[str, Any]], what: object, options: Options
+) -> dict[str, Any]:
+    """Measure in a folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        found = measure(what, Path(folder), options)
+    print(found, flush=True)
+    return found
+
+
+def table_of_events(runs: list[dict[str, Any]], limit: int) -> str:
+    """A line a number of events."""
+    lines = []
+    for run in runs:
+        cpu = {side: median(used["cpu_seconds"] for used in run[side]) for side in ("prepare", "query")}
+        seconds = median(used["seconds"] for used in run["prepare"])
+        peak = max(used["peak_bytes"] for used in run["prepare"])
+        of_event = [1e6 * cpu[side] / run["events"] for side in ("prepare", "query")]
+        lines.append((run["events"], run["events"] / seconds, *of_event, run["ratio"], peak / 1e9, peak / limit))
+    header = ("events", "events/s", "CPU µs per event", "bare query", "ratio", "peak GB", "peak / limit")
+    return markdown_table(header, lines)
 
 
 def main(options: Options) -> None:
     """Measure, print and write."""
-    place, limit = machine(), size(options.memory_limit)
-    runs = []
-    for events in sorted(options.events):
-        with tempfile.TemporaryDirectory(dir=options.work) as folder:
-            runs.append(run(events, Path(folder), options))
-        print(f"{events:,} events: {runs[-1]['seconds']:.0f} s", flush=True)
-    rows = [
-        (
-            found["events"],
-            found["events"] / found["seconds"],
-            1e6 * found["cpu_seconds"] / found["events"],
-            found["peak_bytes"] / 1e9,
-            found["peak_bytes"] / limit,
-            (found["written_bytes"] - found["output_bytes"]) / 1e9,
-        )
-        for found in runs
+    place = machine()
+    events = [in_folder(of_events, number, options) for number in sorted(options.events)]
+    wide = [in_folder(of_wide, name, options) for name in options.wide]
+    limit = size(options.wide_memory_limit)
+    lines = [
+        (run["case"], run["cpu_seconds"], 1e6 * run["cpu_seconds"] / run["rows"], run["peak_bytes"] / 1e9)
+        + (run["peak_bytes"] / limit,)
+        for run in wide
     ]
-    first, last = rows[0], rows[-1]
-    linear = {"by_clock": last[1] / first[1], "by_cpu_time": first[2] / last[2]}
-    header = ("events", "events/s", "CPU µs an event", "peak GB", "peak / limit", "GB written on the way")
-    body = (
-        f"{options.threads} threads, memory limit {options.memory_limit}.\n\n{markdown_table(header, rows)}\n\n"
-        f"Rate at {last[0]:,} over rate at {first[0]:,} events: {linear['by_clock']:.2f} by the clock, "
-        f"{linear['by_cpu_time']:.2f} by CPU time."
-    )
-    results = {
-        "machine": place,
-        "memory_limit": options.memory_limit,
-        "threads": options.threads,
-        "linear": linear,
-        "runs": runs,
-    }
-    write_results(options.out, "prepare", "merrec", results, body)
+    parts = [f"{options.threads} threads."]
+    if events:
+        parts.append(f"Memory limit {options.memory_limit}:\n\n{table_of_events(events, size(options.memory_limit))}")
+    if wide:
+        header = ("rows", "CPU s", "CPU µs per row", "peak GB", "peak / limit")
+        parts.append(f"Memory limit {options.wide_memory_limit}:\n\n{markdown_table(header, lines)}")
+    limits = {"memory_limit": options.memory_limit, "wide_memory_limit": options.wide_memory_limit}
+    results = {"machine": place, "threads": options.threads, **limits, "runs": events, "wide": wide}
+    write_results(options.out, "prepare", "merrec" if events else "wide", results, "\n\n".join(parts))
 
 
 if __name__ == "__main__":
