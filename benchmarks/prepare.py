@@ -2,8 +2,8 @@
 
     python benchmarks/prepare.py --events 1000000 10000000 50000000 --memory-limit 4GB
 
-Makes synthetic MerRec events (not timed) and prepares them with the recipe `merrec`. Beside it the recipe's query is run
-by DuckDB alone, Parquet to Parquet, with as many threads and as much memory. Both are processes of their own, start
+Makes synthetic MerRec events (not timed) and prepares them with the recipe `merrec`. Beside it DuckDB alone runs the
+recipe's query, Parquet to Parquet, with as many threads and as much memory. Both are processes of their own, start
 included, one after the other; ratios are medians over such turns. Wanted: at most 2, and as much per event of many
 events as of few. Then come rows with many ids, under a smaller limit: peak resident memory is wanted within it.
 """
@@ -126,9 +126,8 @@ def main(options: Options) -> None:
     wide = [in_folder(of_wide, name, options) for name in options.wide]
     limit = size(options.wide_memory_limit)
     lines = [
-        (run["case"], run["cpu_seconds"], 1e6 * run["cpu_seconds"] / run["rows"], run["peak_bytes"] / 1e9)
-        + (run["peak_bytes"] / limit,)
-        for run in wide
+        (run["case"], run["cpu_seconds"], run["cpu_seconds"] / run["rows"] * 1e6, peak / 1e9, peak / limit)
+        for run, peak in ((run, run["peak_bytes"]) for run in wide)
     ]
     parts = [f"{options.threads} threads."]
     if events:

@@ -1,4 +1,4 @@
-"""Raw files and recipes of rows with many ids, for the memory of `recmtl prepare`: long lists, and a large shared table.
+"""Raw files and recipes of rows with many ids, for the memory of `recmtl prepare`: long lists, a large table.
 
 Every value is drawn uniformly, so that a batch's distinct values are as many as they can be.
 """

@@ -14,7 +14,7 @@ import torch
 from recmtl.data.content import ContentDigests
 from recmtl.data.dataset import SPLITS, Dataset, Feature, Table, Task
 from recmtl.data.recipe import load_recipe
-from recmtl.data.shards import CHUNK_ROWS, schema, write_shards
+from recmtl.data.shards import ROW_GROUP_ROWS, schema, write_shards
 
 LARGE = {"session_id": 4_200_000, "user_id": 2_770_000, "product": 914_000}
 """Values of the tables that are scaled, in the benchmark's month."""
@@ -91,7 +91,7 @@ def _batches(dataset: Dataset, seed: int) -> Iterator[pa.RecordBatch]:
     layout = schema(dataset)
     left = sum(dataset.rows.values())
     while left > 0:
-        rows = min(CHUNK_ROWS, left)
+        rows = min(ROW_GROUP_ROWS, left)
         event = torch.rand(rows, generator=generator)
         columns = [_ids(str(f.table), dataset.table(str(f.table)).rows, rows, generator) for f in dataset.features]
         view = event < BASE_RATE["view"]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from recmtl.data.duck import arrow_batches, column_types, plain_arrow, quote, refusal
-from recmtl.data.factorized import FactorizedRows
+from recmtl.data.factorized import FactorizedRows, even_batches
 from recmtl.data.queries import create_query_view
 from recmtl.data.recipe import FeatureSpec, Recipe
 from recmtl.data.sources import FILE_ROW_NUMBER, FILENAME, columns_hint
@@ -43,6 +43,8 @@ ORDER = '"#order"'
 """UBIGINT: hash of all that the recipe reads of a row, labels left out; numbers rows of the same `HASH`."""
 MOMENT = '"#moment"'
 """The split's column."""
+FETCH_ROWS = 2**13
+"""Rows that the engine yields at a time: of long lists, more would take much of the memory, several times."""
 
 
 def create_query(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> dict[str, str]:
@@ -210,7 +212,7 @@ def run_query(db: duckdb.DuckDBPyConnection, parts: Iterable[int], rows: Factori
     types = column_types(db, SELECTED)
     with plain_arrow(db), rows.writer() as write:
         for part in parts:
-            for batch in arrow_batches(db, f"select * from {SELECTED}", BATCH_ROWS):
+            for batch in even_batches(arrow_batches(db, f"select * from {SELECTED}", FETCH_ROWS)):
                 number = pa.array(np.arange(rows.rows, rows.rows + batch.num_rows))
                 names = [*batch.schema.names, ROW.strip('"')]
                 write(pa.RecordBatch.from_arrays([*batch.columns, number], names=names))

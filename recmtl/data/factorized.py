@@ -8,7 +8,7 @@ once per row and feature, and a list of ids takes 4 bytes per id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from recmtl.data.parts import MOST_PARTS, number_of_parts
-from recmtl.data.stored import Stored
+from recmtl.data.stored import BATCH_ROWS, Stored
 from recmtl.encoding.encoder import Encoder, Factorized, TableValues
 from recmtl.encoding.values import ARROW_TYPES
 
@@ -25,8 +25,8 @@ CODES = pa.large_list(pa.int32())
 ROWS = "rows.arrow"
 SORTED_SHARE = 16
 """At most about one part in so many of the memory is for the rows that are sorted at a time."""
-PIECE_BYTES = 32 * 2**20
-"""A batch of long lists or texts is factorised in pieces of about so many bytes."""
+BATCH_BYTES = 16 * 2**20
+"""Rows are factorised in batches of about so many bytes, or of `BATCH_ROWS` where that is less."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,7 @@ class FactorizedRows:
                     tables[name].write_batch(pa.RecordBatch.from_arrays(arrays, schema=layouts[name]))
                 self.rows += batch.num_rows
 
-            def write_in_pieces(batch: pa.RecordBatch) -> None:
-                size = max(1, batch.num_rows * PIECE_BYTES // max(batch.nbytes, PIECE_BYTES))
-                for start in range(0, batch.num_rows, size):
-                    write(batch.slice(start, size))
-
-            yield write_in_pieces
+            yield write
 
     def _stored(self, found: Factorized) -> Iterator[pa.Array]:
         for kind in self.encoder.table_kinds:
@@ -140,6 +135,30 @@ class FactorizedRows:
 
     def _path(self, table: str) -> Path:
         return self.folder / f"values of {table}.arrow"
+
+
+def even_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches that are as large as `BATCH_ROWS` and `BATCH_BYTES` let them be.
+
+    Batches of few rows of long lists take little memory, batches of many rows repeat few of their distinct values.
+    """
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        step = max(1, batch.num_rows * BATCH_BYTES // max(batch.nbytes, BATCH_BYTES))
+        for start in range(0, batch.num_rows, step):
+            piece = batch.slice(start, step)
+            if held and (rows + piece.num_rows > BATCH_ROWS or size + piece.nbytes > BATCH_BYTES):
+                yield _joined(held)
+                held, rows, size = [], 0, 0
+            held.append(piece)
+            rows, size = rows + piece.num_rows, size + piece.nbytes
+    if held:
+        yield _joined(held)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
 def _code(feature: str) -> str:

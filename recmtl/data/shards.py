@@ -14,8 +14,6 @@ from recmtl.features import make_kind
 
 ROW_GROUP_ROWS = 16_384
 SHARD_ROWS = 256 * ROW_GROUP_ROWS
-CHUNK_ROWS = 8 * ROW_GROUP_ROWS
-"""Rows written at a time."""
 
 
 def schema(dataset: Dataset) -> pa.Schema:
@@ -53,8 +51,8 @@ def write_shards(
             with pq.ParquetWriter(folder / split / f"part-{number:05d}.parquet", layout, **options) as file:
                 shard_end = max(left - SHARD_ROWS, 0)
                 while left > shard_end:
-                    chunk = rows.take(min(CHUNK_ROWS, left - shard_end))
-                    file.write_table(chunk, row_group_size=ROW_GROUP_ROWS)
+                    chunk = rows.take(min(ROW_GROUP_ROWS, left - shard_end))
+                    file.write_table(chunk)
                     content.add(split, chunk)
                     left -= chunk.num_rows
                     written += chunk.num_rows

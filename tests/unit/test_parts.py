@@ -109,7 +109,7 @@ def test_merrec_in_parts_is_merrec(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     synthesize(tmp_path / "raw", 20_000)
     whole = contents("merrec", tmp_path / "raw", tmp_path / "whole")
     monkeypatch.setattr(parts, "PART_ROWS", 3000)
-    for chunk in ("parts.CHUNK_ROWS", "examples.BATCH_ROWS", "factorized.PIECE_BYTES"):
+    for chunk in ("parts.CHUNK_ROWS", "examples.FETCH_ROWS", "factorized.BATCH_BYTES"):
         monkeypatch.setattr(f"recmtl.data.{chunk}", 2048)
     seen: list[int] = []
     shown = parts.shown
