@@ -71,7 +71,9 @@ class Shares:
                 self._missing[name] += _count(splits[~known])
                 self._values[name] += _count(splits)
             else:
-                self._missing[name] += _count(splits[lengths == 0])
+                row_of_values = np.repeat(np.arange(len(lengths)), lengths)
+                items = np.bincount(row_of_values[known], minlength=len(lengths))
+                self._missing[name] += _count(splits[items == 0])
                 self._values[name] += _count(of_values[known])
         for dense in encoder.dense_kinds:
             numbers = batch.features.numbers[dense.feature.name]
@@ -148,6 +150,7 @@ def _user_numbers(users: pa.Array) -> np.ndarray:
     if pa.types.is_floating(distinct.type):
         # −0 + 0 is 0, the same user.
         distinct = pc.if_else(pc.is_nan(distinct), pa.scalar(None, distinct.type), pc.add(distinct, 0.0))
-    hashes = hash_texts(pc.fill_null(distinct.cast(pa.large_string()), "")) >> np.uint64(1)
+    texts = distinct.cast(pa.large_binary() if pa.types.is_binary(distinct.type) else pa.large_string())
+    hashes = hash_texts(pc.fill_null(texts, "")) >> np.uint64(1)
     numbers = np.where(distinct.is_valid().to_numpy(zero_copy_only=False), hashes.astype(np.int64), NO_USER)
     return np.append(numbers, NO_USER)[pc.fill_null(encoded.indices, -1).to_numpy()]

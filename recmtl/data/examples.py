@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from recmtl.data.duck import arrow_batches, column_types, plain_arrow, quote, refusal
-from recmtl.data.factorized import FactorizedRows, even_batches
+from recmtl.data.factorized import CODE, FactorizedRows, even_batches
 from recmtl.data.queries import create_query_view
 from recmtl.data.recipe import FeatureSpec, Recipe
 from recmtl.data.sources import FILE_ROW_NUMBER, FILENAME, columns_hint
@@ -43,6 +43,7 @@ ORDER = '"#order"'
 """UBIGINT: hash of all that the recipe reads of a row, labels left out; numbers rows of the same `HASH`."""
 MOMENT = '"#moment"'
 """The split's column."""
+OWN = [name.strip('"') for name in (HASH, SPLIT, ROW, SPLIT_KEY, ORDER, MOMENT)]
 FETCH_ROWS = 2**13
 """Rows that the engine yields at a time: of long lists, more would take much of the memory, several times."""
 
@@ -78,7 +79,7 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
     if recipe.split.column is not None:
         _check_split_column(recipe, types, recipe.split.column)
     if recipe.group is not None and not is_simple(kind := _type(types, recipe.group, f"{where}: group")):
-        raise UserError(f"{where}: group: column {recipe.group!r} is {kind}; a user is a single value")
+        raise UserError(f"{where}: group: column {recipe.group!r} is {kind}; a user is a single value: cast it in sql")
 
 
 def _type(types: dict[str, str], column: str, where: str) -> str:
@@ -86,6 +87,8 @@ def _type(types: dict[str, str], column: str, where: str) -> str:
         raise UserError(f"{where}: sql yields no column {column!r}; {columns_hint(column, types)}")
     if line := refusal(types[column]):
         raise UserError(f"{where}: {line}")
+    if column.lower() in OWN or column.lower().startswith(CODE):
+        raise UserError(f"{where}: {column!r} is a name that recmtl uses itself; call the column otherwise in sql")
     return types[column]
 
 
@@ -122,6 +125,8 @@ def _moment(column: str, kind: str) -> str:
     name = quote(column)
     if kind in FLOATS:
         return f"case when {name} = 0 then cast(0 as {kind}) else {name} end"
+    if kind in ("HUGEINT", "UHUGEINT"):
+        return f"cast({name} as DECIMAL(38, 0))"
     return _for_arrow(column, kind)
 
 
@@ -149,12 +154,12 @@ def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[s
 def _for_arrow(column: str, sql_type: str) -> str:
     """A column in a type that Arrow has and the encoder reads: what is none of these comes as text."""
     items = sql_type.removesuffix("[]")
-    if items in ("HUGEINT", "UHUGEINT"):
-        wanted = "DECIMAL(38, 0)"
-    elif items in ARROW_TYPES or is_number(items) or items.endswith("]"):
-        return quote(column)
-    else:
+    if items in ("TIMESTAMP_S", "TIMESTAMP_MS"):
+        wanted = "TIMESTAMP"
+    elif items in ("HUGEINT", "UHUGEINT") or not (items in ARROW_TYPES or is_number(items) or items.endswith("]")):
         wanted = "VARCHAR"
+    else:
+        return quote(column)
     return f"cast({quote(column)} as {wanted}{sql_type[len(items) :]})"
 
 
@@ -186,8 +191,8 @@ def _value_type(recipe: Recipe, table: str, types: dict[str, str]) -> str:
     for spec in recipe.features_of(table):
         kind = KINDS[spec.kind]
         assert issubclass(kind, TableKind)
-        found[spec.name] = value_type(kind.value_sql_type(types[spec.column], spec.separator))
-    kinds = set(found.values())
+        found[spec.name] = kind.value_sql_type(types[spec.column], spec.separator)
+    kinds = set(map(value_type, found.values()))
     if len(kinds) > 1:
         listed = ", ".join(f"{name} is {kind}" for name, kind in found.items())
         raise UserError(f"{recipe.origin}: [[table]] {table!r}: its features differ in type ({listed}); cast in sql")

@@ -19,9 +19,11 @@ import pyarrow as pa
 from recmtl.data.parts import MOST_PARTS, number_of_parts
 from recmtl.data.stored import BATCH_ROWS, Stored
 from recmtl.encoding.encoder import Encoder, Factorized, TableValues
-from recmtl.encoding.values import ARROW_TYPES
+from recmtl.encoding.values import arrow_type
 
 CODES = pa.large_list(pa.int32())
+CODE = "#code "
+"""Begins the names of the columns that features become."""
 ROWS = "rows.arrow"
 SORTED_SHARE = 16
 """At most about one part in so many of the memory is for the rows that are sorted at a time."""
@@ -162,8 +164,8 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _code(feature: str) -> str:
-    return f"#code {feature}"
+    return f"{CODE}{feature}"
 
 
 def _values_schema(value_type: str) -> pa.Schema:
-    return pa.schema([("value", ARROW_TYPES[value_type]), ("refused", pa.bool_())])
+    return pa.schema([("value", arrow_type(value_type)), ("refused", pa.bool_())])

@@ -12,6 +12,9 @@ from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS
 from recmtl.schema import FIRST
 
+LONGEST_NAME = 200
+"""Bytes: file systems allow 255, and something is put before and after it."""
+
 if TYPE_CHECKING:
     from recmtl.data.recipe import FeatureSpec, Recipe, Source, SplitSpec, TableSpec, TaskSpec
 
@@ -52,6 +55,8 @@ def check_recipe(recipe: Recipe) -> None:
 def _check_name(name: str, where: str) -> None:
     if not re.fullmatch(r"[\w-]+", name):
         raise UserError(f"{where}: {name!r} is not a name; use letters, digits, '_' and '-' (no '@', '.' or blanks)")
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"{where}: {name[:20]!r}... is too long for the name of a file; at most {LONGEST_NAME} bytes")
 
 
 def _check_names(names: list[str], where: str) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from recmtl.data.duck import arrow_batches
 from recmtl.data.factorized import FactorizedRows
 from recmtl.data.recipe import TableSpec
-from recmtl.encoding.values import ARROW_TYPES
+from recmtl.encoding.values import arrow_type
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.schema import FIRST, Table
 
@@ -54,7 +54,7 @@ def make_lookup(
         f"where seen >= {spec.min_count} order by seen desc, value"
     )
     digest, written = hashlib.sha256(), 0
-    schema = pa.schema([("value", ARROW_TYPES[table.value_type]), ("id", pa.int32())])
+    schema = pa.schema([("value", arrow_type(table.value_type)), ("id", pa.int32())])
     with pq.ParquetWriter(path, schema) as file:
         for batch in arrow_batches(db, query, BATCH_ROWS):
             values = batch.column(0).cast(schema.field("value").type)
@@ -69,7 +69,7 @@ def make_lookup(
 
 
 def _count_schema(table: Table) -> pa.Schema:
-    return pa.schema([("value", ARROW_TYPES[table.value_type]), ("count", pa.int64())])
+    return pa.schema([("value", arrow_type(table.value_type)), ("count", pa.int64())])
 
 
 def _partial_counts(

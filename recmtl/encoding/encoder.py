@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recmtl.encoding.hashing import HASH_NAME
-from recmtl.encoding.values import ARROW_TYPES, canonical, keys
+from recmtl.encoding.values import arrow_type, canonical, keys
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
 from recmtl.features import DenseKind, TableKind, make_kind
@@ -203,7 +203,7 @@ def _factorize(columns: list[pa.Array], kind: str) -> tuple[pa.Array, np.ndarray
     """The distinct values of columns of one type, canonical; which of them no table has; and the codes of all rows."""
     together = pa.concat_arrays(columns)
     if pa.types.is_null(together.type):
-        return pa.nulls(0, ARROW_TYPES[kind]), np.zeros(0, bool), np.full(len(together), NO_VALUE, np.int32)
+        return pa.nulls(0, arrow_type(kind)), np.zeros(0, bool), np.full(len(together), NO_VALUE, np.int32)
     encoded = together.dictionary_encode()
     distinct, refused = canonical(encoded.dictionary, kind)
     codes = pc.fill_null(encoded.indices, NO_VALUE).to_numpy(zero_copy_only=False).copy()

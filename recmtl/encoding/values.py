@@ -22,23 +22,31 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "BOOLEAN": pa.bool_(),
     "DATE": pa.date32(),
     "TIMESTAMP": pa.timestamp("us"),
-    "TIMESTAMP_S": pa.timestamp("s"),
-    "TIMESTAMP_MS": pa.timestamp("ms"),
     "TIMESTAMP_NS": pa.timestamp("ns"),
     "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", tz="UTC"),
     "BLOB": pa.large_binary(),
     "VARCHAR": pa.large_string(),
 }
-"""The types of a table's values → the Arrow type they are kept in."""
+"""The types of a table's values → the Arrow type they are kept in; values of any other are kept as text."""
 
 
 def value_type(sql_type: str) -> str:
-    """The type in which a table keeps values of a column's SQL type: a key of `ARROW_TYPES`."""
+    """The type of a table's values, from that of a column: values of columns of one such type compare.
+
+    Of a type that is kept as text it is the type itself: as texts, 1.5 and 1.50 would be different values.
+    """
     if sql_type in INTEGERS and sql_type not in ("UBIGINT", "HUGEINT", "UHUGEINT"):
         return "BIGINT"
     if sql_type in FLOATS:
         return "DOUBLE"
-    return sql_type if sql_type in ARROW_TYPES else "VARCHAR"
+    if sql_type in ("TIMESTAMP_S", "TIMESTAMP_MS"):
+        return "TIMESTAMP"
+    return "VARCHAR" if sql_type in ("JSON", '"NULL"') or sql_type.startswith("ENUM") else sql_type
+
+
+def arrow_type(kind: str) -> pa.DataType:
+    """The Arrow type that values of a `value_type` are kept in."""
+    return ARROW_TYPES.get(kind, ARROW_TYPES["VARCHAR"])
 
 
 def canonical(values: pa.Array, kind: str) -> tuple[pa.Array, np.ndarray | None]:
@@ -46,16 +54,16 @@ def canonical(values: pa.Array, kind: str) -> tuple[pa.Array, np.ndarray | None]
 
     Args:
         values: of any type whose values can be ones of `kind`.
-        kind: a key of `ARROW_TYPES`.
+        kind: a `value_type`.
 
     Returns:
-        The array of type ``ARROW_TYPES[kind]``, null where missing; and where it is null though the value is there but
+        The array of type ``arrow_type(kind)``, null where missing; and where it is null though the value is there but
         none that the type can hold, so that no table has it (bool [n]; None: nowhere).
 
     Raises:
         ValueError: values of this type are none of `kind`.
     """
-    wanted = ARROW_TYPES[kind]
+    wanted = arrow_type(kind)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if values.type == wanted:

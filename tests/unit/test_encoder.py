@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recmtl.encoding.encoder import Encoder
-from recmtl.encoding.values import ARROW_TYPES, canonical
+from recmtl.encoding.values import arrow_type, canonical
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
 from recmtl.schema import FIRST, MISSING, UNSEEN, Feature, Table
@@ -43,7 +43,7 @@ def values_of(sql_type: str) -> str:
 def make(folder: Path, value_type: str, column: pa.Array, known: list[Any], **options: Any) -> Encoder:
     """An encoder of one feature whose vocabulary has the canonical values `known`."""
     path = folder / "x.parquet"
-    arrow = ARROW_TYPES[value_type]
+    arrow = arrow_type(value_type)
     ids = pa.array(range(FIRST, FIRST + len(known)), pa.int32())
     pq.write_table(pa.table({"value": pa.array(known, arrow), "id": ids}), path)
     table = Table("x", FIRST + len(known), value_type=value_type)
