@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from recmtl.config import MODELS
-from recmtl.data.dataset import Task
 from recmtl.models import Inputs, Model
 from recmtl.models.base import SHARED
+from recmtl.schema import Task
 
 SIZES: dict[str, dict[str, Any]] = {
     "shared_bottom": {"bottom": (127,), "tower": (8,)},

@@ -40,9 +40,9 @@ from torch import Tensor
 from variants import configure
 
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Prefetcher
 from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.schema import Dataset
 from recmtl.training.engine import Engine
 
 CYCLED_ROWS = 2**18

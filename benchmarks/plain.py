@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from recmtl.config.models import MMoEConfig
-from recmtl.data.dataset import Dataset, label_column
+from recmtl.schema import Dataset, label_column
 
 INIT_STD = 0.01
 """Of the embeddings; nn.Embedding's own, 1, drowns what there is to learn."""

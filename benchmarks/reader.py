@@ -27,12 +27,12 @@ import torch
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
-from recmtl.data.dataset import Dataset, label_column
 from recmtl.data.parquet import ParquetSplit
 from recmtl.data.prepare import prepare
 from recmtl.data.reader import Reader
 from recmtl.data.recipe import load_recipe
 from recmtl.data.synthetic import synthesize
+from recmtl.schema import Dataset, label_column
 
 TARGET = 1_500_000
 """Rows/s on one core."""

@@ -22,12 +22,12 @@ from variants import configure, names
 from workload import SMALL, merrec_shaped, merrec_tables
 
 from recmtl.config import Config
-from recmtl.data.dataset import Dataset
 from recmtl.distributed.memory import trace_activations
 from recmtl.distributed.plan import Cluster, Plan
 from recmtl.distributed.shortage import Forecast
 from recmtl.errors import UserError
 from recmtl.objectives.train_module import TrainModule
+from recmtl.schema import Dataset
 
 WORKLOADS = {
     "the month": {"user_id": 2_770_000, "session_id": 4_200_000, "product": 914_000},

@@ -20,8 +20,8 @@ from common import RESULTS, Timing, machine, markdown_table, timing, write_resul
 from variants import configure, names
 from workload import write_workload
 
-from recmtl.data.dataset import Dataset
 from recmtl.distributed.ranks import process_group
+from recmtl.schema import Dataset
 from recmtl.training.engine import Engine
 
 BATCHES = 32

@@ -27,10 +27,10 @@ import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
 from recmtl.config import MODELS, config_path, load_config, preset_names
-from recmtl.data.dataset import Dataset
 from recmtl.entropy import entropy
 from recmtl.errors import UserError
 from recmtl.models.ranking_model import RankingModel
+from recmtl.schema import Dataset
 
 WORK = Path(__file__).resolve().parent / "work"
 FIRST_SEED = 100

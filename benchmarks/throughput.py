@@ -30,7 +30,7 @@ from common import RESULTS, Timing, machine, markdown_table, write_results
 from variants import names
 from workload import write_workload
 
-from recmtl.data.dataset import Dataset
+from recmtl.schema import Dataset
 
 WANTED = 0.9
 ON_THE_PATH = ("lookup and update", "dense", "all-reduce")

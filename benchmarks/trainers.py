@@ -14,11 +14,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recmtl.config import Config
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Prefetcher, Reader
 from recmtl.distributed.ranks import Ranks
 from recmtl.metrics import Metrics
 from recmtl.objectives.train_module import Output
+from recmtl.schema import Dataset
 from recmtl.training.engine import Engine
 
 AnyBatch = Batch | list[Tensor]

@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from recmtl.config import MODELS, PRESETS, config_path, load_config, preset_names, read_toml
-from recmtl.data.dataset import SPLITS
 from recmtl.ending import (
     BUG,
     GRACE_SECONDS,
@@ -31,6 +30,7 @@ from recmtl.ending import (
 )
 from recmtl.errors import Stopped, UserError, is_out_of_memory, nearest
 from recmtl.options import parse_words
+from recmtl.schema import SPLITS
 
 
 @dataclass

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recmtl.data.dataset import NO_USER
 from recmtl.distributed.ranks import Ranks
 from recmtl.entropy import entropy
 from recmtl.jackknife import FOLDS, folds_of, standard_error
+from recmtl.schema import NO_USER
 
 BINS = 20
 """Bins of a calibration plot, as full as each other where predictions differ."""

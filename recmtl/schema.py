@@ -1,6 +1,39 @@
-"""What everything else speaks of: features, embedding tables, tasks, ids, types."""
+"""What everything else speaks of: a prepared folder's features, embedding tables, tasks, ids, types, files and columns.
 
-from recmtl.data.dataset import Dataset, Feature, Table, Task
+A prepared folder is ``{train,val,test}/part-*.parquet``, ``vocab/<table>.parquet``, ``encoder/``, ``recipe.toml`` and
+``dataset.json``, which says what the folder holds (`Dataset`). This module is the only place that knows the names of
+files and columns in it; ``prepare`` writes through it and the reader reads through it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from recmtl.errors import UserError, nearest
+from recmtl.files import write_whole
+
+FORMAT = 2
+FILE_NAME = "dataset.json"
+ENCODER = "encoder"
+"""Folder of the encoder (`recmtl.encoding.encoder`)."""
+RECIPE = "recipe.toml"
+"""The recipe, with the keys of those that it extends."""
+VOCABULARIES = "vocab"
+"""Folder of the vocabularies."""
+SPLITS = ("train", "val", "test")
+GROUP_COLUMN = "group"
+"""int64 column that identifies the user a row belongs to, for grouped AUC; there when `Dataset.group` is."""
+NO_USER = -1
+"""What `GROUP_COLUMN` holds in a row that belongs to no user."""
+
+PLANNING_FIGURES = ("mean_length", "missing", "unseen")
+"""Fields of a feature that a model does not depend on: they help to plan and to look at the data."""
 
 MISSING, UNSEEN, FIRST = 0, 1, 2
 """Ids of missing and of unseen or rare values, and the first of a value."""
@@ -10,10 +43,240 @@ INTEGERS = (*SIGNED, *(f"U{name}" for name in SIGNED))
 FLOATS = ("FLOAT", "DOUBLE")
 """SQL types of numbers, beside DECIMAL(precision, scale)."""
 
+Pooling = Literal["sum", "mean"]
+Transform = Literal["none", "log1p", "standardize", "log1p_standardize"]
+Relation = Literal["given", "given_not"]
+
+
+def label_column(task: str) -> str:
+    """Name of the int8 column (0 or 1) with the labels of `task`."""
+    return f"label_{task}"
+
+
+def oracle_column(task: str) -> str:
+    """Name of the float32 column with the true probability of `task`, in synthetic data."""
+    return f"oracle_{task}"
+
 
 def is_number(sql_type: str) -> bool:
     """Whether values of a SQL type are numbers, or booleans, which count as 0 and 1."""
     return sql_type in (*INTEGERS, *FLOATS, "BOOLEAN") or sql_type.startswith("DECIMAL")
 
 
-__all__ = ["FIRST", "FLOATS", "INTEGERS", "MISSING", "UNSEEN", "Dataset", "Feature", "Table", "Task", "is_number"]
+@dataclass(frozen=True)
+class Table:
+    """An embedding table: ids 0 … rows − 1, where 0 stands for missing values and 1 for unseen or rare ones."""
+
+    name: str
+    rows: int
+    dim: int | None = None
+    """Embedding dimension the recipe asks for; None: the run's `embedding.dim`."""
+    hashed: bool = False
+    """Ids are hashes of the values into a fixed number of rows; there is no vocabulary file."""
+    value_type: str = ""
+    """SQL type of the values, such as BIGINT or VARCHAR: the number 7 and the text '7' are different values."""
+    vocabulary: str = ""
+    """Digest of the values and their ids; empty when they are hashed."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A model input. In the Parquet files the column has the feature's name.
+
+    categorical: int32; list: list<int32>; numeric: float32, transformed, missing values already filled.
+    """
+
+    name: str
+    kind: str = "categorical"
+    """One of `recmtl.features.KINDS`."""
+    column: str = ""
+    """Column of the recipe's query."""
+    table: str | None = None
+    """The table its ids index; None for numeric features."""
+    pooling: Pooling = "sum"
+    transform: Transform = "none"
+    """What was done to a numeric feature; log1p of a negative number is −log1p(−x). Missing is 0 afterwards."""
+    mean: float = 0.0
+    """Subtracted after log1p; measured on the training split, 0 unless the transform standardizes."""
+    mean_tail: float = 0.0
+    """What the exact mean is beyond `mean`, subtracted after it; matters where numbers are large and lie close."""
+    std: float = 1.0
+    """Divided by at the end; measured on the training split, 1 unless the transform standardizes."""
+    mean_length: float = 1.0
+    """Ids per row, on average over the training rows; 1 where it is no list. For planning only."""
+    max_length: int | None = None
+    """Longest list kept, from its start; None: no limit."""
+    separator: str = ""
+    """What splits a text column into a list; empty: the column holds lists."""
+    width: int = 1
+    """Numbers of a row of a dense feature."""
+    missing: dict[str, float] = field(default_factory=dict)
+    """Share of the rows without a value, of a list feature without any item, by split; no entry for splits without
+    rows."""
+    unseen: dict[str, float] = field(default_factory=dict)
+    """Share of the rows whose value is not missing and has no id of its own, being unseen or rare, by split. Of a list
+    feature: share of its items that are not null. No entries for numeric features."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A binary label to predict."""
+
+    name: str
+    weight: float = 1.0
+    parent: str | None = None
+    """The task that comes before this one in the funnel (ESMM, AITM)."""
+    relation: Relation = "given"
+    """given: p(task) = p(parent)·p(task | parent); given_not: p(task) = (1 − p(parent))·p(task | not parent)."""
+    oracle: bool = False
+    """The files hold the true probability in `oracle_column(name)`."""
+    base_rate: dict[str, float] = field(default_factory=dict)
+    """Fraction of positive labels, by split; no entry for a split without rows."""
+    label: str = ""
+    """Column of the recipe's query that holds the label."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The contents of ``dataset.json``, which also holds both fingerprints."""
+
+    name: str
+    rows: dict[str, int]
+    """Number of rows, by split."""
+    tables: tuple[Table, ...]
+    features: tuple[Feature, ...]
+    tasks: tuple[Task, ...]
+    group: bool = False
+    """The files hold `GROUP_COLUMN`."""
+    split: dict[str, Any] = field(default_factory=dict)
+    """The rule by which rows were dealt into splits."""
+    content: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Digest of every column, by split (`recmtl.data.content`)."""
+    sql: str = ""
+    """Digest of the recipe's queries. Part of no fingerprint: it tells why the content may differ."""
+    sources: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows of every raw file, by source and name. Part of no fingerprint either."""
+    limit: int | None = None
+    """Raw rows that were read of the recipe's first source, where it had more and only a part was asked for. Part of no
+    fingerprint either: the content tells."""
+
+    @cached_property
+    def encoding_fingerprint(self) -> str:
+        """Digest of what a model needs to be right: features and tables, with their vocabularies and statistics.
+
+        A model trained on one folder can be measured on another one of the same encoding.
+        """
+        features = [
+            {key: value for key, value in asdict(feature).items() if key not in PLANNING_FIGURES}
+            for feature in self.features
+        ]
+        return _digest({"features": features, "tables": [asdict(table) for table in self.tables]})
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Digest of what a training run depends on: the encoding, tasks, split, and the content of every column.
+
+        A run goes on only on data of the fingerprint it began with, and only runs of one fingerprint are compared.
+        """
+        tasks = [{key: value for key, value in asdict(task).items() if key != "base_rate"} for task in self.tasks]
+        rest = {"split": self.split, "group": self.group, "rows": self.rows, "content": self.content}
+        return _digest({"encoding": self.encoding_fingerprint, "tasks": tasks, **rest})
+
+    def table(self, name: str) -> Table:
+        return next(table for table in self.tables if table.name == name)
+
+    @property
+    def sparse_features(self) -> tuple[Feature, ...]:
+        """Features with an embedding table, in order."""
+        return tuple(feature for feature in self.features if feature.table is not None)
+
+    @property
+    def dense_features(self) -> tuple[Feature, ...]:
+        """Features without a table, in order: numbers that models read as they are."""
+        return tuple(feature for feature in self.features if feature.table is None)
+
+    def select_tasks(self, names: tuple[str, ...]) -> tuple[Task, ...]:
+        """The tasks called `names` in the recipe's order; all of them when `names` is empty.
+
+        Raises:
+            UserError: there is no task of that name.
+        """
+        known = [task.name for task in self.tasks]
+        for name in names:
+            if name not in known:
+                raise UserError(f"training.tasks: {self.name!r} has no task {name!r}; {nearest(name, known)}")
+        return tuple(task for task in self.tasks if not names or task.name in names)
+
+    def save(self, folder: Path) -> None:
+        """Write ``dataset.json`` into `folder`."""
+        text = json.dumps({"format": FORMAT, **self._fingerprints(), **asdict(self)}, indent=2)
+        write_whole(folder / FILE_NAME, text + "\n")
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in ("encoding_fingerprint", "data_fingerprint")}
+
+    @staticmethod
+    def load(folder: Path) -> Dataset:
+        """Read ``dataset.json`` from a prepared folder.
+
+        Raises:
+            UserError: the folder was not written by ``recmtl prepare``, by another version of it, or was changed.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise UserError(f"{folder}: no {FILE_NAME} in it; name a folder that `recmtl prepare` wrote")
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+            if values.pop("format") != FORMAT:
+                raise UserError(f"{path}: written by another version of recmtl; prepare the data again")
+            written = {name: values.pop(name) for name in ("encoding_fingerprint", "data_fingerprint")}
+            values |= {
+                "tables": tuple(Table(**table) for table in values["tables"]),
+                "features": tuple(Feature(**feature) for feature in values["features"]),
+                "tasks": tuple(Task(**task) for task in values["tasks"]),
+            }
+            dataset = Dataset(**{slot.name: values.pop(slot.name) for slot in fields(Dataset)})
+            if values or dataset._fingerprints() != written:
+                raise UserError(f"{path}: changed after it was written; prepare the data again")
+            return dataset
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged ({error!r}); prepare the data again") from None
+
+    def files(self, folder: Path, split: str) -> list[Path]:
+        """The Parquet files of one split, in order.
+
+        Raises:
+            UserError: a split that has rows has no files.
+        """
+        if split not in SPLITS:
+            raise UserError(f"no split {split!r}; {nearest(split, SPLITS)}")
+        files = sorted((folder / split).glob("part-*.parquet"))
+        if not files and self.rows.get(split, 0):
+            raise UserError(f"{folder / split}: no part-*.parquet files; prepare the data again")
+        return files
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 of a value's JSON, the first 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def check_replaceable(folder: Path) -> None:
+    """Check that a folder holds prepared data and nothing else.
+
+    Raises:
+        UserError: it is none that ``recmtl prepare`` wrote, or something else lies in it.
+    """
+    try:
+        described: object = json.loads((folder / FILE_NAME).read_text())
+    except (OSError, ValueError):
+        described = None
+    if folder.is_symlink() or not isinstance(described, dict) or not {"format", "data_fingerprint"} <= described.keys():
+        raise UserError(f"{folder}: is no folder that `recmtl prepare` wrote, so --overwrite does not replace it")
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder).as_posix()
+        files = rf"{FILE_NAME}|{RECIPE}|({'|'.join(SPLITS)})/part-\d+\.parquet|{VOCABULARIES}/[\w-]+\.parquet"
+        files += rf"|{ENCODER}/(encoder\.json|[\w-]+\.(keys|ids)\.npy)"
+        folders = "|".join((*SPLITS, VOCABULARIES, ENCODER))
+        if path.is_symlink() or not re.fullmatch(folders if path.is_dir() else files, place):
+            raise UserError(f"{path}: is not from `recmtl prepare`; move it away, as --overwrite would delete it")

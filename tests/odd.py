@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.dataset import Dataset, Feature, Table, Task
+from recmtl.schema import Dataset, Feature, Table, Task
 
 ROWS = {"train": 300, "val": 60, "test": 60}
 

@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.dataset import Dataset
 from recmtl.data.prepare import prepare
 from recmtl.data.recipe import load_recipe
-from recmtl.schema import FIRST
+from recmtl.schema import FIRST, Dataset
 
 RECIPE = """
 sql = '''

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.data.reader import Reader
+from recmtl.schema import Dataset, Feature, Table, Task
 
 ROWS_IN_TABLE = 5000
 TASKS = (Task("a", oracle=True), Task("b"))

@@ -11,7 +11,7 @@ from jobs import words
 from toy import write_toy
 
 from recmtl import cli
-from recmtl.data.dataset import Dataset
+from recmtl.schema import Dataset
 
 TRAIN_ROWS, BATCH = 3000, 64
 EPOCH = math.ceil(TRAIN_ROWS / BATCH)  # 47 steps

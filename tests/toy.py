@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recmtl.data.content import ContentDigests
-from recmtl.data.dataset import Dataset, Feature, Table, Task
+from recmtl.schema import Dataset, Feature, Table, Task
 
 ROW_GROUP = 256
 

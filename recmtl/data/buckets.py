@@ -14,8 +14,8 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.dataset import SPLITS
 from recmtl.data.stored import Stored, write_scattered
+from recmtl.schema import SPLITS
 
 HASH = "#hash"
 

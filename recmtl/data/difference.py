@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from recmtl.data.dataset import GROUP_COLUMN, PLANNING_FIGURES, SPLITS, Dataset, label_column
+from recmtl.schema import GROUP_COLUMN, PLANNING_FIGURES, SPLITS, Dataset, label_column
 
 Named = dict[str, dict[str, Any]]
 """{name: fields}, in order."""

@@ -10,13 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recmtl.data.buckets import BucketWriter
-from recmtl.data.dataset import GROUP_COLUMN, NO_USER, SPLITS, Dataset, label_column, oracle_column
 from recmtl.data.factorized import Batch, FactorizedRows
 from recmtl.data.recipe import Recipe
 from recmtl.data.shards import schema
 from recmtl.encoding.encoder import NO_VALUE, Encoder
 from recmtl.encoding.hashing import hash_texts
-from recmtl.schema import MISSING, UNSEEN, Feature
+from recmtl.schema import GROUP_COLUMN, MISSING, NO_USER, SPLITS, UNSEEN, Dataset, Feature, label_column, oracle_column
 
 
 def fit_features(rows: FactorizedRows, splits: np.ndarray) -> tuple[Feature, ...]:

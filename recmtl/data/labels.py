@@ -6,11 +6,11 @@ import contextlib
 
 import duckdb
 
-from recmtl.data.dataset import SPLITS, Task
 from recmtl.data.duck import first_row, quote
 from recmtl.data.examples import EXAMPLES, SPLIT
 from recmtl.data.recipe import Recipe, TaskSpec
 from recmtl.errors import UserError
+from recmtl.schema import SPLITS, Task
 
 
 def describe_tasks(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> tuple[dict[str, int], tuple[Task, ...]]:

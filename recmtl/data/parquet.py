@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.dataset import GROUP_COLUMN, Dataset, Task, label_column, oracle_column
 from recmtl.errors import UserError
 from recmtl.features import DenseKind, TableKind, make_kind
+from recmtl.schema import GROUP_COLUMN, Dataset, Task, label_column, oracle_column
 
 Gather = Callable[[Callable[[], dict[int, list[int]]]], list[dict[int, list[int]]]]
 """Calls a function on every rank and gives all of them what it gave on each."""

@@ -18,7 +18,6 @@ import duckdb
 
 from recmtl.data.buckets import BucketWriter, sorted_rows
 from recmtl.data.content import ContentDigests
-from recmtl.data.dataset import ENCODER, RECIPE, VOCABULARIES, Dataset, check_replaceable
 from recmtl.data.duck import connect, one_line_errors, query_progress, size
 from recmtl.data.encode import Shares, encode_into_buckets, fit_features
 from recmtl.data.examples import (
@@ -47,6 +46,7 @@ from recmtl.data.vocabularies import make_lookup
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
 from recmtl.files import complete_or_absent, write_whole
+from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset, check_replaceable
 
 
 def prepare(

@@ -9,11 +9,11 @@ from collections import deque
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from recmtl.data.dataset import FILE_NAME
 from recmtl.data.duck import literal
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError
 from recmtl.files import os_errors
+from recmtl.schema import FILE_NAME
 
 Globs = frozenset[tuple[str, ...]]
 """What is left of a source's globs below a folder, part by part; ``()`` says that the path matches whole."""

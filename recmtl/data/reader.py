@@ -19,9 +19,9 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Dataset, Task
 from recmtl.data.parquet import Gather, Lists, ParquetSplit, Rows
 from recmtl.errors import UserError
+from recmtl.schema import Dataset, Task
 
 SHUFFLED_ROWS = 4096
 """Rows of a row group that are put in their order at a time: all at once they would lie beside those in the cache a

@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import tomli_w
 
 from recmtl.config import read_toml
-from recmtl.data.dataset import Pooling, Relation, Transform
 from recmtl.data.recipe_checks import check_recipe
 from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS, has_table
+from recmtl.schema import Pooling, Relation, Transform
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
 

@@ -7,10 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recmtl.data.dataset import GROUP_COLUMN, label_column, oracle_column
 from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS
-from recmtl.schema import FIRST
+from recmtl.schema import FIRST, GROUP_COLUMN, label_column, oracle_column
 
 LONGEST_NAME = 200
 """Bytes: file systems allow 255, and something is put before and after it."""

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recmtl.data.content import ContentDigests
-from recmtl.data.dataset import GROUP_COLUMN, SPLITS, Dataset, label_column, oracle_column
 from recmtl.features import make_kind
+from recmtl.schema import GROUP_COLUMN, SPLITS, Dataset, label_column, oracle_column
 
 ROW_GROUP_ROWS = 16_384
 SHARD_ROWS = 256 * ROW_GROUP_ROWS

@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 import duckdb
 
-from recmtl.data.dataset import SPLITS
 from recmtl.data.duck import column_types, first_row, literal
 from recmtl.data.examples import EXAMPLES, HASH, MOMENT, SPLIT, SPLIT_KEY, STORED
 from recmtl.data.recipe import Recipe
 from recmtl.errors import UserError
-from recmtl.schema import FLOATS
+from recmtl.schema import FLOATS, SPLITS
 
 Asked = dict[str, float]
 """Number of rows that the recipe asks for, by split; no entry where it asks for none."""

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from recmtl.data.dataset import SPLITS, Dataset, Feature
+from recmtl.schema import SPLITS, Dataset, Feature
 
 MUCH, HARDLY_ANY = 0.2, 0.01
 """A share in test rows that is worth a note where training rows have less than the other share."""

@@ -13,7 +13,6 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recmtl.config import Config
-from recmtl.data.dataset import Dataset
 from recmtl.data.parquet import CACHE_BYTES
 from recmtl.data.reader import SHUFFLED_ROWS
 from recmtl.data.shards import ROW_GROUP_ROWS
@@ -23,6 +22,7 @@ from recmtl.distributed.storage import FLOAT
 from recmtl.features import is_list
 from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import DENSE_STATES
+from recmtl.schema import Dataset
 
 CUDA_PROCESS = GIB // 2
 """CUDA's context and libraries on a GPU. Assumed: PyTorch's allocator does not see them."""

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from recmtl.config import Config
-from recmtl.data.dataset import Dataset
 from recmtl.distributed.memory import Memory
 from recmtl.distributed.plan import GIB, Cluster, Plan, Shard
 from recmtl.distributed.shortage import Forecast, size
 from recmtl.errors import UserError
+from recmtl.schema import Dataset
 
 RANKS_SHOWN = 16
 LARGEST_GIB = 10**6

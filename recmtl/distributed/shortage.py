@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from recmtl.config import Config
-from recmtl.data.dataset import Dataset, Task
 from recmtl.distributed.memory import Memory, predict
 from recmtl.distributed.plan import GIB, Cluster, Plan, make_plan
 from recmtl.errors import UserError, is_out_of_memory
 from recmtl.objectives.train_module import TrainModule
+from recmtl.schema import Dataset, Task
 
 IN_TABLES = ("weights", "states")
 """Parts of a rank's memory that are told by table."""

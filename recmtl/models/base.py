@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recmtl.data.dataset import Task
 from recmtl.models.layers import Towers
+from recmtl.schema import Task
 
 SHARED = "shared"
 """The table set that all tasks read."""

@@ -11,10 +11,10 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from recmtl.data.dataset import Dataset, Table
 from recmtl.errors import UserError
 from recmtl.features import is_list
 from recmtl.models.base import SHARED
+from recmtl.schema import Dataset, Table
 
 DATA_TYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 """TorchRec's names of what `embedding.dtype` offers. FBGEMM rounds bfloat16 to the nearest on GPUs, which loses most

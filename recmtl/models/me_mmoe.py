@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from recmtl.config.models import MEMMoEConfig
-from recmtl.data.dataset import Task
 from recmtl.errors import UserError
 from recmtl.models.base import Inputs, Model, own_and_shared
 from recmtl.models.layers import Gates, MLPs, Towers, mix
+from recmtl.schema import Task
 
 
 class MEMMoE(Model):

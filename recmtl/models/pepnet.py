@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from recmtl.config.models import PEPNetConfig, find_model
-from recmtl.data.dataset import Task
 from recmtl.errors import UserError
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.layers import MLPs
+from recmtl.schema import Task
 
 
 class GateNU(nn.Module):

@@ -11,9 +11,9 @@ from torch.func import functional_call
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recmtl.config import Config, ModelConfig, find_model
-from recmtl.data.dataset import Dataset, Task
 from recmtl.models.base import Inputs, Model
 from recmtl.models.embeddings import Embeddings
+from recmtl.schema import Dataset, Task
 
 
 class RankingModel(nn.Module):

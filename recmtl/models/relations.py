@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recmtl.data.dataset import Task
+from recmtl.schema import Task
 
 
 def parent_indices(tasks: Sequence[Task]) -> list[int | None]:

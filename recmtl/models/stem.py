@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from recmtl.config.models import STEMConfig
-from recmtl.data.dataset import Task
 from recmtl.models.base import SHARED, Inputs, Model, own_and_shared
 from recmtl.models.cgc import stack
 from recmtl.models.layers import Towers
+from recmtl.schema import Task
 
 
 class STEM(Model):

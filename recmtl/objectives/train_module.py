@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from recmtl.config import Config, WeightingConfig
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Dataset, Task
 from recmtl.errors import UserError
 from recmtl.models.batch_norm import BatchNorm
 from recmtl.models.ranking_model import RankingModel
@@ -19,6 +18,7 @@ from recmtl.objectives.auxiliary import auxiliary_loss
 from recmtl.objectives.losses import task_losses
 from recmtl.objectives.weighting import make_weighting
 from recmtl.objectives.weighting.base import GivenGradients
+from recmtl.schema import Dataset, Task
 
 Output = tuple[Tensor, Tensor, Batch]
 """(loss of every task [T], logits [B, T], the batch they belong to), all without gradient."""

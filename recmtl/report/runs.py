@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from recmtl.config import read_toml
-from recmtl.data.dataset import FILE_NAME, Dataset
 from recmtl.errors import UserError
 from recmtl.report.data import Data
+from recmtl.schema import FILE_NAME, Dataset
 
 RESULTS = "results.json"
 

@@ -15,7 +15,6 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from recmtl.config import Config
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import SPLITS, Dataset, Task
 from recmtl.data.reader import Reader
 from recmtl.distributed.memory import predict
 from recmtl.distributed.parallel import parallelize
@@ -25,6 +24,7 @@ from recmtl.distributed.shortage import Forecast, on_paper
 from recmtl.errors import UserError
 from recmtl.metrics import Bins, Values
 from recmtl.objectives.train_module import Output, TrainModule
+from recmtl.schema import SPLITS, Dataset, Task
 from recmtl.training.evaluation import evaluate, logloss_sum
 
 DIVERGED = "lower dense.lr and embedding.lr"

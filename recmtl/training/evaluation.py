@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Task
 from recmtl.data.reader import Prefetcher, Reader
 from recmtl.distributed.ranks import Ranks
 from recmtl.errors import Stopped
 from recmtl.metrics import Bins, Metrics, Values
 from recmtl.objectives.train_module import Output
+from recmtl.schema import Task
 from recmtl.training.tracking import ProgressLine
 
 

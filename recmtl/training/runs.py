@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from recmtl.config import Config, check_continues
-from recmtl.data.dataset import FILE_NAME, Dataset, Task
 from recmtl.data.difference import data_difference, encoding_difference
 from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.errors import UserError
 from recmtl.files import locked, os_errors, write_json
+from recmtl.schema import FILE_NAME, Dataset, Task
 from recmtl.training.checkpoint import Checkpoints, best_checkpoint, checkpoint_paths, read_progress
 from recmtl.training.engine import Engine
 from recmtl.training.evaluation import logloss_sum

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from recmtl.config import TrainingConfig, sha256, to_toml
-from recmtl.data.dataset import ENCODER, RECIPE
 from recmtl.data.reader import Prefetcher
 from recmtl.errors import Stopped, UserError
 from recmtl.files import link_folder, os_errors, write_json, write_whole
 from recmtl.optim.schedule import Warmup
+from recmtl.schema import ENCODER, RECIPE
 from recmtl.training.checkpoint import Checkpoints, Progress
 from recmtl.training.engine import DIVERGED, Engine
 from recmtl.training.evaluation import logloss_sum, weighted_sum

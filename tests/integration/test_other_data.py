@@ -17,10 +17,10 @@ import pytest
 from runs import evaluation, losses, read, steps
 
 from recmtl import cli
-from recmtl.data.dataset import Dataset
 from recmtl.data.prepare import prepare
 from recmtl.data.recipe import load_recipe
 from recmtl.errors import UserError
+from recmtl.schema import Dataset
 
 ROWS = 600
 RECIPE = """

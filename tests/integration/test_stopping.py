@@ -11,7 +11,7 @@ from runs import EPOCH, evaluation, flat, lines, read, steps, train_here, write_
 from toy import write_toy
 
 from recmtl import cli
-from recmtl.data.dataset import Dataset
+from recmtl.schema import Dataset
 from recmtl.training.checkpoint import best_checkpoint
 
 

@@ -9,9 +9,9 @@ import torch
 
 from recmtl.config import MODELS, load_config
 from recmtl.config.models import SharedBottomConfig
-from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.models.layers import Towers
 from recmtl.models.ranking_model import RankingModel
+from recmtl.schema import Dataset, Feature, Table, Task
 
 ROWS, WIDTH = 4096, 32
 

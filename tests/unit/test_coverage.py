@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from prepared import run
 
-from recmtl.data.dataset import Dataset
 from recmtl.data.summary import notes, print_summary
+from recmtl.schema import Dataset
 
 NAN = float("nan")
 RECIPE = """

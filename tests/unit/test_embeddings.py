@@ -15,12 +15,12 @@ from toy import write_toy
 
 from recmtl.config import MODELS, EmbeddingConfig
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.distributed.plan import replicas
 from recmtl.errors import UserError
 from recmtl.models.embeddings import Embeddings, Regroup
 from recmtl.models.ranking_model import RankingModel
+from recmtl.schema import Dataset
 
 DIM = 8
 SETS = ("click", "like", "shared")

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from prepared import RECIPE, events, run
 
 from recmtl.data.content import ContentDigests
-from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.data.difference import data_difference, encoding_difference
 from recmtl.errors import UserError
+from recmtl.schema import Dataset, Feature, Table, Task
 
 ROWS = 500
 BASE = RECIPE + 'key = ["number"]\n'

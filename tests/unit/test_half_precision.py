@@ -11,13 +11,13 @@ from toy import write_toy
 
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig, check_continues, parse_config, to_toml
 from recmtl.config.models import MMoEConfig
-from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.distributed.parallel import parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.distributed.ranks import process_group
 from recmtl.errors import UserError
 from recmtl.objectives.train_module import TrainModule
+from recmtl.schema import Dataset
 
 # What `recmtl` itself silences (recmtl/quiet.py).
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")

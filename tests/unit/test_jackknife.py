@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import reader, rows_of, write
 
-from recmtl.data.dataset import NO_USER
 from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.jackknife import FOLDS, average, difference, folds_of, standard_error
 from recmtl.metrics import MIN_USERS, Metrics, auc, fold_aucs, measure
+from recmtl.schema import NO_USER
 
 ROWS = st.lists(  # score on a coarse grid (many ties), label, fold
     st.tuples(st.integers(-4, 4).map(lambda x: x / 2), st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=60

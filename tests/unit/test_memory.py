@@ -11,12 +11,12 @@ import torch
 
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig, TrainingConfig
 from recmtl.config.models import MMoEConfig, SharedBottomConfig
-from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.distributed.allocator import LARGEST_BLOCK
 from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.memory import CPU_GROWTH, predict, reader_bytes, trace_activations
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.objectives.train_module import TrainModule
+from recmtl.schema import Dataset, Feature, Table, Task
 from recmtl.training.results import peak_resident
 
 BATCH, DIM = 128, 8

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from toy import write_toy
 
 from recmtl.config import MODELS, ModelConfig, ModelEntry, config_class, find_model, parse
-from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.data.reader import Reader
 from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
@@ -21,6 +20,7 @@ from recmtl.models.layers import Gates, MLPs, Towers, mix
 from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.auxiliary import auxiliary_loss
 from recmtl.objectives.train_module import TrainModule
+from recmtl.schema import Dataset, Feature, Table, Task
 
 WIDTH, BATCH = 12, 9
 

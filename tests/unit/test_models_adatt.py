@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recmtl.config import MODELS
-from recmtl.data.dataset import Task
 from recmtl.models import Inputs, Model
 from recmtl.models.adatt import Fusion
+from recmtl.schema import Task
 
 WIDTH, BATCH = 11, 7
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recmtl.config import MODELS
-from recmtl.data.dataset import Task
 from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
 from recmtl.objectives.auxiliary import auxiliary_loss
+from recmtl.schema import Task
 
 WIDTH, BATCH = 11, 7
 

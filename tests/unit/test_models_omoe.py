@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recmtl.config import MODELS
-from recmtl.data.dataset import Task
 from recmtl.models import Inputs, Model
+from recmtl.schema import Task
 
 WIDTH, BATCH = 11, 7
 SIZES = [

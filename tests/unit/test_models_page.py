@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from recmtl.config import MODELS, ModelEntry, parse_config
-from recmtl.data.dataset import Task
 from recmtl.models import Inputs, Model
+from recmtl.schema import Task
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from recmtl.config import MODELS, parse_config
 from recmtl.config.models import PEPNetConfig
-from recmtl.data.dataset import Task
 from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
 from recmtl.models.base import SHARED
 from recmtl.objectives.auxiliary import auxiliary_loss
+from recmtl.schema import Task
 
 BATCH = 7
 COLUMNS = {"user": slice(0, 4), "item": slice(4, 8), "page": slice(8, 10), "price": slice(10, 11)}

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recmtl.config import MODELS
-from recmtl.data.dataset import Task
 from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
 from recmtl.models.gated_experts import TrainedMix
 from recmtl.models.layers import mix
+from recmtl.schema import Task
 
 WIDTH, BATCH = 11, 7
 CASES = [

@@ -12,7 +12,6 @@ from toy import write_toy
 from recmtl.config import Config, DenseConfig, EmbeddingConfig, ShardingConfig, TrainingConfig
 from recmtl.config.models import MMoEConfig
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.distributed import parallel
 from recmtl.distributed.parallel import initialize_tables, parallelize, table_weights
@@ -22,6 +21,7 @@ from recmtl.errors import UserError
 from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.schedule import Warmup
 from recmtl.optim.sparse import sparse_optimizer
+from recmtl.schema import Dataset
 
 # What `recmtl` itself silences (recmtl/quiet.py).
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")

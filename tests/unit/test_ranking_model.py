@@ -12,10 +12,10 @@ from toy import write_toy
 
 from recmtl.config import MODELS, parse_config
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.train_module import TrainModule
+from recmtl.schema import Dataset
 
 ROWS = 24
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from report_runs import STEPS, results, write_results, write_run
 
-from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.errors import UserError
 from recmtl.report import report
+from recmtl.schema import Dataset, Feature, Table, Task
 
 
 def stopped(folder: Path, step: int) -> Path:

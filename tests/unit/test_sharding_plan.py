@@ -6,11 +6,11 @@ import pytest
 
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig
 from recmtl.config.models import MMoEConfig
-from recmtl.data.dataset import Dataset, Feature, Table, Task
 from recmtl.distributed.plan import GIB, WHOLE_ROW_TYPES, Cluster, Plan, make_plan
 from recmtl.errors import UserError
 from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.train_module import TrainModule
+from recmtl.schema import Dataset, Feature, Table, Task
 
 MODEL = MMoEConfig(experts=2, expert_widths=(8,), tower=(4,))
 ONE_CPU = Cluster(1, 1, "cpu", 4 * GIB)

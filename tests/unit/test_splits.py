@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from prepared import read, read_all, run
 
 from recmtl.data import numbering
-from recmtl.data.dataset import SPLITS
 from recmtl.errors import UserError
+from recmtl.schema import SPLITS
 
 RECIPE = 'sql = "select {0} from raw"\n[[feature]]\nname = "item"\n[[task]]\nname = "y"\nlabel = "y"\n'
 NUMBER = '[[feature]]\nname = "n"\nkind = "numeric"\n'

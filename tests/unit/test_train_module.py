@@ -12,11 +12,11 @@ from toy import write_toy
 
 from recmtl.config import MODELS, WeightingConfig
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.errors import UserError
 from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.train_module import TrainModule
+from recmtl.schema import Dataset
 
 ROWS, SIZE = 48, 20
 PADDING = 5

@@ -14,7 +14,6 @@ from toy import write_toy
 
 from recmtl.config import MODELS, Config, EmbeddingConfig, ShardingConfig, WeightingConfig
 from recmtl.data.batch import Batch
-from recmtl.data.dataset import Dataset
 from recmtl.data.reader import Reader
 from recmtl.distributed.parallel import parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
@@ -22,6 +21,7 @@ from recmtl.distributed.ranks import process_group
 from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.train_module import TrainModule
 from recmtl.objectives.weighting import METHODS
+from recmtl.schema import Dataset
 
 # What `recmtl` itself silences (recmtl/quiet.py).
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")
