@@ -26,7 +26,7 @@ from common import RESULTS, machine, markdown_table, write_results
 from workload import LARGE, write_workload
 
 from recmtl.config import load_config, preset_names
-from recmtl.data.reader import Prefetcher
+from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.distributed.memory import CPU_GROWTH, predict
 from recmtl.distributed.ranks import process_group, resolve_device
 from recmtl.objectives.train_module import TrainModule

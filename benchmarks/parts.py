@@ -39,8 +39,8 @@ from device import peak_bytes, profile
 from torch import Tensor
 from variants import configure
 
-from recmtl.data.batch import Batch
-from recmtl.data.reader import Prefetcher
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.schema import Dataset
 from recmtl.training.engine import Engine

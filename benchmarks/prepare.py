@@ -25,7 +25,7 @@ from common import RESULTS, machine, markdown_table, write_results
 from usage import Usage, usage
 from wide_rows import WIDE_ROWS, write_raw, write_recipe
 
-from recmtl.data.duck import size
+from recmtl.data.prepare.duck import size
 from recmtl.data.recipe import PACKAGED
 from recmtl.data.synthetic import synthesize
 

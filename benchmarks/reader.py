@@ -27,9 +27,9 @@ import torch
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
-from recmtl.data.parquet import ParquetSplit
-from recmtl.data.prepare import prepare
-from recmtl.data.reader import Reader
+from recmtl.data.prepare.prepare import prepare
+from recmtl.data.read.parquet import ParquetSplit
+from recmtl.data.read.reader import Reader
 from recmtl.data.recipe import load_recipe
 from recmtl.data.synthetic import synthesize
 from recmtl.schema import Dataset, label_column

@@ -31,7 +31,7 @@ from variants import configure, names
 from workload import write_workload
 
 from recmtl.config import Config
-from recmtl.data.prepare import prepare
+from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
 from recmtl.data.synthetic import synthesize
 from recmtl.distributed.ranks import Ranks, process_group

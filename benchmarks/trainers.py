@@ -13,8 +13,9 @@ from torchmetrics.classification import BinaryAUROC
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recmtl.config import Config
-from recmtl.data.batch import Batch
-from recmtl.data.reader import Prefetcher, Reader
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.prefetcher import Prefetcher
+from recmtl.data.read.reader import Reader
 from recmtl.distributed.ranks import Ranks
 from recmtl.metrics import Metrics
 from recmtl.objectives.train_module import Output

@@ -28,9 +28,9 @@ import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
 from recmtl.config import tomllib
-from recmtl.data.content import ContentDigests
+from recmtl.data.prepare.content import ContentDigests
+from recmtl.data.prepare.shards import ROW_GROUP_ROWS
 from recmtl.data.recipe import load_recipe
-from recmtl.data.shards import ROW_GROUP_ROWS
 from recmtl.schema import FIRST, UNSEEN, Dataset
 
 SUBSTITUTION_SEED = 0

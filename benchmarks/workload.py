@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recmtl.data.content import ContentDigests
+from recmtl.data.prepare.content import ContentDigests
+from recmtl.data.prepare.shards import ROW_GROUP_ROWS, schema, write_shards
 from recmtl.data.recipe import load_recipe
-from recmtl.data.shards import ROW_GROUP_ROWS, schema, write_shards
 from recmtl.schema import SPLITS, Dataset, Feature, Table, Task
 
 LARGE = {"session_id": 4_200_000, "user_id": 2_770_000, "product": 914_000}

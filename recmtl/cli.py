@@ -146,9 +146,9 @@ def synth(arguments: list[str]) -> None:
 def prepare(arguments: list[str]) -> None:
     """Turn raw logs into training data."""
     args = parse_words(Prepare, arguments, "prepare", flags=True)
-    from recmtl.data.prepare import prepare as run_prepare
+    from recmtl.data.prepare.prepare import prepare as run_prepare
+    from recmtl.data.prepare.summary import print_summary
     from recmtl.data.recipe import load_recipe
-    from recmtl.data.summary import print_summary
 
     dataset = run_prepare(
         load_recipe(args.recipe),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -151,7 +150,7 @@ class Dataset:
     split: dict[str, Any] = field(default_factory=dict)
     """The rule by which rows were dealt into splits."""
     content: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Digest of every column, by split (`recmtl.data.content`)."""
+    """Digest of every column, by split (`recmtl.data.prepare.content`)."""
     sql: str = ""
     """Digest of the recipe's queries. Part of no fingerprint: it tells why the content may differ."""
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -259,24 +258,3 @@ class Dataset:
 def _digest(value: Any) -> str:
     """SHA-256 of a value's JSON, the first 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def check_replaceable(folder: Path) -> None:
-    """Check that a folder holds prepared data and nothing else.
-
-    Raises:
-        UserError: it is none that ``recmtl prepare`` wrote, or something else lies in it.
-    """
-    try:
-        described: object = json.loads((folder / FILE_NAME).read_text())
-    except (OSError, ValueError):
-        described = None
-    if folder.is_symlink() or not isinstance(described, dict) or not {"format", "data_fingerprint"} <= described.keys():
-        raise UserError(f"{folder}: is no folder that `recmtl prepare` wrote, so --overwrite does not replace it")
-    for path in sorted(folder.rglob("*")):
-        place = path.relative_to(folder).as_posix()
-        files = rf"{FILE_NAME}|{RECIPE}|({'|'.join(SPLITS)})/part-\d+\.parquet|{VOCABULARIES}/[\w-]+\.parquet"
-        files += rf"|{ENCODER}/(encoder\.json|[\w-]+\.(keys|ids)\.npy)"
-        folders = "|".join((*SPLITS, VOCABULARIES, ENCODER))
-        if path.is_symlink() or not re.fullmatch(folders if path.is_dir() else files, place):
-            raise UserError(f"{path}: is not from `recmtl prepare`; move it away, as --overwrite would delete it")

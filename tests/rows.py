@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.batch import Batch
-from recmtl.data.reader import Reader
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.reader import Reader
 from recmtl.schema import Dataset, Feature, Table, Task
 
 ROWS_IN_TABLE = 5000

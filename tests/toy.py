@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.content import ContentDigests
+from recmtl.data.prepare.content import ContentDigests
 from recmtl.schema import Dataset, Feature, Table, Task
 
 ROW_GROUP = 256

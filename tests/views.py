@@ -9,10 +9,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.duck import arrow_batches, connect
-from recmtl.data.raw_files import find_files
+from recmtl.data.prepare.duck import arrow_batches, connect
+from recmtl.data.prepare.raw_files import find_files
+from recmtl.data.prepare.sources import create_views
 from recmtl.data.recipe import Recipe, Source
-from recmtl.data.sources import create_views
 
 RAW = Source("raw", ("**/*.parquet",))
 

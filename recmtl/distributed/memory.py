@@ -13,9 +13,9 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recmtl.config import Config
-from recmtl.data.parquet import CACHE_BYTES
-from recmtl.data.reader import SHUFFLED_ROWS
-from recmtl.data.shards import ROW_GROUP_ROWS
+from recmtl.data.prepare.shards import ROW_GROUP_ROWS
+from recmtl.data.read.parquet import CACHE_BYTES
+from recmtl.data.read.reader import SHUFFLED_ROWS
 from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.plan import GIB, Plan
 from recmtl.distributed.storage import FLOAT

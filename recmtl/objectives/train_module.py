@@ -10,7 +10,7 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 
 from recmtl.config import Config, WeightingConfig
-from recmtl.data.batch import Batch
+from recmtl.data.read.batch import Batch
 from recmtl.errors import UserError
 from recmtl.models.batch_norm import BatchNorm
 from recmtl.models.ranking_model import RankingModel

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from recmtl.config import Config
-from recmtl.data.batch import Batch
-from recmtl.data.reader import Reader
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.reader import Reader
 from recmtl.distributed.memory import predict
 from recmtl.distributed.parallel import parallelize
 from recmtl.distributed.plan import Cluster, Plan, make_plan

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import nn
 
-from recmtl.data.batch import Batch
-from recmtl.data.reader import Prefetcher, Reader
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.prefetcher import Prefetcher
+from recmtl.data.read.reader import Reader
 from recmtl.distributed.ranks import Ranks
 from recmtl.errors import Stopped
 from recmtl.metrics import Bins, Metrics, Values

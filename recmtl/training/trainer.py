@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from recmtl.config import TrainingConfig, sha256, to_toml
-from recmtl.data.reader import Prefetcher
+from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.errors import Stopped, UserError
 from recmtl.files import link_folder, os_errors, write_json, write_whole
 from recmtl.optim.schedule import Warmup

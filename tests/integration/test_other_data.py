@@ -17,7 +17,7 @@ import pytest
 from runs import evaluation, losses, read, steps
 
 from recmtl import cli
-from recmtl.data.prepare import prepare
+from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
 from recmtl.errors import UserError
 from recmtl.schema import Dataset

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from prepared import run
 
-from recmtl.data.summary import notes, print_summary
+from recmtl.data.prepare.summary import notes, print_summary
 from recmtl.schema import Dataset
 
 NAN = float("nan")

@@ -14,8 +14,8 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from toy import write_toy
 
 from recmtl.config import MODELS, EmbeddingConfig
-from recmtl.data.batch import Batch
-from recmtl.data.reader import Reader
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.reader import Reader
 from recmtl.distributed.plan import replicas
 from recmtl.errors import UserError
 from recmtl.models.embeddings import Embeddings, Regroup

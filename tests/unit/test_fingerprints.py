@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import RECIPE, events, run
 
-from recmtl.data.content import ContentDigests
 from recmtl.data.difference import data_difference, encoding_difference
+from recmtl.data.prepare.content import ContentDigests
 from recmtl.errors import UserError
 from recmtl.schema import Dataset, Feature, Table, Task
 

@@ -11,7 +11,7 @@ from toy import write_toy
 
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig, check_continues, parse_config, to_toml
 from recmtl.config.models import MMoEConfig
-from recmtl.data.reader import Reader
+from recmtl.data.read.reader import Reader
 from recmtl.distributed.parallel import parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.distributed.ranks import process_group

@@ -50,10 +50,10 @@ def test_lists_and_help_import_nothing_heavy(command):
 FORBIDDEN = {
     "config": ("data", "models", "objectives", "optim", "distributed", "training", "report"),
     "models": (
-        *("data.batch", "data.reader", "objectives", "optim", "distributed", "training", "report"),
+        *("data.read", "objectives", "optim", "distributed", "training", "report"),
         *("config.sections.WeightingConfig", "config.WeightingConfig"),
     ),
-    "objectives": ("data.reader", "optim", "distributed", "training", "report"),
+    "objectives": ("data.read.reader", "optim", "distributed", "training", "report"),
     "optim": ("data", "models", "objectives", "distributed", "training", "report"),
     "distributed": ("training", "report"),
 }

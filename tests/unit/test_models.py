@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from toy import write_toy
 
 from recmtl.config import MODELS, ModelConfig, ModelEntry, config_class, find_model, parse
-from recmtl.data.reader import Reader
+from recmtl.data.read.reader import Reader
 from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
 from recmtl.models.embeddings import Embeddings

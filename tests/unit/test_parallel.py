@@ -11,8 +11,8 @@ from toy import write_toy
 
 from recmtl.config import Config, DenseConfig, EmbeddingConfig, ShardingConfig, TrainingConfig
 from recmtl.config.models import MMoEConfig
-from recmtl.data.batch import Batch
-from recmtl.data.reader import Reader
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.reader import Reader
 from recmtl.distributed import parallel
 from recmtl.distributed.parallel import initialize_tables, parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan

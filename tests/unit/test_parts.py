@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recmtl.data import parts
-from recmtl.data.prepare import prepare
+from recmtl.data.prepare import partitions
+from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
 from recmtl.data.synthetic import synthesize
 from recmtl.errors import UserError
@@ -100,7 +100,7 @@ def test_the_output_is_that_of_the_whole(
     write(folder, rows)
     whole = contents(str(folder / "mine.toml"), folder / "raw", folder / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "PART_ROWS", part_rows)
+        patch.setattr(partitions, "PART_ROWS", part_rows)
         cut = contents(str(folder / "mine.toml"), folder / "raw", folder / "cut")
     assert cut == whole
 
@@ -108,18 +108,20 @@ def test_the_output_is_that_of_the_whole(
 def test_merrec_in_parts_is_merrec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synthesize(tmp_path / "raw", 20_000)
     whole = contents("merrec", tmp_path / "raw", tmp_path / "whole")
-    monkeypatch.setattr(parts, "PART_ROWS", 3000)
-    for chunk in ("parts.CHUNK_ROWS", "examples.FETCH_ROWS", "factorized.BATCH_BYTES"):
-        monkeypatch.setattr(f"recmtl.data.{chunk}", 2048)
+    monkeypatch.setattr(partitions, "PART_ROWS", 3000)
+    for chunk in ("partitions.CHUNK_ROWS", "examples.FETCH_ROWS", "factorized.BATCH_BYTES"):
+        monkeypatch.setattr(f"recmtl.data.prepare.{chunk}", 2048)
     seen: list[int] = []
-    shown = parts.shown
-    monkeypatch.setattr("recmtl.data.prepare.shown", lambda *args: (seen.append(part) or part for part in shown(*args)))
+    shown = partitions.shown
+    monkeypatch.setattr(
+        "recmtl.data.prepare.prepare.shown", lambda *args: (seen.append(part) or part for part in shown(*args))
+    )
     assert contents("merrec", tmp_path / "raw", tmp_path / "cut") == whole
     assert seen == list(range(7))
 
 
 def test_no_row_left_to_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART_ROWS", 10)
+    monkeypatch.setattr(partitions, "PART_ROWS", 10)
     row = ("a", 1, ["x"], datetime.datetime(2024, 1, 1), True)
     write(tmp_path, [row] * 20, RECIPE.replace("as span\nfrom raw", "as span\nfrom raw where item = 2"))
     with pytest.raises(UserError, match=r"mine\.toml: sql yields no rows from these files"):
@@ -127,11 +129,11 @@ def test_no_row_left_to_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_parts_follow_rows_and_memory() -> None:
-    assert parts.number_of_parts(0, 10**9) == 1
-    assert parts.number_of_parts(parts.PART_ROWS, 10**10) == 1
-    assert parts.number_of_parts(parts.PART_ROWS + 1, 10**10) == 2
-    assert parts.number_of_parts(1_000_000, 100_000 * parts.ROW_BYTES) == 10
-    assert parts.number_of_parts(10**12, 10**9) == parts.MOST_PARTS
+    assert partitions.number_of_parts(0, 10**9) == 1
+    assert partitions.number_of_parts(partitions.PART_ROWS, 10**10) == 1
+    assert partitions.number_of_parts(partitions.PART_ROWS + 1, 10**10) == 2
+    assert partitions.number_of_parts(1_000_000, 100_000 * partitions.ROW_BYTES) == 10
+    assert partitions.number_of_parts(10**12, 10**9) == partitions.MOST_PARTS
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_mistakes_name_the_source(tmp_path: Path, old: str, new: str, message: s
 
 
 def test_damaged_file_is_named_while_cutting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART_ROWS", 100)
+    monkeypatch.setattr(partitions, "PART_ROWS", 100)
     synthesize(tmp_path / "raw", 5000)
     path = tmp_path / "raw" / "20230501" / "000000000001.parquet"
     whole = bytearray(path.read_bytes())

@@ -8,7 +8,7 @@ import threading
 import pytest
 from rows import reader, rows_of, write
 
-from recmtl.data.reader import Prefetcher
+from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.errors import UserError
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from prepared import RECIPE, events, only, run
 
-from recmtl.data.prepare import prepare
+from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
 from recmtl.errors import UserError
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from prepared import events, only, read_all, run
 
-from recmtl.data.prepare import prepare
+from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
 from recmtl.errors import UserError
 from recmtl.files import complete_or_absent

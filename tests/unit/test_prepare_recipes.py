@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from prepared import RECIPE, events, read_all, run, vocabulary
 
-from recmtl.data.prepare import prepare
+from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
 
 

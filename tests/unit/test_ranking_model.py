@@ -11,8 +11,8 @@ import torch.distributed as dist
 from toy import write_toy
 
 from recmtl.config import MODELS, parse_config
-from recmtl.data.batch import Batch
-from recmtl.data.reader import Reader
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.reader import Reader
 from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.train_module import TrainModule
 from recmtl.schema import Dataset

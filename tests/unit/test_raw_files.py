@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from prepared import events, run
 from views import RAW, rows, view, write
 
-from recmtl.data.duck import connect
-from recmtl.data.raw_files import find_files
+from recmtl.data.prepare.duck import connect
+from recmtl.data.prepare.raw_files import find_files
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError
 
@@ -138,7 +138,7 @@ class TestFolders:
         def refuse(path: Path) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr("recmtl.data.raw_files.os.scandir", refuse)
+        monkeypatch.setattr("recmtl.data.prepare.raw_files.os.scandir", refuse)
         with pytest.raises(UserError, match=f"{tmp_path}: Permission denied"):
             found(tmp_path)
 

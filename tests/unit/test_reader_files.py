@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from rows import ROWS_IN_TABLE, TASKS, reader, row, rows_of, table_of, write
 
-from recmtl.data.parquet import ParquetSplit
-from recmtl.data.reader import Reader
+from recmtl.data.read.parquet import ParquetSplit
+from recmtl.data.read.reader import Reader
 from recmtl.errors import UserError
 
 

@@ -11,8 +11,8 @@ import pytest
 from prepared import events, run
 from views import RAW, rows, view, write
 
-from recmtl.data import parts, sources
-from recmtl.data.prepare import prepare
+from recmtl.data.prepare import partitions, sources
+from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import Source, load_recipe
 from recmtl.errors import UserError
 
@@ -121,7 +121,7 @@ class TestRefusedColumns:
         monkeypatch: pytest.MonkeyPatch,
         part_rows: int,
     ) -> None:
-        monkeypatch.setattr(parts, "PART_ROWS", part_rows)
+        monkeypatch.setattr(partitions, "PART_ROWS", part_rows)
         conflict(tmp_path)
         more = '[sources.events]\nsql = "select * from raw"\nparts_by = "user"\n'
         dataset = prepared(tmp_path, "select * from events", more=more)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prepared import read, read_all, run
 
-from recmtl.data import numbering
+from recmtl.data.prepare import numbering
 from recmtl.errors import UserError
 from recmtl.schema import SPLITS
 

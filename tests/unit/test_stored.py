@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recmtl.data.duck import arrow_batches, column_types, connect, one_line_errors
-from recmtl.data.stored import Stored, scatter, show
+from recmtl.data.prepare.duck import arrow_batches, column_types, connect, one_line_errors
+from recmtl.data.prepare.stored import Stored, scatter, show
 
 TYPES = """
     true; -4::tinyint; 18446744073709551615::ubigint; 170141183460469231731687303715884105727::hugeint; 'nan'::double;

@@ -11,8 +11,8 @@ from torch import Tensor
 from toy import write_toy
 
 from recmtl.config import MODELS, WeightingConfig
-from recmtl.data.batch import Batch
-from recmtl.data.reader import Reader
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.reader import Reader
 from recmtl.errors import UserError
 from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.train_module import TrainModule

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from views import rows, view, write
 
-from recmtl.data.duck import column_types, connect, refusal
-from recmtl.data.footers import NANOSECONDS
-from recmtl.data.types import NULL, unify
+from recmtl.data.prepare.duck import column_types, connect, refusal
+from recmtl.data.prepare.footers import NANOSECONDS
+from recmtl.data.prepare.types import NULL, unify
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from toy import write_toy
 
 from recmtl.config import MODELS, Config, EmbeddingConfig, ShardingConfig, WeightingConfig
-from recmtl.data.batch import Batch
-from recmtl.data.reader import Reader
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.reader import Reader
 from recmtl.distributed.parallel import parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.distributed.ranks import process_group

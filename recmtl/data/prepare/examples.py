@@ -9,12 +9,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.duck import arrow_batches, column_types, plain_arrow, quote, refusal
-from recmtl.data.factorized import CODE, FactorizedRows, even_batches
-from recmtl.data.queries import create_query_view
+from recmtl.data.prepare.duck import arrow_batches, column_types, plain_arrow, quote, refusal
+from recmtl.data.prepare.factorized import CODE, FactorizedRows, even_batches
+from recmtl.data.prepare.queries import create_query_view
+from recmtl.data.prepare.sources import FILE_ROW_NUMBER, FILENAME, columns_hint
+from recmtl.data.prepare.stored import BATCH_ROWS, show
 from recmtl.data.recipe import FeatureSpec, Recipe
-from recmtl.data.sources import FILE_ROW_NUMBER, FILENAME, columns_hint
-from recmtl.data.stored import BATCH_ROWS, show
 from recmtl.encoding.encoder import Encoder
 from recmtl.encoding.values import ARROW_TYPES, value_type
 from recmtl.errors import UserError

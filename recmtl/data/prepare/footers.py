@@ -11,8 +11,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.duck import literal, message
-from recmtl.data.types import MOST_DIGITS, TOO_LONG
+from recmtl.data.prepare.duck import literal, message
+from recmtl.data.prepare.types import MOST_DIGITS, TOO_LONG
 from recmtl.errors import UserError
 
 THREADS = 8

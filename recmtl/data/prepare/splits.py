@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import duckdb
 
-from recmtl.data.duck import column_types, first_row, literal
-from recmtl.data.examples import EXAMPLES, HASH, MOMENT, SPLIT, SPLIT_KEY, STORED
+from recmtl.data.prepare.duck import column_types, first_row, literal
+from recmtl.data.prepare.examples import EXAMPLES, HASH, MOMENT, SPLIT, SPLIT_KEY, STORED
 from recmtl.data.recipe import Recipe
 from recmtl.errors import UserError
 from recmtl.schema import FLOATS, SPLITS

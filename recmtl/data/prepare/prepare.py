@@ -4,8 +4,8 @@
         ──counts──▶ vocabularies ──joins──▶ ids ──buckets by hash, sorted one by one──▶ shuffled shards
 
 DuckDB does all of it on columns, within its memory limit. Between the steps rows lie on disk beside the output
-(`recmtl.data.stored`), and a step holds a part or a bucket of them: time is linear in the number of events. What comes
-out depends on the recipe and the raw files alone, not on the number of threads.
+(`recmtl.data.prepare.stored`), and a step holds a part or a bucket of them: time is linear in the number of events.
+What comes out depends on the recipe and the raw files alone, not on the number of threads.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import duckdb
 
-from recmtl.data.buckets import BucketWriter, sorted_rows
-from recmtl.data.content import ContentDigests
-from recmtl.data.duck import connect, one_line_errors, query_progress, size
-from recmtl.data.encode import Shares, encode_into_buckets, fit_features
-from recmtl.data.examples import (
+from recmtl.data.prepare.buckets import BucketWriter, sorted_rows
+from recmtl.data.prepare.content import ContentDigests
+from recmtl.data.prepare.duck import connect, one_line_errors, query_progress, size
+from recmtl.data.prepare.encode import Shares, encode_into_buckets, fit_features
+from recmtl.data.prepare.examples import (
     check_columns,
     check_not_empty,
     create_query,
@@ -30,23 +30,24 @@ from recmtl.data.examples import (
     run_query,
     splits_and_hashes,
 )
-from recmtl.data.factorized import FactorizedRows
-from recmtl.data.footers import read_footer
-from recmtl.data.labels import describe_tasks
-from recmtl.data.numbering import number_rows
-from recmtl.data.parts import cut, number_of_parts, shown
-from recmtl.data.raw_files import find_files
+from recmtl.data.prepare.factorized import FactorizedRows
+from recmtl.data.prepare.footers import read_footer
+from recmtl.data.prepare.labels import describe_tasks
+from recmtl.data.prepare.numbering import number_rows
+from recmtl.data.prepare.partitions import cut, number_of_parts, shown
+from recmtl.data.prepare.raw_files import find_files
+from recmtl.data.prepare.replaceable import check_replaceable
+from recmtl.data.prepare.shards import schema, write_shards
+from recmtl.data.prepare.sources import count_raw_rows, create_views, leave_out_refused, limit_files, query_errors
+from recmtl.data.prepare.splits import deal, far_from_asked
+from recmtl.data.prepare.summary import notes
+from recmtl.data.prepare.vocabularies import make_lookup
 from recmtl.data.recipe import Recipe
-from recmtl.data.shards import schema, write_shards
-from recmtl.data.sources import count_raw_rows, create_views, leave_out_refused, limit_files, query_errors
-from recmtl.data.splits import deal, far_from_asked
-from recmtl.data.stages import Stages, polled
-from recmtl.data.summary import notes
-from recmtl.data.vocabularies import make_lookup
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
 from recmtl.files import complete_or_absent, write_whole
-from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset, check_replaceable
+from recmtl.runtime.progress import Stages, polled
+from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset
 
 
 def prepare(

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import unquote
 
-from recmtl.data.duck import literal
-from recmtl.data.footers import fold
+from recmtl.data.prepare.duck import literal
+from recmtl.data.prepare.footers import fold
 
 MISSING = "__HIVE_DEFAULT_PARTITION__"
 """Stands for null."""

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.parts import MOST_PARTS, number_of_parts
-from recmtl.data.stored import BATCH_ROWS, Stored
+from recmtl.data.prepare.partitions import MOST_PARTS, number_of_parts
+from recmtl.data.prepare.stored import BATCH_ROWS, Stored
 from recmtl.encoding.encoder import Encoder, Factorized, TableValues
 from recmtl.encoding.values import arrow_type
 

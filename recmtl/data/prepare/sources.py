@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.duck import (
+from recmtl.data.prepare.duck import (
     ENGINE_ERRORS,
     column_types,
     first_row,
@@ -25,12 +25,12 @@ from recmtl.data.duck import (
     quote,
     refusal,
 )
-from recmtl.data.footers import Schema, fold, read_footer, read_schemas, scan, unreadable
-from recmtl.data.partitions import partition_columns
-from recmtl.data.queries import create_query_view
-from recmtl.data.raw_files import some
+from recmtl.data.prepare.footers import Schema, fold, read_footer, read_schemas, scan, unreadable
+from recmtl.data.prepare.hive import partition_columns
+from recmtl.data.prepare.queries import create_query_view
+from recmtl.data.prepare.raw_files import some
+from recmtl.data.prepare.union import Column, having, unite
 from recmtl.data.recipe import Recipe, Source
-from recmtl.data.union import Column, having, unite
 from recmtl.errors import UserError
 
 FILENAME, FILE_ROW_NUMBER = "filename", "file_row_number"

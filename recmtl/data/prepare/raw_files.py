@@ -9,7 +9,7 @@ from collections import deque
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from recmtl.data.duck import literal
+from recmtl.data.prepare.duck import literal
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError
 from recmtl.files import os_errors

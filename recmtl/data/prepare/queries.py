@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import duckdb
 
-from recmtl.data.duck import line_number, message
+from recmtl.data.prepare.duck import line_number, message
 from recmtl.errors import UserError
 
 

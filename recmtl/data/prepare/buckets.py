@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.stored import Stored, write_scattered
+from recmtl.data.prepare.stored import Stored, write_scattered
 from recmtl.schema import SPLITS
 
 HASH = "#hash"

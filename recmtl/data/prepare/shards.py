@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.content import ContentDigests
+from recmtl.data.prepare.content import ContentDigests
 from recmtl.features import make_kind
 from recmtl.schema import GROUP_COLUMN, SPLITS, Dataset, label_column, oracle_column
 

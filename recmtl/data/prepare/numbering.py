@@ -13,10 +13,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.duck import arrow_batches, quote
-from recmtl.data.examples import HASH, ORDER, ROW, STORED, hash_of
+from recmtl.data.prepare.duck import arrow_batches, quote
+from recmtl.data.prepare.examples import HASH, ORDER, ROW, STORED, hash_of
+from recmtl.data.prepare.stored import CHUNK_ROWS, Stored, overwrite
 from recmtl.data.recipe import Recipe
-from recmtl.data.stored import CHUNK_ROWS, Stored, overwrite
 
 HASHES_SHARE = 8
 """At most this part of the memory is for hashes that are sorted; of more rows they are sorted range by range."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from recmtl.data.duck import quote, refused_column
-from recmtl.data.footers import Schema, first_beyond, fold
-from recmtl.data.types import NULL, limit, unify
+from recmtl.data.prepare.duck import quote, refused_column
+from recmtl.data.prepare.footers import Schema, first_beyond, fold
+from recmtl.data.prepare.types import NULL, limit, unify
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recmtl.data.buckets import BucketWriter
-from recmtl.data.factorized import Batch, FactorizedRows
+from recmtl.data.prepare.buckets import BucketWriter
+from recmtl.data.prepare.factorized import Batch, FactorizedRows
+from recmtl.data.prepare.shards import schema
 from recmtl.data.recipe import Recipe
-from recmtl.data.shards import schema
 from recmtl.encoding.encoder import NO_VALUE, Encoder
 from recmtl.encoding.hashing import hash_texts
 from recmtl.schema import GROUP_COLUMN, MISSING, NO_USER, SPLITS, UNSEEN, Dataset, Feature, label_column, oracle_column

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import duckdb
 
-from recmtl.data.duck import arrow_batches, column_types, joined_as_written, quote, refusal
+from recmtl.data.prepare.duck import arrow_batches, column_types, joined_as_written, quote, refusal
+from recmtl.data.prepare.stored import CHUNK_ROWS, Stored, scatter, show
 from recmtl.data.recipe import Source
-from recmtl.data.stored import CHUNK_ROWS, Stored, scatter, show
 
 PART_ROWS = 2**20
 """Rows of a part, at most about: few enough for the processor's caches."""

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.duck import arrow_batches
-from recmtl.data.factorized import FactorizedRows
+from recmtl.data.prepare.duck import arrow_batches
+from recmtl.data.prepare.factorized import FactorizedRows
 from recmtl.data.recipe import TableSpec
 from recmtl.encoding.values import arrow_type
 from recmtl.encoding.vocabulary import Hashed, Vocabulary

@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.duck import quote, refusal, refused_column
+from recmtl.data.prepare.duck import quote, refusal, refused_column
 
 BATCH_ROWS = 2**16
 """Rows of a batch, at most about: few enough that all threads have some to scan."""

@@ -6,8 +6,8 @@ import contextlib
 
 import duckdb
 
-from recmtl.data.duck import first_row, quote
-from recmtl.data.examples import EXAMPLES, SPLIT
+from recmtl.data.prepare.duck import first_row, quote
+from recmtl.data.prepare.examples import EXAMPLES, SPLIT
 from recmtl.data.recipe import Recipe, TaskSpec
 from recmtl.errors import UserError
 from recmtl.schema import SPLITS, Task
