@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import torch
 
-from recmtl.quiet import silence_third_parties
-from recmtl.versions import versions
+from recmtl.runtime.versions import versions
+from recmtl.runtime.warnings import silence_third_parties
 
 silence_third_parties()
 

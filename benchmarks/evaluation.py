@@ -18,7 +18,7 @@ import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
 from recmtl.distributed.ranks import Ranks, process_group
-from recmtl.metrics import Metrics
+from recmtl.metrics.collect import Metrics
 from recmtl.training.results import peak_resident
 
 

@@ -27,7 +27,7 @@ from wide_rows import WIDE_ROWS, write_raw, write_recipe
 
 from recmtl.data.prepare.duck import size
 from recmtl.data.recipe import PACKAGED
-from recmtl.data.synthetic import synthesize
+from recmtl.synthetic.synthesize import synthesize
 
 BARE_QUERY = Path(__file__).with_name("bare_query.py")
 

@@ -31,8 +31,8 @@ from recmtl.data.prepare.prepare import prepare
 from recmtl.data.read.parquet import ParquetSplit
 from recmtl.data.read.reader import Reader
 from recmtl.data.recipe import load_recipe
-from recmtl.data.synthetic import synthesize
 from recmtl.schema import Dataset, label_column
+from recmtl.synthetic.synthesize import synthesize
 
 TARGET = 1_500_000
 """Rows/s on one core."""

@@ -33,9 +33,9 @@ from workload import write_workload
 from recmtl.config import Config
 from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
-from recmtl.data.synthetic import synthesize
 from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.schema import Dataset
+from recmtl.synthetic.synthesize import synthesize
 
 EPOCH = 1_000_000
 """Training rows of the epoch that times are given for."""

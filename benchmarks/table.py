@@ -27,8 +27,8 @@ import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
 from recmtl.config import MODELS, config_path, load_config, preset_names
-from recmtl.entropy import entropy
 from recmtl.errors import UserError
+from recmtl.metrics.entropy import entropy
 from recmtl.models.ranking_model import RankingModel
 from recmtl.schema import Dataset
 

@@ -17,7 +17,7 @@ from recmtl.data.read.batch import Batch
 from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.data.read.reader import Reader
 from recmtl.distributed.ranks import Ranks
-from recmtl.metrics import Metrics
+from recmtl.metrics.collect import Metrics
 from recmtl.objectives.train_module import Output
 from recmtl.schema import Dataset
 from recmtl.training.engine import Engine

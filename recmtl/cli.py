@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from recmtl.config import MODELS, PRESETS, config_path, load_config, preset_names, read_toml
-from recmtl.ending import (
+from recmtl.errors import Stopped, UserError, is_out_of_memory, nearest
+from recmtl.options import parse_words
+from recmtl.runtime.exit import (
     BUG,
     GRACE_SECONDS,
     MISTAKE,
@@ -28,8 +30,6 @@ from recmtl.ending import (
     leave,
     leave_interrupted,
 )
-from recmtl.errors import Stopped, UserError, is_out_of_memory, nearest
-from recmtl.options import parse_words
 from recmtl.schema import SPLITS
 
 
@@ -138,7 +138,7 @@ def synth(arguments: list[str]) -> None:
     args = parse_words(Synth, arguments, "synth")
     if args.dataset != "merrec":
         raise UserError(f"no synthetic dataset '{args.dataset}'; there is merrec")
-    from recmtl.data.synthetic import synthesize
+    from recmtl.synthetic.synthesize import synthesize
 
     synthesize(args.out, args.events, seed=args.seed)
 
@@ -270,8 +270,8 @@ def main() -> None:
         return
     interrupt_on_sigterm()
     try:
-        from recmtl.quiet import silence_third_parties
-        from recmtl.versions import check_versions
+        from recmtl.runtime.versions import check_versions
+        from recmtl.runtime.warnings import silence_third_parties
 
         if arguments[0] not in COMMANDS:
             raise UserError(f"no command '{arguments[0]}'; {nearest(arguments[0], COMMANDS)}")

@@ -13,8 +13,8 @@ import logging
 import os
 import sys
 
-from recmtl.ending import BUG, MISTAKE, leave
-from recmtl.quiet import silent_torch
+from recmtl.runtime.exit import BUG, MISTAKE, leave
+from recmtl.runtime.warnings import silent_torch
 
 with silent_torch():
     from torch.distributed.elastic.multiprocessing.api import SignalException

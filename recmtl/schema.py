@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recmtl.errors import UserError, nearest
-from recmtl.files import write_whole
+from recmtl.runtime.storage import write_whole
 
 FORMAT = 2
 FILE_NAME = "dataset.json"

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from recmtl.jackknife import FOLDS, standard_error
+from recmtl.metrics.jackknife import FOLDS, standard_error
 
 CONFIG = "[model]\nname = {model}\nexperts = {experts}\n\n[training]\nseed = {seed}\ntasks = []\n"
 STEPS = 400

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from recmtl.distributed.allocator import keep_freed_memory
-from recmtl.ending import ended_by_sigterm
 from recmtl.errors import UserError
-from recmtl.files import os_errors
+from recmtl.runtime.exit import ended_by_sigterm
+from recmtl.runtime.storage import os_errors
 
 TIMEOUT = timedelta(minutes=5)
 """How long a rank waits for the others in a step before it gives up."""

@@ -25,7 +25,7 @@ from recmtl.encoding.values import arrow_type, canonical, keys
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
 from recmtl.features import DenseKind, TableKind, make_kind
-from recmtl.files import write_json
+from recmtl.runtime.storage import write_json
 from recmtl.schema import MISSING, UNSEEN, Feature, Table
 
 FORMAT = 1

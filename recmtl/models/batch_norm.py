@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recmtl.collectives import sum_over_ranks
+from recmtl.runtime.collectives import sum_over_ranks
 
 
 class BatchNorm(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recmtl.jackknife import Folds, average, difference, standard_error
+from recmtl.metrics.jackknife import Folds, average, difference, standard_error
 from recmtl.report.rows import Row
 from recmtl.report.runs import Value, metric
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from recmtl.entropy import entropy
+from recmtl.metrics.entropy import entropy
 from recmtl.report.confidence import ERRORS, Gap, auc_error, gaps
 from recmtl.report.numbers import NOTHING, show_bytes, show_count, show_epochs, show_metric, show_seconds
 from recmtl.report.rows import Row, tasks

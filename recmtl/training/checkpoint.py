@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException
 
 from recmtl.errors import UserError, is_out_of_memory
-from recmtl.files import sync_folder, write_whole
+from recmtl.runtime.storage import sync_folder, write_whole
 from recmtl.training.engine import Engine
 from recmtl.training.manifest import MANIFEST, Entries, entry, find_damage
 from recmtl.training.storage import SafePlanner, SafeReader, Writer

@@ -22,7 +22,7 @@ from recmtl.distributed.plan import Cluster, Plan, make_plan
 from recmtl.distributed.ranks import Ranks
 from recmtl.distributed.shortage import Forecast, on_paper
 from recmtl.errors import UserError
-from recmtl.metrics import Bins, Values
+from recmtl.metrics.measure import Bins, Values
 from recmtl.objectives.train_module import Output, TrainModule
 from recmtl.schema import SPLITS, Dataset, Task
 from recmtl.training.evaluation import evaluate, logloss_sum

@@ -12,7 +12,8 @@ from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.data.read.reader import Reader
 from recmtl.distributed.ranks import Ranks
 from recmtl.errors import Stopped
-from recmtl.metrics import Bins, Metrics, Values
+from recmtl.metrics.collect import Metrics
+from recmtl.metrics.measure import Bins, Values
 from recmtl.objectives.train_module import Output
 from recmtl.schema import Task
 from recmtl.training.tracking import ProgressLine

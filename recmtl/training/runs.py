@@ -14,7 +14,7 @@ from recmtl.config import Config, check_continues
 from recmtl.data.difference import data_difference, encoding_difference
 from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.errors import UserError
-from recmtl.files import locked, os_errors, write_json
+from recmtl.runtime.storage import locked, os_errors, write_json
 from recmtl.schema import FILE_NAME, Dataset, Task
 from recmtl.training.checkpoint import Checkpoints, best_checkpoint, checkpoint_paths, read_progress
 from recmtl.training.engine import Engine

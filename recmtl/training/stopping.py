@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from recmtl.distributed.ranks import Ranks
-from recmtl.ending import note_signal
+from recmtl.runtime.exit import note_signal
 
 SECONDS = 1.0
 """Between two votes, where a step takes less."""

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recmtl.files import os_errors, write_whole
-from recmtl.metrics import Values
+from recmtl.metrics.measure import Values
+from recmtl.runtime.storage import os_errors, write_whole
 
 PLAIN_SECONDS = 5.0
 """Between two lines of progress where there is no terminal to draw a bar on."""

@@ -11,8 +11,9 @@ import torch
 from recmtl.config import TrainingConfig, sha256, to_toml
 from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.errors import Stopped, UserError
-from recmtl.files import link_folder, os_errors, write_json, write_whole
 from recmtl.optim.schedule import Warmup
+from recmtl.runtime.storage import link_folder, os_errors, write_json, write_whole
+from recmtl.runtime.versions import versions
 from recmtl.schema import ENCODER, RECIPE
 from recmtl.training.checkpoint import Checkpoints, Progress
 from recmtl.training.engine import DIVERGED, Engine
@@ -20,7 +21,6 @@ from recmtl.training.evaluation import logloss_sum, weighted_sum
 from recmtl.training.results import RESULTS, Results, describe, peak_memory
 from recmtl.training.stopping import StopRequest
 from recmtl.training.tracking import ProgressLine, Tracker
-from recmtl.versions import versions
 
 
 def is_done(progress: Progress, training: TrainingConfig) -> bool:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from recmtl.errors import UserError
-from recmtl.files import complete_or_absent, locked, os_errors, write_json
+from recmtl.runtime.storage import complete_or_absent, locked, os_errors, write_json
 
 HOLD = """
 import os, signal, sys
 from pathlib import Path
-from recmtl.files import locked
+from recmtl.runtime.storage import locked
 with locked(Path(sys.argv[1]), Path("what")):
     print("held", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)

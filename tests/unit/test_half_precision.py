@@ -19,7 +19,7 @@ from recmtl.errors import UserError
 from recmtl.objectives.train_module import TrainModule
 from recmtl.schema import Dataset
 
-# What `recmtl` itself silences (recmtl/quiet.py).
+# What `recmtl` itself silences (recmtl/runtime/warnings.py).
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")
 
 BATCH, STEPS = 48, 4

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from rows import reader, rows_of, write
 
 from recmtl.distributed.ranks import Ranks, process_group
-from recmtl.jackknife import FOLDS, average, difference, folds_of, standard_error
-from recmtl.metrics import MIN_USERS, Metrics, auc, fold_aucs, measure
+from recmtl.metrics.auc import auc, fold_aucs
+from recmtl.metrics.collect import MIN_USERS, Metrics
+from recmtl.metrics.jackknife import FOLDS, average, difference, folds_of, standard_error
+from recmtl.metrics.measure import measure
 from recmtl.schema import NO_USER
 
 ROWS = st.lists(  # score on a coarse grid (many ties), label, fold
@@ -162,7 +164,7 @@ def folds_used(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, group: np.ndarray 
         seen.update(groups=groups, folds=folds)
         return {}, {}
 
-    monkeypatch.setattr("recmtl.metrics.measure", spy)
+    monkeypatch.setattr("recmtl.metrics.collect.measure", spy)
     metrics = Metrics(["a"], gauc=True, ranks=ranks)
     column = torch.zeros(len(numbers), 1)
     users = None if group is None else torch.from_numpy(group)

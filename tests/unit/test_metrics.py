@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc
 
 from recmtl.distributed.ranks import Ranks, process_group
-from recmtl.entropy import entropy
-from recmtl.metrics import BINS, CHUNK, Metrics, auc, grouped_auc, measure
+from recmtl.metrics.auc import auc, grouped_auc
+from recmtl.metrics.collect import Metrics
+from recmtl.metrics.entropy import entropy
+from recmtl.metrics.measure import BINS, CHUNK, measure
 from recmtl.objectives.losses import task_losses
 
 ROWS = st.lists(  # score on a coarse grid (many ties), label, group

@@ -23,7 +23,7 @@ from recmtl.optim.schedule import Warmup
 from recmtl.optim.sparse import sparse_optimizer
 from recmtl.schema import Dataset
 
-# What `recmtl` itself silences (recmtl/quiet.py).
+# What `recmtl` itself silences (recmtl/runtime/warnings.py).
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")
 
 MODEL = MMoEConfig(experts=2, expert_widths=(8,), tower=(4,))

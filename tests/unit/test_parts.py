@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from recmtl.data.prepare import partitions
 from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
-from recmtl.data.synthetic import synthesize
 from recmtl.errors import UserError
+from recmtl.synthetic.synthesize import synthesize
 
 RECIPE = """
 sql = '''

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from report_runs import task, write_results, write_run
 
-from recmtl.entropy import entropy
 from recmtl.errors import UserError
+from recmtl.metrics.entropy import entropy
 from recmtl.report import report
 
 Cells = dict[str, dict[str, str]]

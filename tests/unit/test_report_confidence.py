@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from report_runs import folds, task, write_results
 
-from recmtl.jackknife import standard_error
+from recmtl.metrics.jackknife import standard_error
 from recmtl.report import report
 from recmtl.report.confidence import auc_error, gaps
 from recmtl.report.rows import Row, by_dataset

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recmtl.data import synthetic
-from recmtl.data.marketplace import EVENT_SHARES, EVENT_TYPES, Link
-from recmtl.data.simulation import HISTORY
-from recmtl.data.synthetic import MIN_EVENTS, MONTH_FOLDER, SCHEMA, TRUTH_FOLDER, synthesize
 from recmtl.errors import UserError
+from recmtl.synthetic import synthesize as module
+from recmtl.synthetic.marketplace import EVENT_SHARES, EVENT_TYPES, Link
+from recmtl.synthetic.simulation import HISTORY
+from recmtl.synthetic.synthesize import MIN_EVENTS, MONTH_FOLDER, SCHEMA, TRUTH_FOLDER, synthesize
 
 EVENTS = 300_000
 
@@ -253,7 +253,7 @@ def test_nothing_is_left_after_a_failure(
             raise failure
         path.touch()
 
-    monkeypatch.setattr(synthetic.pq, "write_table", fail_on_the_third)
+    monkeypatch.setattr(module.pq, "write_table", fail_on_the_third)
     with pytest.raises(failure):
         synthesize(tmp_path / "out", MIN_EVENTS)
     assert not list(tmp_path.iterdir())

@@ -6,9 +6,9 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-import recmtl.versions
+import recmtl.runtime.versions
 from recmtl.errors import UserError
-from recmtl.versions import check_versions, versions
+from recmtl.runtime.versions import check_versions, versions
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def pretend(monkeypatch):
                 raise PackageNotFoundError(name)
             return distributions[name]
 
-        monkeypatch.setattr(recmtl.versions, "version", version)
-        monkeypatch.setattr(recmtl.versions, "find_spec", lambda name: "found" if name in modules else None)
+        monkeypatch.setattr(recmtl.runtime.versions, "version", version)
+        monkeypatch.setattr(recmtl.runtime.versions, "find_spec", lambda name: "found" if name in modules else None)
 
     return install
 

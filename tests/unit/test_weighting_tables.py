@@ -23,7 +23,7 @@ from recmtl.objectives.train_module import TrainModule
 from recmtl.objectives.weighting import METHODS
 from recmtl.schema import Dataset
 
-# What `recmtl` itself silences (recmtl/quiet.py).
+# What `recmtl` itself silences (recmtl/runtime/warnings.py).
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fbgemm:UserWarning")
 
 DIM, ROWS = 8, 48

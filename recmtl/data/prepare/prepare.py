@@ -45,8 +45,8 @@ from recmtl.data.prepare.vocabularies import make_lookup
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
-from recmtl.files import complete_or_absent, write_whole
 from recmtl.runtime.progress import Stages, polled
+from recmtl.runtime.storage import complete_or_absent, write_whole
 from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset
 
 

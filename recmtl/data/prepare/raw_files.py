@@ -12,7 +12,7 @@ from pathlib import Path
 from recmtl.data.prepare.duck import literal
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError
-from recmtl.files import os_errors
+from recmtl.runtime.storage import os_errors
 from recmtl.schema import FILE_NAME
 
 Globs = frozenset[tuple[str, ...]]

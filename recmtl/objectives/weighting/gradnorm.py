@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from recmtl.collectives import sum_over_ranks, world_size
 from recmtl.config import WeightingConfig
 from recmtl.objectives.weighting.base import GivenGradients, Weighting
+from recmtl.runtime.collectives import sum_over_ranks, world_size
 
 FLOOR = 1e-6
 """Weights that a step made negative get this one."""

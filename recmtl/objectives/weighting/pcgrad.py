@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recmtl.collectives import sum_over_ranks, world_size
 from recmtl.objectives.weighting.base import GivenGradients, Weighting
+from recmtl.runtime.collectives import sum_over_ranks, world_size
 
 
 class PCGrad(Weighting):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recmtl.data.marketplace import (
+from recmtl.synthetic.marketplace import (
     EFFECTS,
     EVENT_SHARES,
     TASKS,

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recmtl.data.marketplace import EVENT_TYPES, Catalogue, Ints
-from recmtl.data.simulation import Events, Simulation
 from recmtl.errors import UserError
-from recmtl.files import complete_or_absent
+from recmtl.runtime.storage import complete_or_absent
+from recmtl.synthetic.marketplace import EVENT_TYPES, Catalogue, Ints
+from recmtl.synthetic.simulation import Events, Simulation
 
 MONTH_FOLDER = "20230501"
 TRUTH_FOLDER = "truth"

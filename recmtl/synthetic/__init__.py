@@ -1,0 +1,1 @@
+"""Synthetic logs whose true probabilities are known."""
