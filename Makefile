@@ -66,9 +66,10 @@ test-nodes: setup ## As root: one job across two network namespaces
 wheels: setup ## Download the image's packages to requirements/wheels, for a build that reaches no index
 	python -m pip download -q --no-deps -d requirements/wheels $(PIP_FLAGS) -r requirements/cpu.txt -r requirements/nodeps.txt
 
-lint: setup ## Check style and types
+lint: setup ## Check style, types and who imports whom
 	ruff check
 	ruff format --check
+	lint-imports
 	mypy
 
 format: setup ## Rewrite the code in the project's style
@@ -76,5 +77,5 @@ format: setup ## Rewrite the code in the project's style
 	ruff format
 
 clean: ## Remove what the other targets made, except .venv
-	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo build dist *.egg-info .pytest_cache .import_linter_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

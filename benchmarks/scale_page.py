@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 from common import markdown_table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    from scale import Estimate
+from scale_estimate import HIDDEN, Estimate
 
 INK = "#7f7f7f"
 """Text and lines: readable on white and on black, as the file has no background."""
@@ -24,8 +21,6 @@ PARTS = {
     "dense": "#9085e9",
 }
 """Parts of a step that follow each other, and their colours."""
-HIDDEN = ("ids", "all-reduce")
-"""Parts that run beside the others."""
 GB = 1e9
 
 ASSUMED = """## What is assumed

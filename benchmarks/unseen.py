@@ -29,9 +29,8 @@ from common import RESULTS, machine, markdown_table, write_results
 
 from recmtl.config import tomllib
 from recmtl.data.prepare.content import ContentDigests
-from recmtl.data.prepare.shards import ROW_GROUP_ROWS
 from recmtl.data.recipe import load_recipe
-from recmtl.schema import FIRST, UNSEEN, Dataset
+from recmtl.schema import FIRST, ROW_GROUP_ROWS, UNSEEN, Dataset
 
 SUBSTITUTION_SEED = 0
 ROWS = ("all", "unseen")

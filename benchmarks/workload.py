@@ -12,9 +12,9 @@ import pyarrow as pa
 import torch
 
 from recmtl.data.prepare.content import ContentDigests
-from recmtl.data.prepare.shards import ROW_GROUP_ROWS, schema, write_shards
+from recmtl.data.prepare.shards import schema, write_shards
 from recmtl.data.recipe import load_recipe
-from recmtl.schema import SPLITS, Dataset, Feature, Table, Task
+from recmtl.schema import ROW_GROUP_ROWS, SPLITS, Dataset, Feature, Table, Task
 
 LARGE = {"session_id": 4_200_000, "user_id": 2_770_000, "product": 914_000}
 """Values of the tables that are scaled, in the benchmark's month."""

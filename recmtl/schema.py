@@ -26,6 +26,8 @@ RECIPE = "recipe.toml"
 VOCABULARIES = "vocab"
 """Folder of the vocabularies."""
 SPLITS = ("train", "val", "test")
+ROW_GROUP_ROWS = 16_384
+"""Rows of a row group of a prepared file, the last one of a file excepted."""
 GROUP_COLUMN = "group"
 """int64 column that identifies the user a row belongs to, for grouped AUC; there when `Dataset.group` is."""
 NO_USER = -1

@@ -13,7 +13,6 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recmtl.config import Config
-from recmtl.data.prepare.shards import ROW_GROUP_ROWS
 from recmtl.data.read.parquet import CACHE_BYTES
 from recmtl.data.read.reader import SHUFFLED_ROWS
 from recmtl.distributed.live_bytes import LiveBytes
@@ -22,7 +21,7 @@ from recmtl.distributed.storage import FLOAT
 from recmtl.features import is_list
 from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import DENSE_STATES
-from recmtl.schema import Dataset
+from recmtl.schema import ROW_GROUP_ROWS, Dataset
 
 CUDA_PROCESS = GIB // 2
 """CUDA's context and libraries on a GPU. Assumed: PyTorch's allocator does not see them."""

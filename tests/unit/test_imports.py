@@ -1,17 +1,12 @@
-"""Who imports whom: lists and help answer without the heavy libraries, and folders know only those below them."""
+"""Lists and help answer without the heavy libraries. (Who imports whom is checked by `make lint`.)"""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import recmtl
-
-PACKAGE = Path(recmtl.__file__).parent
 HEAVY = ("torch", "torchrec", "fbgemm_gpu", "duckdb", "pyarrow", "matplotlib")
 LOADED = """
 import sys
@@ -45,36 +40,3 @@ def test_lists_and_help_import_nothing_heavy(command):
     # What kinds of features there are, which recipes are checked for, is said where their columns are made.
     allowed = {"pyarrow"} if command == "recipes" else set()
     assert set(HEAVY) & set(loaded.split()) <= allowed
-
-
-FORBIDDEN = {
-    "config": ("data", "models", "objectives", "optim", "distributed", "training", "report"),
-    "models": (
-        *("data.read", "objectives", "optim", "distributed", "training", "report"),
-        *("config.sections.WeightingConfig", "config.WeightingConfig"),
-    ),
-    "objectives": ("data.read.reader", "optim", "distributed", "training", "report"),
-    "optim": ("data", "models", "objectives", "distributed", "training", "report"),
-    "distributed": ("training", "report"),
-}
-"""What a folder must not import, by the folder."""
-
-
-def imported(path: Path) -> set[str]:
-    """Modules that a file imports, inside functions too."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
-
-
-@pytest.mark.parametrize("folder", FORBIDDEN)
-def test_folders_know_only_those_below_them(folder):
-    files = list((PACKAGE / folder).rglob("*.py"))
-    assert files
-    for path in files:
-        for name in imported(path):
-            assert not any(f"{name}.".startswith(f"recmtl.{other}.") for other in FORBIDDEN[folder]), (path, name)

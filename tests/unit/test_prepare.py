@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from murmur import murmur64a
 from prepared import RECIPE, events, only, read, read_all, run, vocabulary
 
-from recmtl.data.prepare.shards import ROW_GROUP_ROWS
 from recmtl.encoding.hashing import hash_texts
-from recmtl.schema import FIRST, MISSING, NO_USER, UNSEEN, Dataset
+from recmtl.schema import FIRST, MISSING, NO_USER, ROW_GROUP_ROWS, UNSEEN, Dataset
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 
 from recmtl.data.prepare.content import ContentDigests
 from recmtl.features import make_kind
-from recmtl.schema import GROUP_COLUMN, SPLITS, Dataset, label_column, oracle_column
+from recmtl.schema import GROUP_COLUMN, ROW_GROUP_ROWS, SPLITS, Dataset, label_column, oracle_column
 
-ROW_GROUP_ROWS = 16_384
 SHARD_ROWS = 256 * ROW_GROUP_ROWS
 
 
