@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from recmtl.distributed.allocator import LARGEST_BLOCK
+from recmtl.runtime.private_api import TorchDispatchMode, tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):

@@ -9,10 +9,6 @@ from collections.abc import Iterator, Set
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.distributed.optim import (
-    _apply_optimizer_in_backward as apply_optimizer_in_backward,
-)
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -26,6 +22,7 @@ from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import dense_optimizer
 from recmtl.optim.replicated import ReplicatedTables
 from recmtl.optim.sparse import CPU_SPARSE_OPTIMIZERS, sparse_optimizer
+from recmtl.runtime.private_api import ShardedTensor, apply_optimizer_in_backward
 
 INIT_ROWS = 65536
 """Rows that one random generator fills: a shard draws the blocks it holds rows of, and no others."""

@@ -20,6 +20,7 @@ from recmtl.distributed.step_time import StepTimeEstimator
 from recmtl.distributed.storage import FLOAT, StorageEstimator, extra_bytes, state_bytes, weight_bytes
 from recmtl.errors import UserError, nearest
 from recmtl.objectives.train_module import TrainModule
+from recmtl.runtime.private_api import chosen_options
 
 CPU_TYPES = ("table_wise", "column_wise")
 CUDA_TYPES = ("table_wise", "row_wise", "table_row_wise", "column_wise", "grid_shard")
@@ -221,9 +222,10 @@ def make_plan(train_module: TrainModule, config: Config, cluster: Cluster, batch
             f"{capacity / GIB:.1f}; use more ranks, a smaller embedding.dim, min_count or hash_rows in the recipe, or "
             "sharding.type auto"
         ) from None
-    options: list[ShardingOption] = planner._best_plan or []
     optimizer = config.embedding.optimizer
-    return Plan(cluster, tuple(shard for option in options for shard in _shards(option, optimizer)), plan)
+    return Plan(
+        cluster, tuple(shard for option in chosen_options(planner) for shard in _shards(option, optimizer)), plan
+    )
 
 
 def _shards(option: ShardingOption, optimizer: str) -> list[Shard]:

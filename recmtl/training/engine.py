@@ -24,6 +24,7 @@ from recmtl.distributed.shortage import Forecast, on_paper
 from recmtl.errors import UserError
 from recmtl.metrics.measure import Bins, Values
 from recmtl.objectives.train_module import Output, TrainModule
+from recmtl.runtime.private_api import has_pipelined_modules
 from recmtl.schema import SPLITS, Dataset, Task
 from recmtl.training.evaluation import evaluate, logloss_sum
 
@@ -129,7 +130,7 @@ class Engine:
         output: Output = self.pipeline.progress(batches)
         if not self._checked and isinstance(self.pipeline, TrainPipelineSparseDist):
             # Without, it would run, slower, with no overlap.
-            if not self.pipeline._pipelined_modules:
+            if not has_pipelined_modules(self.pipeline):
                 raise RuntimeError(
                     "no sharded module is pipelined: `Embeddings.collection` must be called on `batch.sparse` itself"
                 )
