@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recmtl.errors import UserError
+from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import complete_or_absent
 from recmtl.synthetic.marketplace import EVENT_TYPES, Catalogue, Ints
 from recmtl.synthetic.simulation import Events, Simulation
@@ -26,8 +22,6 @@ MONTH_FOLDER = "20230501"
 TRUTH_FOLDER = "truth"
 MIN_EVENTS = 1_000
 SHARD_EVENTS, MIN_SHARDS = 262_144, 4
-LINE_SECONDS = 10.0
-"""Pause between lines of progress where there is no terminal."""
 
 CONDITIONS = ("New", "Like new", "Good", "Fair", "Poor")
 SHIPPERS = ("Buyer", "Seller")
@@ -90,18 +84,20 @@ def synthesize(out: Path, events: int, *, seed: int = 0) -> None:
         raise UserError(f"--events {events}: at least {MIN_EVENTS} are needed")
     if seed < 0:
         raise UserError(f"--seed {seed}: must not be negative")
-    with complete_or_absent(out) as work, _progress(events) as advance:
+    with complete_or_absent(out) as work, Progress() as progress, progress.stage("events", events) as advance:
         folder = work / "data"
         for kind in (folder, folder / TRUTH_FOLDER):
             (kind / MONTH_FOLDER).mkdir(parents=True)
         simulation = Simulation(events, seed, min(SHARD_EVENTS, events // MIN_SHARDS))
         shards = _Shards(simulation.catalogue)
+        done = 0
         for index in range(simulation.blocks):
             block = simulation.block(index)
             shard = Path(MONTH_FOLDER, f"{index:012d}.parquet")
             _write(shards.table(block), folder / shard)
             _write(pa.table({"view": block.view, "like": block.like}), folder / TRUTH_FOLDER / shard)
-            advance(len(block.user))
+            done += len(block.user)
+            advance(done)
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -186,29 +182,3 @@ def _numbered(label: str, number: pa.Array) -> pa.Array:
 
 def _join(parts: list[Any], separator: str) -> pa.Array:
     return pc.binary_join_element_wise(*(pc.cast(part, pa.string()) for part in parts), separator)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, or a line now and then where that is no terminal; yields a function that takes rows done."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _progress_lines(total)
-        return
-    columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("events", total=total)
-        yield lambda rows: progress.advance(task, rows)
-
-
-def _progress_lines(total: int) -> Callable[[int], None]:
-    done, printed = 0, time.monotonic()
-
-    def advance(rows: int) -> None:
-        nonlocal done, printed
-        done += rows
-        if done == total or time.monotonic() > printed + LINE_SECONDS:
-            printed = time.monotonic()
-            print(f"{done:,} of {total:,} events", file=sys.stderr)
-
-    return advance

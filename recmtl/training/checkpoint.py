@@ -1,7 +1,7 @@
 """Checkpoints: ``checkpoints/step-<n>/``, complete or absent, readable by any number of ranks.
 
 A folder holds torch.distributed.checkpoint's files (tables, dense parameters, both optimisers, random state),
-``progress.json`` (where the run stands) and ``manifest.json`` (by which damage is found). Names beside it that begin
+``train_state.json`` (where the run stands) and ``manifest.json`` (by which damage is found). Names beside it that begin
 with a dot are on their way: ``.step-<n>.tmp`` is being written, ``.step-<n>.old`` replaced, ``.step-<n>.gone`` removed.
 """
 
@@ -25,11 +25,11 @@ from recmtl.training.engine import Engine
 from recmtl.training.manifest import MANIFEST, Entries, entry, find_damage
 from recmtl.training.storage import SafePlanner, SafeReader, Writer
 
-PROGRESS = "progress.json"
+TRAIN_STATE = "train_state.json"
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where a run stands."""
 
     epoch: int = 0
@@ -80,7 +80,7 @@ class Progress:
 
 
 BEST = ("best_loss", "best_epoch", "best_step", "val", "val_bins")
-"""Fields of `Progress` that tell the best epoch."""
+"""Fields of `TrainState` that tell the best epoch."""
 
 
 class Checkpoints:
@@ -97,13 +97,13 @@ class Checkpoints:
         """Step of the newest one."""
         self._pruning: threading.Thread | None = None
 
-    def save(self, progress: Progress) -> None:
-        """Write the state after `progress.step` steps and prune older checkpoints.
+    def save(self, train_state: TrainState) -> None:
+        """Write the state after `train_state.step` steps and prune older checkpoints.
 
         Raises:
             UserError: it cannot be written; those before are still there.
         """
-        final = self.path(progress.step)
+        final = self.path(train_state.step)
         unfinished = self.folder / f".{final.name}.tmp"
         try:
             self.ranks.first(lambda: _make_afresh(unfinished))
@@ -113,23 +113,23 @@ class Checkpoints:
                 raise UserError(_reason(problem)) from None
             # Read back where it was written: it is still in this machine's memory.
             entries = self.ranks.gather(lambda: _entries(unfinished, f"__{self.ranks.rank}_*"))
-            self.ranks.first(lambda: self._complete(progress, unfinished, final, entries))
+            self.ranks.first(lambda: self._complete(train_state, unfinished, final, entries))
         except (UserError, MemoryError) as problem:
             if self.ranks.is_first:
                 shutil.rmtree(unfinished, ignore_errors=True)
             if isinstance(problem, MemoryError):
                 raise
             raise UserError(f"{final}: cannot be written ({problem}); checkpoints before it are untouched") from None
-        self.saved_step = progress.step
+        self.saved_step = train_state.step
         if self.ranks.is_first:
-            self._prune(progress.best_steps())
+            self._prune(train_state.best_steps())
 
-    def _complete(self, progress: Progress, unfinished: Path, final: Path, entries: list[Entries]) -> None:
+    def _complete(self, train_state: TrainState, unfinished: Path, final: Path, entries: list[Entries]) -> None:
         """Describe what all ranks wrote and give it its name."""
-        described = {**asdict(progress), **self._kind_of_ranks(), "widths": self.engine.plan.widths()}
-        write_whole(unfinished / PROGRESS, json.dumps(described, indent=2) + "\n")
+        described = {**asdict(train_state), **self._kind_of_ranks(), "widths": self.engine.plan.widths()}
+        write_whole(unfinished / TRAIN_STATE, json.dumps(described, indent=2) + "\n")
         manifest = {name: value for part in entries for name, value in part.items()}
-        manifest |= _entries(unfinished, ".metadata") | _entries(unfinished, PROGRESS)
+        manifest |= _entries(unfinished, ".metadata") | _entries(unfinished, TRAIN_STATE)
         write_whole(unfinished / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         sync_folder(unfinished)
         replaced = self.folder / f".{final.name}.old"
@@ -174,13 +174,13 @@ class Checkpoints:
         found = ranks.gather(lambda: find_damage(path, ranks.rank, ranks.world_size))
         return next((problem for problem in found if problem), None)
 
-    def load(self, path: Path, *, with_optimizer: bool = True) -> Progress:
+    def load(self, path: Path, *, with_optimizer: bool = True) -> TrainState:
         """Restore a checkpoint that is whole, whatever number of ranks wrote it.
 
         Raises:
             UserError: row-wise optimiser state of tables that were cut otherwise, or files of another origin.
         """
-        described = json.loads((path / PROGRESS).read_text())
+        described = json.loads((path / TRAIN_STATE).read_text())
         self._check_widths(path, described.pop("widths"), with_optimizer)
         kind = self._kind_of_ranks()
         same_ranks = {key: described.pop(key) for key in kind} == kind
@@ -202,7 +202,7 @@ class Checkpoints:
             optimizer.load_state_dict(state["optimizer"])
             if same_ranks:
                 self._set_random_state(state)
-        return Progress(**described)
+        return TrainState(**described)
 
     def load_whole(self, path: Path) -> None:
         """Restore the model of one checkpoint, which no other can stand in for.
@@ -314,11 +314,11 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def read_progress(path: Path) -> Progress | None:
+def read_state(path: Path) -> TrainState | None:
     """Where the run stood at a checkpoint; None: the file is damaged."""
     try:
-        described = json.loads((path / PROGRESS).read_text())
-        return Progress(**{field.name: described[field.name] for field in fields(Progress)})
+        described = json.loads((path / TRAIN_STATE).read_text())
+        return TrainState(**{field.name: described[field.name] for field in fields(TrainState)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -332,9 +332,9 @@ def best_checkpoint(run: Path) -> Path:
     paths = checkpoint_paths(run / "checkpoints")
     if not paths:
         raise UserError(f"{run}: no checkpoint in it; train the run first")
-    newest = next((found for path in reversed(paths) if (found := read_progress(path))), None)
+    newest = next((found for path in reversed(paths) if (found := read_state(path))), None)
     if newest is None:
-        raise UserError(f"{paths[-1]}: {PROGRESS} is missing or damaged")
+        raise UserError(f"{paths[-1]}: {TRAIN_STATE} is missing or damaged")
     best = run / "checkpoints" / f"step-{newest.best_step:09d}" if newest.best_step else paths[-1]
     if best not in paths:
         raise UserError(f"{best}: missing; it is the checkpoint of the best epoch")

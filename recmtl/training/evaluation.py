@@ -15,8 +15,8 @@ from recmtl.errors import Stopped
 from recmtl.metrics.collect import Metrics
 from recmtl.metrics.measure import Bins, Values
 from recmtl.objectives.train_module import Output
+from recmtl.runtime.progress import Progress
 from recmtl.schema import Task
-from recmtl.training.tracking import ProgressLine
 
 
 @torch.no_grad()
@@ -50,12 +50,13 @@ def evaluate(
     model.eval()
     with (
         Prefetcher(reader.batches(), prefetch) as batches,
-        ProgressLine(title, reader.steps, enabled=ranks.is_first) as line,
+        Progress(enabled=ranks.is_first, timed=False) as progress,
+        progress.stage(title, reader.steps, unit="step") as advance,
     ):
-        for _ in range(reader.steps):
+        for done in range(1, reader.steps + 1):
             _, logits, batch = step(batches)
             metrics.update(logits, batch.labels, batch.rows, batch.oracle, batch.group, batch.row_number)
-            line.step()
+            advance(done)
             if stop():
                 raise Stopped(f"{title}: left off because of SIGTERM; the same command goes on")
     model.train()

@@ -16,7 +16,7 @@ from recmtl.distributed.ranks import Ranks, process_group
 from recmtl.errors import UserError
 from recmtl.runtime.storage import locked, os_errors, write_json
 from recmtl.schema import FILE_NAME, Dataset, Task
-from recmtl.training.checkpoint import Checkpoints, best_checkpoint, checkpoint_paths, read_progress
+from recmtl.training.checkpoint import Checkpoints, best_checkpoint, checkpoint_paths, read_state
 from recmtl.training.engine import Engine
 from recmtl.training.evaluation import logloss_sum
 from recmtl.training.results import RESULTS, Results, describe
@@ -156,12 +156,12 @@ def finished_results(config: Config, data: Path, dataset: Dataset, run: Path) ->
     if not config.checkpoint.resume:
         raise UserError(f"{run}: holds a run already; choose another --run folder or checkpoint.resume True")
     check_continues(run / "config.toml", config)
-    progress = read_progress(paths[-1])
+    state = read_state(paths[-1])
     try:
         results: Results = json.loads((run / RESULTS).read_text())
     except (FileNotFoundError, ValueError):
         return None
-    finished = progress and is_done(progress, config.training) and results.get("steps") == progress.step
+    finished = state and is_done(state, config.training) and results.get("steps") == state.step
     return results if finished else None
 
 

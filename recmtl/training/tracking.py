@@ -1,72 +1,16 @@
-"""What a run tells the world: metrics.jsonl, TensorBoard events and a line of progress."""
+"""What a run tells the world: metrics.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recmtl.metrics.measure import Values
 from recmtl.runtime.storage import os_errors, write_whole
-
-PLAIN_SECONDS = 5.0
-"""Between two lines of progress where there is no terminal to draw a bar on."""
-
-
-class ProgressLine:
-    """Progress of one pass over a split: a bar on a terminal, a line now and then elsewhere.
-
-    Args:
-        title: what is going on.
-        total: number of steps.
-        enabled: show it (rank 0 only).
-        start: steps that are done already.
-    """
-
-    def __init__(self, title: str, total: int, *, enabled: bool, start: int = 0) -> None:
-        self.title, self.total, self.done, self.first = title, total, start, start
-        self.console = Console(stderr=True)
-        self.began = self.shown = time.monotonic()
-        self.note = ""
-        self.bar: Progress | None = None
-        self.enabled = enabled
-        if enabled and self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.task = self.bar.add_task(title, total=total, completed=start, note="")
-
-    def step(self, note: str | None = None) -> None:
-        """One more step is done; `note` replaces what is shown beside it."""
-        self.done += 1
-        self.note = self.note if note is None else note
-        if self.bar:
-            self.bar.update(self.task, completed=self.done, note=self.note)
-        now = time.monotonic()
-        if self.enabled and not self.bar and now - self.shown >= PLAIN_SECONDS:
-            self.shown = now
-            left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
-            parts = [self.title, f"step {self.done}/{self.total}", self.note, f"{left:.0f} s left"]
-            self.console.print("  ".join(filter(None, parts)), highlight=False, soft_wrap=True)
-
-    def __enter__(self) -> ProgressLine:
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
 
 
 class Tracker:

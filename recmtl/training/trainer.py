@@ -12,23 +12,24 @@ from recmtl.config import TrainingConfig, sha256, to_toml
 from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.errors import Stopped, UserError
 from recmtl.optim.schedule import Warmup
+from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import link_folder, os_errors, write_json, write_whole
 from recmtl.runtime.versions import versions
 from recmtl.schema import ENCODER, RECIPE
-from recmtl.training.checkpoint import Checkpoints, Progress
+from recmtl.training.checkpoint import Checkpoints, TrainState
 from recmtl.training.engine import DIVERGED, Engine
 from recmtl.training.evaluation import logloss_sum, weighted_sum
 from recmtl.training.results import RESULTS, Results, describe, peak_memory
 from recmtl.training.stopping import StopRequest
-from recmtl.training.tracking import ProgressLine, Tracker
+from recmtl.training.tracking import Tracker
 
 
-def is_done(progress: Progress, training: TrainingConfig) -> bool:
+def is_done(state: TrainState, training: TrainingConfig) -> bool:
     """Whether a run that stands there is at its end."""
     return (
-        progress.epoch >= training.max_epochs
-        or bool(training.max_steps and progress.step >= training.max_steps)
-        or bool(training.patience and progress.bad_epochs >= training.patience)
+        state.epoch >= training.max_epochs
+        or bool(training.max_steps and state.step >= training.max_steps)
+        or bool(training.patience and state.bad_epochs >= training.patience)
     )
 
 
@@ -45,7 +46,7 @@ class Trainer:
         self.checkpoints = Checkpoints(run / "checkpoints", engine)
         self.warmup = Warmup(engine.optimizer, engine.config.training.warmup_steps)
         self.stopping = StopRequest(engine.ranks)
-        self.progress = Progress()
+        self.state = TrainState()
 
     def fit(self) -> Results:
         """Train until the configuration says stop, test the best epoch's model, write ``results.json``.
@@ -63,17 +64,17 @@ class Trainer:
                 self.run,
                 enabled=self.ranks.is_first,
                 tensorboard=self.config.metrics.tensorboard,
-                step=self.progress.step,
+                step=self.state.step,
             ) as self.tracker,
         ):
-            self.tracker.describe(self.progress.step, to_toml(self.config))
+            self.tracker.describe(self.state.step, to_toml(self.config))
             try:
-                while not is_done(self.progress, self.config.training):
+                while not is_done(self.state, self.config.training):
                     self._epoch()
             except Stopped:
-                step = self.progress.step
+                step = self.state.step
                 if self.checkpoints.saved_step != step:
-                    self.checkpoints.save(self.progress)
+                    self.checkpoints.save(self.state)
                 raise Stopped(f"{self.run}: stopped and saved after step {step}; the same command goes on") from None
             return self._finish()
 
@@ -86,14 +87,14 @@ class Trainer:
             self.ranks.say(line)
         if not newest:
             return
-        self.progress = progress = checkpoints.load(newest)
-        if not is_done(progress, self.config.training):
-            progress.forget_part()
-        best = checkpoints.path(progress.best_step)
-        if progress.best_step and best != newest and (damage := checkpoints.damage(best)):
+        self.state = state = checkpoints.load(newest)
+        if not is_done(state, self.config.training):
+            state.forget_part()
+        best = checkpoints.path(state.best_step)
+        if state.best_step and best != newest and (damage := checkpoints.damage(best)):
             self.ranks.say(f"{best} is damaged ({damage}); the best epoch is sought among those to come")
-            progress.best_loss, progress.best_epoch, progress.best_step = None, 0, 0
-            progress.val, progress.val_bins = {}, {}
+            state.best_loss, state.best_epoch, state.best_step = None, 0, 0
+            state.val, state.val_bins = {}, {}
 
     def _describe_run(self) -> None:
         """Write what the run is from here on; results of where it stood before would no longer be its own."""
@@ -110,55 +111,54 @@ class Trainer:
     def _epoch(self) -> None:
         """Train to the end of an epoch, then validate and checkpoint; or only up to the last step allowed."""
         complete = self._train()
-        progress = self.progress
-        epoch = progress.epoch + 1
+        state = self.state
+        epoch = state.epoch + 1
         if self.engine.readers["val"].steps:
             self._validate(epoch, complete)
         else:
-            progress.best_epoch, progress.best_step = epoch, progress.step
+            state.best_epoch, state.best_step = epoch, state.step
         if complete:
-            progress.epoch, progress.step_in_epoch = epoch, 0
+            state.epoch, state.step_in_epoch = epoch, 0
             self.engine.weighting.end_epoch()
         self._save()
 
     def _train(self) -> bool:
         """Train to the end of the epoch or the last step allowed; whether it was the former."""
-        config, engine, progress = self.config, self.engine, self.progress
+        config, engine, state = self.config, self.engine, self.state
         reader = engine.readers["train"]
         limit = config.training.max_steps
-        stop = min(reader.steps, progress.step_in_epoch + limit - progress.step) if limit else reader.steps
+        stop = min(reader.steps, state.step_in_epoch + limit - state.step) if limit else reader.steps
         losses = torch.zeros(len(engine.tasks), device=self.ranks.device)
         self.stopping.restart()
-        logged_step, logged_examples, logged = progress.step, progress.examples, time.monotonic()
+        logged_step, logged_examples, logged = state.step, state.examples, time.monotonic()
         began = logged
         with (
-            Prefetcher(reader.batches(progress.epoch, progress.step_in_epoch, stop), config.reader.prefetch) as batches,
-            ProgressLine(
-                f"epoch {progress.epoch + 1}", stop, enabled=self.ranks.is_first, start=progress.step_in_epoch
-            ) as line,
+            Prefetcher(reader.batches(state.epoch, state.step_in_epoch, stop), config.reader.prefetch) as batches,
+            Progress(enabled=self.ranks.is_first, timed=False) as bar,
+            bar.stage(f"epoch {state.epoch + 1}", stop, done=state.step_in_epoch, unit="step") as advance,
         ):
-            for step_in_epoch in range(progress.step_in_epoch, stop):
-                self.warmup.set(progress.step)
-                engine.weighting.step = progress.step
+            for step_in_epoch in range(state.step_in_epoch, stop):
+                self.warmup.set(state.step)
+                engine.weighting.step = state.step
                 task_losses, _, _ = engine.step(batches)
                 losses += task_losses
-                progress.step, progress.step_in_epoch = progress.step + 1, step_in_epoch + 1
-                progress.examples += reader.rows_in_step(step_in_epoch)
+                state.step, state.step_in_epoch = state.step + 1, step_in_epoch + 1
+                state.examples += reader.rows_in_step(step_in_epoch)
                 every, last = config.checkpoint.every_steps, step_in_epoch + 1 == stop
-                save = bool(every) and progress.step % every == 0 and not last
+                save = bool(every) and state.step % every == 0 and not last
                 stopped = self.stopping.agreed()
                 note = None
                 # Also before a checkpoint: no window of losses is cut in two, and a broken state is not saved.
-                if progress.step % config.metrics.every_steps == 0 or save or last or stopped:
+                if state.step % config.metrics.every_steps == 0 or save or last or stopped:
                     # The only place in the loop where the host waits for the device.
                     total = self.ranks.sum(losses) / self.ranks.world_size
                     engine.weighting.observe(total)
-                    mean = total / (progress.step - logged_step)
+                    mean = total / (state.step - logged_step)
                     now = time.monotonic()
-                    note = self._log(mean.tolist(), (progress.examples - logged_examples) / (now - logged))
-                    logged_step, logged_examples, logged = progress.step, progress.examples, now
+                    note = self._log(mean.tolist(), (state.examples - logged_examples) / (now - logged))
+                    logged_step, logged_examples, logged = state.step, state.examples, now
                     losses.zero_()
-                line.step(note)
+                advance(step_in_epoch + 1, note)
                 if stopped:
                     self._spent(began, batches)
                     raise Stopped
@@ -167,36 +167,36 @@ class Trainer:
                     self._save()
                     began = logged = time.monotonic()
         self._spent(began, batches)
-        return progress.step_in_epoch == reader.steps
+        return state.step_in_epoch == reader.steps
 
     def _spent(self, began: float, batches: Prefetcher) -> None:
         """Book the time since `began` as training, and what it waited for the reader since the last call."""
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.monotonic() - began
-        self.progress.seconds += seconds
-        self.progress.train_seconds += seconds
-        self.progress.wait_seconds += batches.waited
+        self.state.seconds += seconds
+        self.state.train_seconds += seconds
+        self.state.wait_seconds += batches.waited
         batches.waited = 0.0
 
     def _save(self) -> None:
         began = time.monotonic()
-        self.checkpoints.save(self.progress)
-        self.progress.checkpoint_seconds += time.monotonic() - began
+        self.checkpoints.save(self.state)
+        self.state.checkpoint_seconds += time.monotonic() - began
 
     def _log(self, losses: list[float], rate: float) -> str:
-        """Write the mean losses since the last line; returns what to show beside the progress."""
+        """Write the mean losses since the last line; returns what to show beside the bar."""
         names = [task.name for task in self.engine.tasks]
         values = {f"loss/{name}": value for name, value in zip(names, losses, strict=True)}
         loss = weighted_sum(self.engine.tasks, dict(zip(names, losses, strict=True)))
         weights = zip(self.engine.tasks, self.engine.weighting.weights().tolist(), strict=True)
         values |= {f"weight/{task.name}": value for task, value in weights}
         if not math.isfinite(sum(losses)):
-            raise UserError(f"the loss is {loss} at step {self.progress.step}; {DIVERGED}")
+            raise UserError(f"the loss is {loss} at step {self.state.step}; {DIVERGED}")
         config, scale = self.config, self.warmup.scale
         values |= {"lr/dense": config.dense.lr * scale, "lr/embedding": config.embedding.lr * scale}
         self.tracker.log(
-            self.progress.step, {"epoch": self.progress.epoch + 1, "loss": loss, **values, "examples_per_second": rate}
+            self.state.step, {"epoch": self.state.epoch + 1, "loss": loss, **values, "examples_per_second": rate}
         )
         return f"loss {loss:.4f}  {rate:,.0f} examples/s"
 
@@ -205,55 +205,55 @@ class Trainer:
 
         The model of a part may be the best so far and be tested. Patience counts complete epochs alone.
         """
-        progress = self.progress
+        state = self.state
         began = time.monotonic()
         self.stopping.restart()
         metrics, bins = self.engine.evaluate("val", f"epoch {epoch} validation", self.stopping.agreed)
         loss = weighted_sum(self.engine.tasks, {task: values["logloss"] or 0.0 for task, values in metrics.items()})
-        better = progress.best_loss is None or loss < progress.best_loss
+        better = state.best_loss is None or loss < state.best_loss
         if complete:
-            progress.bad_epochs = 0 if better else progress.bad_epochs + 1
+            state.bad_epochs = 0 if better else state.bad_epochs + 1
         elif better:
-            progress.take_part_for_best()
+            state.take_part_for_best()
         if better:
-            progress.best_loss, progress.val, progress.val_bins = loss, metrics, bins
-            progress.best_epoch, progress.best_step = epoch, progress.step
-        progress.seconds += time.monotonic() - began
-        self.tracker.log_metrics(progress.step, "val", metrics, epoch=epoch, **{"val/loss": loss})
+            state.best_loss, state.val, state.val_bins = loss, metrics, bins
+            state.best_epoch, state.best_step = epoch, state.step
+        state.seconds += time.monotonic() - began
+        self.tracker.log_metrics(state.step, "val", metrics, epoch=epoch, **{"val/loss": loss})
         aucs = "  ".join(f"{task} AUC {_shown(values['auc'])}" for task, values in metrics.items())
         best = "  (best so far)" if better else ""
         self.tracker.say(f"epoch {epoch}  validation loss {loss:.4f}  {aucs}{best}")
 
     def _finish(self) -> Results:
-        progress = self.progress
+        state = self.state
         self.checkpoints.finish()
-        if progress.best_step and progress.best_step != progress.step:
-            self.checkpoints.load_whole(self.checkpoints.path(progress.best_step))
+        if state.best_step and state.best_step != state.step:
+            self.checkpoints.load_whole(self.checkpoints.path(state.best_step))
         self.stopping.restart()
         began = time.monotonic()
         rows = self.engine.readers["test"].steps
         test, test_bins = self.engine.evaluate("test", "test", self.stopping.agreed) if rows else ({}, {})
         if test:
-            self.tracker.log_metrics(progress.step, "test", test, epoch=progress.best_epoch)
+            self.tracker.log_metrics(state.step, "test", test, epoch=state.best_epoch)
         seconds = {
-            "train": progress.train_seconds,
-            "data_wait": self.ranks.max(progress.wait_seconds),
-            "validation": progress.seconds - progress.train_seconds,
-            "checkpoint": progress.checkpoint_seconds,
+            "train": state.train_seconds,
+            "data_wait": self.ranks.max(state.wait_seconds),
+            "validation": state.seconds - state.train_seconds,
+            "checkpoint": state.checkpoint_seconds,
             "test": time.monotonic() - began,
         }
         results = {
             **describe(self.engine),
-            "epochs": progress.epoch,
-            "best_epoch": progress.best_epoch,
-            "steps": progress.step,
+            "epochs": state.epoch,
+            "best_epoch": state.best_epoch,
+            "steps": state.step,
             "test": test,
-            "val": progress.val,
+            "val": state.val,
             "logloss_sum": logloss_sum(test) if test else None,
-            "calibration_bins": {"test": test_bins, "val": progress.val_bins},
-            "train_val_seconds": progress.seconds,
+            "calibration_bins": {"test": test_bins, "val": state.val_bins},
+            "train_val_seconds": state.seconds,
             "seconds": seconds,
-            "examples_per_second": progress.examples / progress.train_seconds if progress.train_seconds else None,
+            "examples_per_second": state.examples / state.train_seconds if state.train_seconds else None,
             "peak_memory_bytes": peak_memory(self.ranks),
             "versions": versions(),
             "config_sha256": sha256(self.config),

@@ -89,8 +89,8 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a file cut short": ("__0_0.distcp", cut, r"__0_0.distcp has [\d,]+ bytes, not [\d,]+"),
     "a flipped bit": ("__0_0.distcp", flip, "__0_0.distcp is not what was written"),
     "a flipped bit in the index": (".metadata", flip, ".metadata is not what was written"),
-    "no progress": ("progress.json", Path.unlink, "progress.json is missing"),
-    "other progress": ("progress.json", flip, "progress.json is not what was written"),
+    "no state": ("train_state.json", Path.unlink, "train_state.json is missing"),
+    "other state": ("train_state.json", flip, "train_state.json is not what was written"),
     "no manifest": ("manifest.json", Path.unlink, "manifest.json is missing"),
     "a manifest cut short": ("manifest.json", cut, "manifest.json is damaged"),
 }
@@ -183,10 +183,10 @@ def test_results_that_are_missing_are_measured_again(data, run, whole):
 
 def test_columns_cut_otherwise_are_refused_with_row_wise_state(data, run, whole):
     """A checkpoint of tables cut in two, which two ranks would write."""
-    path = checkpoint(run, STEPS) / "progress.json"
-    progress = json.loads(path.read_text())
-    assert progress["widths"] == {"user": 16, "item": 16, "tag": 16}
-    path.write_text(json.dumps(progress | {"widths": {"user": 16, "item": 8, "tag": 16}}))
+    path = checkpoint(run, STEPS) / "train_state.json"
+    state = json.loads(path.read_text())
+    assert state["widths"] == {"user": 16, "item": 16, "tag": 16}
+    path.write_text(json.dumps(state | {"widths": {"user": 16, "item": 8, "tag": 16}}))
     sign(path)
     with pytest.raises(UserError, match=r"'item' were cut into pieces of 8, now of 16, and rowwise_adagrad keeps"):
         train(data, run)

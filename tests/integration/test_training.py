@@ -119,7 +119,7 @@ def test_killing_the_process_loses_no_step(data, one, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    last = max(int(path.parent.name[5:]) for path in run.glob("checkpoints/step-*/progress.json"))
+    last = max(int(path.parent.name[5:]) for path in run.glob("checkpoints/step-*/train_state.json"))
     train_here(
         data, run, **{key.replace(".", "__"): value for key, value in flags.items()}, training__max_steps=last + 30
     )

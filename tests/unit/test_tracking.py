@@ -1,4 +1,4 @@
-"""Metrics on a disk that takes no more: an error that names the file, and what was there stays. Lines of progress."""
+"""Metrics on a disk that takes no more: an error that names the file, and what was there stays."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from recmtl.errors import UserError
-from recmtl.training import tracking
-from recmtl.training.tracking import ProgressLine, Tracker
+from recmtl.training.tracking import Tracker
 
 
 @contextmanager
@@ -52,13 +51,3 @@ def test_lines_are_not_lost_when_those_after_a_step_are_dropped(tmp_path):
         Tracker(tmp_path, enabled=True, tensorboard=False, step=50)
     assert (tmp_path / "metrics.jsonl").read_text() == lines
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("note", "shown"), [(None, "epoch 1  step 1/2  "), ("loss 0.5", "epoch 1  step 1/2  loss 0.5  ")]
-)
-def test_a_line_of_progress_has_no_gap_for_what_is_not_known_yet(monkeypatch, capsys, note, shown):
-    monkeypatch.setattr(tracking, "PLAIN_SECONDS", 0.0)
-    with ProgressLine("epoch 1", 2, enabled=True) as line:
-        line.step(note)
-    assert capsys.readouterr().err == f"{shown}0 s left\n"

@@ -45,7 +45,7 @@ from recmtl.data.prepare.vocabularies import make_lookup
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
-from recmtl.runtime.progress import Stages, polled
+from recmtl.runtime.progress import Progress, polled
 from recmtl.runtime.storage import complete_or_absent, write_whole
 from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset
 
@@ -84,10 +84,10 @@ def prepare(
     with complete_or_absent(out, check_replaceable if overwrite else None) as work:
         db = connect(memory_limit, threads, work / "spill")
         try:
-            with Stages() as stages, one_line_errors(recipe.origin, memory_limit):
+            with Progress() as progress, one_line_errors(recipe.origin, memory_limit):
                 create_views(db, recipe, files, raw, cut_short)
                 described = replace(
-                    _run(db, recipe, files, size(memory_limit), work / "data", stages),
+                    _run(db, recipe, files, size(memory_limit), work / "data", progress),
                     limit=None if cut_short is None else limit,
                     split=recipe.split.rule,
                     sql=_sql_digest(recipe),
@@ -105,7 +105,7 @@ def _run(
     files: dict[str, list[Path]],
     memory: int,
     folder: Path,
-    stages: Stages,
+    progress: Progress,
 ) -> Dataset:
     types = create_query(db, recipe)
     check_columns(recipe, types)
@@ -114,20 +114,20 @@ def _run(
         create_selected(db, recipe, types)
         encoder = make_encoder(db, recipe, types)
         rows = FactorizedRows(folder.with_name("stored"), encoder, other_columns(db, recipe))
-        _read(db, recipe, memory, rows, stages)
+        _read(db, recipe, memory, rows, progress)
     check_not_empty(recipe, rows)
 
-    with stages.stage("splitting", 1):
+    with progress.stage("splitting", 1):
         number_rows(db, recipe, rows.stored(), rows.rows, memory)
         asked = deal(db, recipe, rows.rows)
         counts, tasks = describe_tasks(db, recipe)
         splits, hashes = splits_and_hashes(db, rows.folder, rows.rows)
     if note := far_from_asked(asked, counts):
-        stages.note(f"{recipe.origin}: {note}")
+        progress.note(f"{recipe.origin}: {note}")
 
     vocabularies = folder / VOCABULARIES
     vocabularies.mkdir()
-    with stages.stage("numbering values", len(recipe.tables)) as advance:
+    with progress.stage("numbering values", len(recipe.tables)) as advance:
         found = []
         for done, spec in enumerate(recipe.tables, 1):
             found.append(make_lookup(db, rows, splits, spec, recipe.split.vocab_from, vocabularies))
@@ -140,37 +140,37 @@ def _run(
     shares = Shares(encoder.features)
     ranges, encoded = rows.ranges(memory), rows.folder / "encoded"
     with (
-        stages.stage("encoding rows", rows.rows) as advance,
+        progress.stage("encoding rows", rows.rows) as advance,
         BucketWriter(encoded, schema(dataset), ranges) as buckets,
     ):
         for done in encode_into_buckets(rows, encoder, recipe, dataset, shares, splits, hashes, buckets):
             advance(done)
     rows.remove()
     content = ContentDigests()
-    with stages.stage("writing shuffled rows", rows.rows) as advance:
+    with progress.stage("writing shuffled rows", rows.rows) as advance:
         for written in write_shards(sorted_rows(encoded, ranges), dataset, folder, content):
             advance(written)
     encoder.save(folder / ENCODER)
     write_whole(folder / RECIPE, recipe.toml)
     dataset = replace(dataset, features=tuple(map(shares.of, dataset.features)), content=content.hexdigests())
     for note in notes(dataset):
-        stages.note(f"{recipe.origin}: {note}")
+        progress.note(f"{recipe.origin}: {note}")
     return dataset
 
 
-def _read(db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, rows: FactorizedRows, stages: Stages) -> None:
+def _read(db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, rows: FactorizedRows, progress: Progress) -> None:
     """Run the recipe's query, on parts of the events where there are many and the recipe allows it."""
     source, raw_rows = recipe.cut, count_raw_rows(db, recipe)
     parts, path = number_of_parts(raw_rows, memory), rows.folder / "parts"
     if parts == 1 or source is None:
-        with stages.stage("reading raw files", 100) as advance, polled(query_progress(db), advance):
+        with progress.stage("reading raw files", 100) as advance, polled(query_progress(db), advance):
             for _ in run_query(db, [0], rows):
                 pass
         return
-    with stages.stage("cutting events into parts", raw_rows) as advance:
+    with progress.stage("cutting events into parts", raw_rows) as advance:
         for done in cut(db, source, parts, path):
             advance(done)
-    with stages.stage("running the query on every part", parts) as advance:
+    with progress.stage("running the query on every part", parts) as advance:
         for done in run_query(db, shown(db, source, parts, path), rows):
             advance(done)
 
