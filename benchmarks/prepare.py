@@ -25,7 +25,7 @@ from common import RESULTS, machine, markdown_table, write_results
 from usage import Usage, usage
 from wide_rows import WIDE_ROWS, write_raw, write_recipe
 
-from recmtl.data.prepare.duck import size
+from recmtl.data.prepare.duck import parse_size
 from recmtl.data.recipe import PACKAGED
 from recmtl.synthetic.synthesize import synthesize
 
@@ -124,14 +124,16 @@ def main(options: Options) -> None:
     place = machine()
     events = [in_folder(of_events, number, options) for number in sorted(options.events)]
     wide = [in_folder(of_wide, name, options) for name in options.wide]
-    limit = size(options.wide_memory_limit)
+    limit = parse_size(options.wide_memory_limit)
     lines = [
         (run["case"], run["cpu_seconds"], run["cpu_seconds"] / run["rows"] * 1e6, peak / 1e9, peak / limit)
         for run, peak in ((run, run["peak_bytes"]) for run in wide)
     ]
     parts = [f"{options.threads} threads."]
     if events:
-        parts.append(f"Memory limit {options.memory_limit}:\n\n{table_of_events(events, size(options.memory_limit))}")
+        parts.append(
+            f"Memory limit {options.memory_limit}:\n\n{table_of_events(events, parse_size(options.memory_limit))}"
+        )
     if wide:
         header = ("rows", "CPU s", "CPU µs per row", "peak GB", "peak / limit")
         parts.append(f"Memory limit {options.wide_memory_limit}:\n\n{markdown_table(header, lines)}")

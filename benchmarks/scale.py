@@ -24,8 +24,8 @@ from workload import SMALL, merrec_shaped, merrec_tables
 
 from recmtl.config import Config
 from recmtl.distributed.memory import trace_activations
+from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.plan import Cluster, Plan
-from recmtl.distributed.shortage import Forecast
 from recmtl.errors import UserError
 from recmtl.objectives.train_module import TrainModule
 from recmtl.schema import Dataset
@@ -63,14 +63,14 @@ class Options:
     """Folder for the results."""
 
 
-def fit(config: Config, dataset: Dataset, cluster: Cluster, dim: int) -> Forecast | None:
+def fit(config: Config, dataset: Dataset, cluster: Cluster, dim: int) -> MemoryEstimate | None:
     """A plan with embeddings of `dim` columns, and every rank's memory; None where they do not fit."""
     try:
         wider = replace(config, embedding=replace(config.embedding, dim=dim))
-        forecast = Forecast.of(wider, dataset, cluster)
+        needed = MemoryEstimate.from_config(wider, dataset, cluster)
     except UserError:
         return None
-    return forecast if forecast.memory[forecast.fullest].total <= cluster.memory else None
+    return needed if needed.memory[needed.fullest].total <= cluster.memory else None
 
 
 def largest_dim(config: Config, dataset: Dataset, cluster: Cluster) -> int:
@@ -91,18 +91,18 @@ def estimate(config: Config, dataset: Dataset, gpus: int, batch_size: int) -> Es
     cluster = Cluster(gpus, local, "cuda", MEMORY, MEMORY_BANDWIDTH, NODE_BANDWIDTH, NETWORK_BANDWIDTH)
     config = replace(config, training=replace(config.training, batch_size=batch_size * gpus))
     start = time.process_time()
-    forecast = fit(config, dataset, cluster, config.embedding.dim)
+    needed = fit(config, dataset, cluster, config.embedding.dim)
     seconds = time.process_time() - start
     largest = largest_dim(config, dataset, cluster)
-    if forecast is None:
+    if needed is None:
         return Estimate(gpus, largest)
-    parts, imbalance = slowest(forecast.plan)
-    tables = [part.weights + part.states for part in forecast.memory]
+    parts, imbalance = slowest(needed.plan)
+    tables = [part.weights + part.states for part in needed.memory]
     return Estimate(
         gpus,
         largest,
-        forecast.plan.table_types(),
-        asdict(forecast.memory[forecast.fullest]),
+        needed.plan.table_types(),
+        asdict(needed.memory[needed.fullest]),
         max(tables) * gpus / sum(tables),
         imbalance,
         {**parts, **dense_ms(TrainModule.from_config(config, dataset, dataset.tasks), cluster, batch_size)},

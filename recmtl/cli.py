@@ -195,7 +195,7 @@ def evaluate(arguments: list[str]) -> None:
 def plan(arguments: list[str]) -> None:
     """Show where tables would go."""
     config, places = _parse_run(Plan, arguments, "plan")
-    from recmtl.distributed.paper import show_plan
+    from recmtl.distributed.plan_command import show_plan
 
     print(show_plan(config, **places))
 

@@ -25,11 +25,11 @@ class Stopped(Exception):
     """
 
 
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""Words of the errors of PyTorch's and CUDA's allocators, which have no common class."""
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed")
+"""Words of the errors of PyTorch's, CUDA's and DuckDB's allocators, which have no common class."""
 
 
-def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an error says that memory, of the host or of a GPU, ran out."""
-    said = isinstance(problem, RuntimeError) and any(words in str(problem) for words in OUT_OF_MEMORY)
-    return said or isinstance(problem, MemoryError)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, other than a user's, says that memory ran out: a host's, a GPU's, or what DuckDB may use."""
+    said = any(words in str(error).lower() for words in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (said and not isinstance(error, UserError))

@@ -17,10 +17,10 @@ from recmtl.config import Config
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
 from recmtl.distributed.memory import predict
+from recmtl.distributed.oom import MemoryEstimate, on_meta_device
 from recmtl.distributed.parallel import parallelize
 from recmtl.distributed.plan import Cluster, Plan, make_plan
 from recmtl.distributed.ranks import Ranks
-from recmtl.distributed.shortage import Forecast, on_paper
 from recmtl.errors import UserError
 from recmtl.metrics.measure import Bins, Values
 from recmtl.objectives.train_module import Output, TrainModule
@@ -74,18 +74,16 @@ class Engine:
             self.readers = {split: self._reader(split, evaluation=True) for split in self.measure}
         else:
             self.readers = {split: self._reader(split, split != "train") for split in SPLITS}
-        paper = on_paper(config, self.dataset, self.tasks)
+        on_meta = on_meta_device(config, self.dataset, self.tasks)
         memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
         cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
         batch_size = max(reader.local_batch_size for reader in self.readers.values())
         # Made once: it is the same for all, and seconds of work for hundreds of ranks.
-        self.plan: Plan = ranks.first(lambda: make_plan(paper, config, cluster, batch_size))
-        self.forecast = Forecast(
-            config, self.dataset, self.plan, predict(paper, self.plan, config, self.dataset, batch_size)
-        )
-        if not self.measure:  # measuring needs less than what is forecast
-            self.forecast.check_surely()
-        with self.shortage_told():
+        self.plan: Plan = ranks.first(lambda: make_plan(on_meta, config, cluster, batch_size))
+        self.estimate = MemoryEstimate(self.plan, predict(on_meta, self.plan, config, self.dataset, batch_size))
+        if not self.measure:  # measuring needs less than what is estimated
+            self.estimate.check_surely()
+        with self.explain_oom():
             torch.manual_seed(config.training.seed)
             train_module = TrainModule.from_config(config, self.dataset, self.tasks)
             self.weighting = train_module.weighting
@@ -99,13 +97,13 @@ class Engine:
             self.pipeline = PlainPipeline(self.model, self.optimizer, ranks.device)
         self._checked = False
 
-    def shortage_told(self) -> AbstractContextManager[None]:
+    def explain_oom(self) -> AbstractContextManager[None]:
         """Say what this rank needs when it runs out of memory.
 
         Raises:
             UserError: in place of the allocator's error.
         """
-        return self.forecast.shortage_told(self.ranks.rank)
+        return self.estimate.explain_oom(self.ranks.rank)
 
     def _reader(self, split: str, evaluation: bool) -> Reader:
         config, ranks = self.config, self.ranks

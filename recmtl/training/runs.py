@@ -47,7 +47,7 @@ def train(config: Config, data: Path, run: Path) -> Results:
                 ranks.say(f"{run}: finished already, after step {finished['steps']}")
                 return finished
             engine = Engine(config, data, dataset, tasks, ranks)
-            with engine.shortage_told():
+            with engine.explain_oom():
                 return Trainer(engine, run).fit()
 
 
@@ -80,7 +80,7 @@ def evaluate_run(config: Config, data: Path, run: Path, splits: tuple[str, ...])
             ranks.say(line)
         engine = Engine(config, data, dataset, tasks, ranks, measure=with_rows)
         results = {}
-        with engine.shortage_told():
+        with engine.explain_oom():
             Checkpoints(run / "checkpoints", engine).load_whole(checkpoint)
             for split in with_rows:
                 metrics, bins = engine.evaluate(split, split)

@@ -1,4 +1,4 @@
-"""Memory that runs out, for real: processes that may not have as much as they need say what would fit."""
+"""Memory that runs out, for real: processes that may not have as much as they need say what takes how much."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import resource
 import pytest
 from jobs import Job, running, standalone, training
 from toy import write_toy
+
+from recmtl.distributed.oom import ADVICE
 
 GB = 10**9
 HUGE_TABLE = (50, 150_000_000)
@@ -36,8 +38,7 @@ def test_a_table_too_large(tmp_path, ranks):
         line = the_line(job)
     assert line.startswith("error: out of memory on rank ")
     assert "and 20.000 GiB should be there; table item 9.499 GiB, " in line
-    assert "; what would fit: embedding.dim 8 (" in line
-    assert line.endswith(", fewer rows of item by min_count or hash_rows in the recipe")
+    assert line.endswith(f"; {ADVICE}")
     assert not (tmp_path / "run").exists()
 
 
@@ -51,8 +52,7 @@ def test_a_batch_too_large(tmp_path, where):
         line = the_line(job)
     assert line.startswith("error: out of memory on rank 0: by its plan it needs ")
     assert "and 1000.000 GiB should be there; activations " in line
-    assert "; what would fit: training.micro_batch_size 15000 (" in line
-    assert "), training.batch_size 15000 (" in line
+    assert line.endswith(f"; {ADVICE}")
 
 
 def test_what_is_too_large_for_sure_is_not_tried(tmp_path):
@@ -62,8 +62,7 @@ def test_what_is_too_large_for_sure_is_not_tried(tmp_path):
         line = the_line(job)
     assert line.startswith("error: rank 0 needs ")
     assert " of 4.000 GiB: activations " in line
-    assert "; what would fit: training.micro_batch_size " in line
-    assert "), training.batch_size " in line
+    assert line.endswith(f"; {ADVICE}")
     assert not (tmp_path / "run").exists()
 
 

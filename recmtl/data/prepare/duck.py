@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from recmtl.errors import UserError
+from recmtl.errors import UserError, is_out_of_memory
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 OVERHEAD_BYTES = 500 * 10**6
@@ -28,7 +28,7 @@ REFUSED = "#refused"
 """Stands around the line that says why a column cannot be read."""
 
 
-def size(text: str) -> int:
+def parse_size(text: str) -> int:
     """A size such as ``4GB`` or ``512MiB`` in bytes.
 
     Raises:
@@ -46,7 +46,7 @@ def connect(memory_limit: str, threads: int | None, spill: Path) -> duckdb.DuckD
     Raises:
         UserError: the limit or the number of threads makes no sense.
     """
-    limit = size(memory_limit)
+    limit = parse_size(memory_limit)
     if threads is not None and threads < 1:
         raise UserError(f"--threads: {threads} is out of range; the least is 1")
     settings = {
@@ -137,11 +137,6 @@ def is_interrupted(problem: Exception) -> bool:
     """Whether the query was stopped by Ctrl-C: in the engine, or in a stream of rows that it reads."""
     text = str(problem)
     return "interrupted" in text.lower() or "KeyboardInterrupt" in text
-
-
-def is_out_of_memory(problem: Exception) -> bool:
-    """Whether the query needed more than the memory limit."""
-    return "out of memory" in str(problem).lower()
 
 
 def first_row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...] | None:

@@ -18,7 +18,7 @@ import duckdb
 
 from recmtl.data.prepare.buckets import BucketWriter, sorted_rows
 from recmtl.data.prepare.content import ContentDigests
-from recmtl.data.prepare.duck import connect, one_line_errors, query_progress, size
+from recmtl.data.prepare.duck import connect, one_line_errors, parse_size, query_progress
 from recmtl.data.prepare.encode import Shares, encode_into_buckets, fit_features
 from recmtl.data.prepare.examples import (
     check_columns,
@@ -87,7 +87,7 @@ def prepare(
             with Progress() as progress, one_line_errors(recipe.origin, memory_limit):
                 create_views(db, recipe, files, raw, cut_short)
                 described = replace(
-                    _run(db, recipe, files, size(memory_limit), work / "data", progress),
+                    _run(db, recipe, files, parse_size(memory_limit), work / "data", progress),
                     limit=None if cut_short is None else limit,
                     split=recipe.split.rule,
                     sql=_sql_digest(recipe),

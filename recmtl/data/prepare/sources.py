@@ -19,7 +19,6 @@ from recmtl.data.prepare.duck import (
     first_row,
     is_interrupted,
     is_of_the_system,
-    is_out_of_memory,
     literal,
     message,
     quote,
@@ -31,7 +30,7 @@ from recmtl.data.prepare.queries import create_query_view
 from recmtl.data.prepare.raw_files import some
 from recmtl.data.prepare.union import Column, having, unite
 from recmtl.data.recipe import Recipe, Source
-from recmtl.errors import UserError
+from recmtl.errors import UserError, is_out_of_memory
 
 FILENAME, FILE_ROW_NUMBER = "filename", "file_row_number"
 """Columns that a view of files has beside those of the files."""

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from recmtl.config import Config
 from recmtl.distributed.memory import Memory
+from recmtl.distributed.oom import MemoryEstimate, show_gib
 from recmtl.distributed.plan import GIB, Cluster, Plan, Shard
-from recmtl.distributed.shortage import Forecast, size
 from recmtl.errors import UserError
 from recmtl.schema import Dataset
 
@@ -47,9 +47,9 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
             f"reader.streams and training.batch_size: at least the number of ranks ({world_size}), not {streams}"
         )
     cluster = Cluster(world_size, min(world_size, ranks_per_node), device, int(hbm_gib * GIB))
-    forecast = Forecast.of(config, Dataset.load(data), cluster)
-    forecast.check()
-    return _render(forecast.plan, forecast.memory)
+    estimate = MemoryEstimate.from_config(config, Dataset.load(data), cluster)
+    estimate.check()
+    return _render(estimate.plan, estimate.memory)
 
 
 def _render(plan: Plan, memory: list[Memory]) -> str:
@@ -68,7 +68,7 @@ def _table_of_tables(plan: Plan) -> Table:
     for name, pieces in sorted(shards.items(), key=lambda item: -sum(s.weight_bytes for s in item[1])):
         ranks = sorted({s.rank for s in pieces})
         where = str(ranks[0]) if len(ranks) == 1 else f"{len(ranks)} ranks ({ranks[0]} to {ranks[-1]})"
-        weights = size(sum(s.weight_bytes for s in pieces))
+        weights = show_gib(sum(s.weight_bytes for s in pieces))
         rows = max(s.rows for s in pieces)
         table.add_row(name, pieces[0].sharding, where, f"{rows:,}", str(max(s.dim for s in pieces)), weights)
     return table
@@ -82,13 +82,13 @@ def _table_of_ranks(plan: Plan, memory: list[Memory]) -> Table:
     tables = [part.weights + part.states + part.lookups for part in memory]
     mean = sum(tables) / cluster.world_size
     uneven = f"; fullest over mean {max(tables) / mean:.2f}" if mean else ""
-    title = f"Ranks: {cluster.world_size} x {size(cluster.memory)} ({cluster.device}){uneven}"
+    title = f"Ranks: {cluster.world_size} x {show_gib(cluster.memory)} ({cluster.device}){uneven}"
     parts = [field.name for field in fields(Memory)]
     table = Table("rank", *parts, "in all", "of memory", "lookups a step", box=None, title=title)
     for rank, part in enumerate(memory[:RANKS_SHOWN]):
-        sizes = [size(getattr(part, name)) for name in parts]
+        sizes = [show_gib(getattr(part, name)) for name in parts]
         share = f"{part.total / cluster.memory:.1%}"
-        table.add_row(str(rank), *sizes, size(part.total), share, f"{time[rank]:.3f} ms")
+        table.add_row(str(rank), *sizes, show_gib(part.total), share, f"{time[rank]:.3f} ms")
     if cluster.world_size > RANKS_SHOWN:
         table.add_row("…", *[""] * (len(parts) + 3))
     table.caption = (
