@@ -17,7 +17,7 @@ import torch
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
-from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.distributed.context import DistContext, process_group
 from recmtl.metrics.collect import Metrics
 from recmtl.training.results import peak_resident
 
@@ -40,12 +40,12 @@ class Options:
     """Folder for the results."""
 
 
-def collect(options: Options, ranks: Ranks) -> Metrics:
+def collect(options: Options, context: DistContext) -> Metrics:
     """Feed this rank's share of the rows."""
-    metrics = Metrics([f"task{i}" for i in range(options.tasks)], gauc=True, ranks=ranks)
-    generator = torch.Generator().manual_seed(options.seed + ranks.rank)
+    metrics = Metrics([f"task{i}" for i in range(options.tasks)], gauc=True, context=context)
+    generator = torch.Generator().manual_seed(options.seed + context.rank)
     shape, groups = (options.batch_size, options.tasks), max(1, options.rows // options.rows_per_group)
-    left = options.rows // ranks.world_size
+    left = options.rows // context.world_size
     while left > 0:
         logits = torch.randn(shape, generator=generator)
         labels = (torch.rand(shape, generator=generator) < (logits - 2).sigmoid()).float()
@@ -61,17 +61,17 @@ def main() -> None:
     """Entry point."""
     options = tyro.cli(Options, description=__doc__)
     place = machine()
-    with process_group("cpu") as ranks:
+    with process_group("cpu") as context:
         before, start = peak_resident(), time.process_time()
-        metrics = collect(options, ranks)
+        metrics = collect(options, context)
         collected, middle = peak_resident(), time.process_time()
         found, _ = metrics.compute()
         end = time.process_time()
-        collecting, computing = ranks.sum(torch.tensor([middle - start, end - middle], dtype=torch.float64)).tolist()
-        if ranks.is_first:
+        collecting, computing = context.sum(torch.tensor([middle - start, end - middle], dtype=torch.float64)).tolist()
+        if context.is_first:
             results = {
                 "machine": place,
-                "ranks": ranks.world_size,
+                "ranks": context.world_size,
                 "rows": found["task0"]["rows"],
                 "tasks": options.tasks,
                 "bytes": {"collected": collected - before, "peak": peak_resident() - before},

@@ -27,12 +27,12 @@ from workload import LARGE, write_workload
 
 from recmtl.config import load_config, preset_names
 from recmtl.data.read.prefetcher import Prefetcher
+from recmtl.distributed.context import process_group, resolve_device
 from recmtl.distributed.memory import CPU_GROWTH, predict
-from recmtl.distributed.ranks import process_group, resolve_device
 from recmtl.objectives.train_module import TrainModule
-from recmtl.training.engine import Engine
 from recmtl.training.results import peak_resident
 from recmtl.training.runs import open_dataset
+from recmtl.training.session import TrainSession
 
 MERREC_ROWS = sum(LARGE.values()) + 23_846
 """Rows of MerRec's tables, the small ones among them."""
@@ -74,15 +74,15 @@ def run(preset: str, dtype: str, micro_batch_size: int, data: Path, options: Opt
     config.training.micro_batch_size = micro_batch_size
     config.validate()
     bare = psutil.Process().memory_info().rss
-    with process_group(options.device) as ranks:
+    with process_group(options.device) as context:
         dataset, tasks = open_dataset(data, config)
-        engine = Engine(config, data, dataset, tasks, ranks)
-        reader = engine.readers["train"]
+        session = TrainSession(config, data, dataset, tasks, context)
+        reader = session.readers["train"]
         with Prefetcher(reader.batches(0, 0, min(options.steps, reader.steps)), config.reader.prefetch) as batches:
             for _ in range(min(options.steps, reader.steps)):
-                engine.step(batches)
+                session.step(batches)
         measured = {"host": peak_resident(), "bare": bare}
-        if ranks.device.type == "cuda":
+        if context.device.type == "cuda":
             free, total = torch.cuda.mem_get_info()
             measured |= {
                 "allocated": torch.cuda.max_memory_allocated(),
@@ -90,16 +90,16 @@ def run(preset: str, dtype: str, micro_batch_size: int, data: Path, options: Opt
                 "driver": total - free,
             }
         train_module = TrainModule.from_config(config, dataset, tasks)
-        process = bare + CPU_GROWTH if ranks.device.type == "cpu" else None
-        [memory] = predict(train_module, engine.plan, config, dataset, reader.local_batch_size, process)
+        process = bare + CPU_GROWTH if context.device.type == "cpu" else None
+        [memory] = predict(train_module, session.plan, config, dataset, reader.local_batch_size, process)
     answer.send({"measured": measured, "parts": asdict(memory), "predicted": memory.total})
 
 
 def measure(preset: str, dtype: str, micro_batch_size: int, data: Path, options: Options) -> dict[str, Any]:
     """What `run` sends."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=run, args=(preset, dtype, micro_batch_size, data, options, sender))
+    spawning = multiprocessing.get_context("spawn")
+    receiver, sender = spawning.Pipe(duplex=False)
+    process = spawning.Process(target=run, args=(preset, dtype, micro_batch_size, data, options, sender))
     process.start()
     sender.close()
     try:

@@ -41,9 +41,9 @@ from variants import configure
 
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.prefetcher import Prefetcher
-from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.distributed.context import DistContext, process_group
 from recmtl.schema import Dataset
-from recmtl.training.engine import Engine
+from recmtl.training.session import TrainSession
 
 CYCLED_ROWS = 2**18
 """Rows held in memory, in 4 to 64 batches."""
@@ -80,16 +80,16 @@ class Options:
 class Bench:
     """The engine, and what its parts read."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.reader, self.ranks = engine, engine.readers["train"], engine.ranks
-        count = max(4, min(64, CYCLED_ROWS // engine.config.training.batch_size))
+    def __init__(self, session: TrainSession) -> None:
+        self.session, self.reader, self.context = session, session.readers["train"], session.context
+        count = max(4, min(64, CYCLED_ROWS // session.config.training.batch_size))
         self.memory = list(self.reader.batches(stop=count))
         self.endless = itertools.chain.from_iterable(map(self.reader.batches, itertools.count()))
 
     def parts(self) -> dict[str, Part]:
         """The parts of a step. To be timed before the pipeline takes the model over."""
-        train_module = self.engine.model.module
-        on_device = itertools.cycle([batch.to(self.ranks.device) for batch in self.memory])
+        train_module = self.session.model.module
+        on_device = itertools.cycle([batch.to(self.context.device) for batch in self.memory])
         batch = next(on_device)
         pooled = {name: x.detach().requires_grad_() for name, x in train_module.model.embed(batch.sparse).items()}
         gradients = [torch.zeros_like(x) for x in pooled.values()]
@@ -99,14 +99,14 @@ class Bench:
             torch.autograd.backward(list(outputs.values()), gradients)
 
         def dense() -> None:
-            self.engine.optimizer.zero_grad()
+            self.session.optimizer.zero_grad()
             train_module.loss(pooled, batch)[0].backward()
-            self.engine.optimizer.step()
+            self.session.optimizer.step()
 
         def bare_step() -> None:
-            self.engine.optimizer.zero_grad()
-            self.engine.model(next(on_device))[0].backward()
-            self.engine.optimizer.step()
+            self.session.optimizer.zero_grad()
+            self.session.model(next(on_device))[0].backward()
+            self.session.optimizer.step()
 
         parts: dict[str, Part] = {
             "read": lambda: next(self.endless),
@@ -115,20 +115,20 @@ class Bench:
             "dense": dense,
             "bare step": bare_step,
         }
-        if self.ranks.world_size > 1:
+        if self.context.world_size > 1:
             rows = torch.cat([x.detach().flatten() for x in pooled.values()])
             weights = torch.cat([p.detach().flatten() for p in train_module.dense_parameters()])
-            parts["all-to-all"] = all_to_all(batch.sparse.values(), rows, self.ranks.world_size)
+            parts["all-to-all"] = all_to_all(batch.sparse.values(), rows, self.context.world_size)
             parts["all-reduce"] = lambda: dist.all_reduce(weights)
         return parts
 
     def train(self, batches: Iterator[Batch], steps: int) -> Timing:
         """Time of a training step on batches of one of the sources."""
-        step = self.engine.step
+        step = self.session.step
         # The pipeline holds two batches of the last source, and the prefetcher has had time to run ahead.
-        for _ in range(self.engine.config.reader.prefetch + 2):
+        for _ in range(self.session.config.reader.prefetch + 2):
             step(batches)
-        return timing(lambda: step(batches), steps, self.ranks.device)
+        return timing(lambda: step(batches), steps, self.context.device)
 
 
 def all_to_all(ids: Tensor, rows: Tensor, world_size: int) -> Part:
@@ -149,8 +149,8 @@ def measure(options: Options, bench: Bench) -> dict[str, list[Timing]]:
     parts = bench.parts()
     for _ in range(options.rounds + 1):
         for name, run in parts.items():
-            timings.setdefault(name, []).append(timing(run, options.steps, bench.ranks.device))
-    with Prefetcher(bench.endless, bench.engine.config.reader.prefetch) as feed:
+            timings.setdefault(name, []).append(timing(run, options.steps, bench.context.device))
+    with Prefetcher(bench.endless, bench.session.config.reader.prefetch) as feed:
         sources = {
             "pipeline": feed,
             "cycled": itertools.cycle(bench.memory),
@@ -164,20 +164,20 @@ def measure(options: Options, bench: Bench) -> dict[str, list[Timing]]:
 
 def busy(options: Options, bench: Bench) -> float | None:
     """How busy the GPU was in some steps of `pipeline`; writes the trace."""
-    trace = options.trace if bench.ranks.is_first else None
-    if bench.ranks.device.type != "cuda" and not options.trace:
+    trace = options.trace if bench.context.is_first else None
+    if bench.context.device.type != "cuda" and not options.trace:
         return None
-    with Prefetcher(bench.endless, bench.engine.config.reader.prefetch) as feed:
+    with Prefetcher(bench.endless, bench.session.config.reader.prefetch) as feed:
         bench.train(feed, 1)
-        return profile(lambda: [bench.engine.step(feed) for _ in range(PROFILED)], bench.ranks.device, trace)
+        return profile(lambda: [bench.session.step(feed) for _ in range(PROFILED)], bench.context.device, trace)
 
 
-def summed_cpu(timings: dict[str, list[Timing]], ranks: Ranks) -> dict[str, list[Timing]]:
+def summed_cpu(timings: dict[str, list[Timing]], context: DistContext) -> dict[str, list[Timing]]:
     """Seconds of the first rank, CPU seconds of all."""
-    cpu = torch.tensor([[cpu for _, cpu in values] for values in timings.values()], device=ranks.device)
+    cpu = torch.tensor([[cpu for _, cpu in values] for values in timings.values()], device=context.device)
     return {
         name: [(clock, total) for (clock, _), total in zip(values, totals, strict=True)]
-        for (name, values), totals in zip(timings.items(), ranks.sum(cpu).tolist(), strict=True)
+        for (name, values), totals in zip(timings.items(), context.sum(cpu).tolist(), strict=True)
     }
 
 
@@ -186,22 +186,22 @@ def main(options: Options) -> None:
     config = configure(options.variant, {"training.batch_size": options.batch_size, "training.device": options.device})
     dataset = Dataset.load(options.data)
     tasks = dataset.select_tasks(tuple(config.training.tasks))
-    with process_group(config.training.device) as ranks:
+    with process_group(config.training.device) as context:
         if options.threads:
             torch.set_num_threads(options.threads)
-        bench = Bench(Engine(config, options.data, dataset, tasks, ranks))
-        timings = summed_cpu(measure(options, bench), ranks)
+        bench = Bench(TrainSession(config, options.data, dataset, tasks, context))
+        timings = summed_cpu(measure(options, bench), context)
         result: dict[str, Any] = {
             "variant": options.variant,
             "batch_size": options.batch_size,
-            "ranks": ranks.world_size,
-            "device": ranks.device.type,
+            "ranks": context.world_size,
+            "device": context.device.type,
             "threads": torch.get_num_threads(),
-            "peak_bytes": peak_bytes(ranks.device),
+            "peak_bytes": peak_bytes(context.device),
             "busy": busy(options, bench),
             "seconds_and_cpu_seconds": timings,
         }
-        if ranks.is_first:
+        if context.is_first:
             options.json.write_text(json.dumps(result))
 
 

@@ -33,7 +33,7 @@ from workload import write_workload
 from recmtl.config import Config
 from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
-from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.distributed.context import DistContext, process_group
 from recmtl.schema import Dataset
 from recmtl.synthetic.synthesize import synthesize
 
@@ -84,7 +84,7 @@ def label(parts: Parts) -> str:
     raise AssertionError("three parts of two kinds")
 
 
-def speed(options: Options, config: Config, data: Path, ranks: Ranks) -> dict[Parts, list[Timing]]:
+def speed(options: Options, config: Config, data: Path, context: DistContext) -> dict[Parts, list[Timing]]:
     """Seconds, and CPU seconds, of the epoch with every combination of parts, turn by turn."""
     dataset = Dataset.load(data)
     tasks = [task.name for task in dataset.tasks]
@@ -92,13 +92,13 @@ def speed(options: Options, config: Config, data: Path, ranks: Ranks) -> dict[Pa
         name: itertools.chain.from_iterable(map(make(config, data, dataset, "train"), itertools.count()))
         for name, make in LOADERS.items()
     }
-    tables = {name: make(config, data, dataset, ranks) for name, make in TABLES.items()}
+    tables = {name: make(config, data, dataset, context) for name, make in TABLES.items()}
     batch = options.batch_size
     times: dict[Parts, list[Timing]] = {}
 
     def seconds(run: Callable[[Iterator[AnyBatch]], object], loader: str, steps: int, rows: int) -> Timing:
         """Of `rows` rows, by what `steps` batches take."""
-        took = timing(lambda: run(itertools.islice(endless[loader], steps)), 1, ranks.device)
+        took = timing(lambda: run(itertools.islice(endless[loader], steps)), 1, context.device)
         clock, cpu = (kind * rows / (steps * batch) for kind in took)
         return clock, cpu
 
@@ -108,7 +108,7 @@ def speed(options: Options, config: Config, data: Path, ranks: Ranks) -> dict[Pa
             train = seconds(trainer.train, loader, steps, EPOCH)
             for kind, measure in METRICS.items():
                 validate = seconds(
-                    lambda batches, t=trainer, m=measure: m(t.predict(batches), tasks, ranks),  # type: ignore[misc]
+                    lambda batches, t=trainer, m=measure: m(t.predict(batches), tasks, context),  # type: ignore[misc]
                     loader,
                     10 * options.steps,
                     VALIDATION,
@@ -119,7 +119,7 @@ def speed(options: Options, config: Config, data: Path, ranks: Ranks) -> dict[Pa
     return times
 
 
-def quality(options: Options, folder: Path, ranks: Ranks) -> list[dict[str, Any]]:
+def quality(options: Options, folder: Path, context: DistContext) -> list[dict[str, Any]]:
     """Test AUC and seconds of both trainers after every epoch on synthetic events."""
     raw, data = folder / "raw", folder / "prepared"
     synthesize(raw, options.events)
@@ -129,12 +129,12 @@ def quality(options: Options, folder: Path, ranks: Ranks) -> list[dict[str, Any]
     found: list[dict[str, Any]] = []
     for name in TABLES:
         train, test = (LOADERS[name](config, data, dataset, split) for split in ("train", "test"))
-        trainer = TABLES[name](config, data, dataset, ranks)
+        trainer = TABLES[name](config, data, dataset, context)
         clock = cpu = 0.0
         for epoch in range(options.epochs):
-            took = timing(lambda: trainer.train(train(epoch)), 1, ranks.device)  # noqa: B023
+            took = timing(lambda: trainer.train(train(epoch)), 1, context.device)  # noqa: B023
             clock, cpu = clock + took[0], cpu + took[1]
-            auc = METRICS[name](trainer.predict(test(0)), tasks, ranks)
+            auc = METRICS[name](trainer.predict(test(0)), tasks, context)
             found.append({"trainer": name, "epoch": epoch + 1, "seconds": clock, "cpu_seconds": cpu, "test_auc": auc})
     return found
 
@@ -174,11 +174,11 @@ def main(options: Options) -> None:
     config = configure(options.preset, {"training.batch_size": options.batch_size, "training.device": options.device})
     parts: list[str] = []
     results: dict[str, Any] = {"machine": place, "batch_size": options.batch_size, "epoch": EPOCH}
-    with tempfile.TemporaryDirectory() as folder, process_group(options.device) as ranks:
+    with tempfile.TemporaryDirectory() as folder, process_group(options.device) as context:
         for rows in options.embedding_rows:
             data = Path(folder) / str(rows)
             write_workload(data, options.examples, rows)
-            times = speed(options, config, data, ranks)
+            times = speed(options, config, data, context)
             gc.collect()  # the largest tables are not held twice
             results[f"speed_at_{rows}_rows"] = {label(kinds): took for kinds, took in times.items()}
             parts.append(
@@ -187,7 +187,7 @@ def main(options: Options) -> None:
                 f"{VALIDATION:,} validation rows, from medians of {options.rounds} turns.\n\n" + speed_table(times)
             )
         if options.events:
-            results["quality"] = found = quality(options, Path(folder), ranks)
+            results["quality"] = found = quality(options, Path(folder), context)
             parts.append(f"{options.quality}, {options.events:,} synthetic events.\n\n" + quality_table(found))
     write_results(options.out, "reference", names((options.preset,)), results, "\n\n".join(parts))
 

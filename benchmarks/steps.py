@@ -20,9 +20,9 @@ from common import RESULTS, Timing, machine, markdown_table, timing, write_resul
 from variants import configure, names
 from workload import write_workload
 
-from recmtl.distributed.ranks import process_group
+from recmtl.distributed.context import process_group
 from recmtl.schema import Dataset
-from recmtl.training.engine import Engine
+from recmtl.training.session import TrainSession
 
 BATCHES = 32
 """Batches held in memory."""
@@ -54,11 +54,11 @@ class Options:
     """Folder for the results."""
 
 
-def seconds(engine: Engine, batches: itertools.cycle, steps: int) -> Timing:
+def seconds(session: TrainSession, batches: itertools.cycle, steps: int) -> Timing:
     """Time of one step, after two that fill the pipeline."""
     for _ in range(2):
-        engine.step(batches)
-    return timing(lambda: engine.step(batches), steps, engine.ranks.device)
+        session.step(batches)
+    return timing(lambda: session.step(batches), steps, session.context.device)
 
 
 def main(options: Options) -> None:
@@ -75,8 +75,8 @@ def main(options: Options) -> None:
         if options.data is None:
             write_workload(data, options.examples, options.embedding_rows)
         dataset = Dataset.load(data)
-        with process_group(next(iter(configs.values())).training.device) as ranks:
-            engines = {v: Engine(c, data, dataset, dataset.tasks, ranks) for v, c in configs.items()}
+        with process_group(next(iter(configs.values())).training.device) as context:
+            engines = {v: TrainSession(c, data, dataset, dataset.tasks, context) for v, c in configs.items()}
             memory = list(next(iter(engines.values())).readers["train"].batches(stop=BATCHES))
             feeds = {variant: itertools.cycle(memory) for variant in engines}
             times: dict[str, list[Timing]] = {variant: [] for variant in engines}

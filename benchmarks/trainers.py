@@ -16,11 +16,11 @@ from recmtl.config import Config
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.data.read.reader import Reader
-from recmtl.distributed.ranks import Ranks
+from recmtl.distributed.context import DistContext
 from recmtl.metrics.collect import Metrics
 from recmtl.objectives.train_module import Output
 from recmtl.schema import Dataset
-from recmtl.training.engine import Engine
+from recmtl.training.session import TrainSession
 
 AnyBatch = Batch | list[Tensor]
 """What recmtl's reader gives, or ids [B, C] and labels [B, T] of a DataLoader. Both trainers take both."""
@@ -39,10 +39,10 @@ class Tables(Protocol):
 class PlainTables:
     """One nn.Embedding a column, dense Adam."""
 
-    def __init__(self, config: Config, data: Path, dataset: Dataset, ranks: Ranks) -> None:
+    def __init__(self, config: Config, data: Path, dataset: Dataset, context: DistContext) -> None:
         torch.manual_seed(config.training.seed)
         size, lr = config.embedding.dim, config.dense.lr
-        self.trainer = PlainTrainer(dataset, config.model, dim=size, lr=lr, device=ranks.device)
+        self.trainer = PlainTrainer(dataset, config.model, dim=size, lr=lr, device=context.device)
 
     def train(self, batches: Iterator[AnyBatch]) -> None:
         """A step on every batch."""
@@ -60,9 +60,9 @@ class PlainTables:
 class RecmtlTables:
     """The engine of recmtl."""
 
-    def __init__(self, config: Config, data: Path, dataset: Dataset, ranks: Ranks) -> None:
-        self.engine = Engine(config, data, dataset, dataset.tasks, ranks)
-        self.keys = self.engine.readers["train"].keys
+    def __init__(self, config: Config, data: Path, dataset: Dataset, context: DistContext) -> None:
+        self.session = TrainSession(config, data, dataset, dataset.tasks, context)
+        self.keys = self.session.readers["train"].keys
 
     def train(self, batches: Iterator[AnyBatch]) -> None:
         """A step on every batch."""
@@ -72,16 +72,16 @@ class RecmtlTables:
     @torch.no_grad()
     def predict(self, batches: Iterator[AnyBatch]) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits and labels [B, T] of every batch."""
-        self.engine.model.eval()
+        self.session.model.eval()
         for _, logits, batch in self._run(batches):
             yield logits[: batch.rows], batch.labels[: batch.rows]
-        self.engine.model.train()
+        self.session.model.train()
 
     def _run(self, batches: Iterator[AnyBatch]) -> Iterator[Output]:
         feed = (batch if isinstance(batch, Batch) else self._batch(*batch) for batch in batches)
         while True:
             try:
-                output = self.engine.step(feed)
+                output = self.session.step(feed)
             except StopIteration:
                 return
             yield output
@@ -134,7 +134,7 @@ Predictions = Iterable[tuple[Tensor, Tensor]]
 """Logits and labels [B, T] of every batch."""
 
 
-def plain_metrics(predictions: Predictions, tasks: list[str], ranks: Ranks) -> dict[str, float]:
+def plain_metrics(predictions: Predictions, tasks: list[str], context: DistContext) -> dict[str, float]:
     """The AUC of every task by torchmetrics."""
     aucs = [BinaryAUROC() for _ in tasks]
     for logits, labels in predictions:
@@ -143,14 +143,17 @@ def plain_metrics(predictions: Predictions, tasks: list[str], ranks: Ranks) -> d
     return {task: auc.compute().item() for task, auc in zip(tasks, aucs, strict=True)}
 
 
-def recmtl_metrics(predictions: Predictions, tasks: list[str], ranks: Ranks) -> dict[str, float]:
+def recmtl_metrics(predictions: Predictions, tasks: list[str], context: DistContext) -> dict[str, float]:
     """The AUC of every task by recmtl, which measures more than that."""
-    metrics = Metrics(tasks, gauc=False, ranks=ranks)
+    metrics = Metrics(tasks, gauc=False, context=context)
     for logits, labels in predictions:
         metrics.update(logits, labels, len(labels), None, None)
     return {task: float(values["auc"] or 0) for task, values in metrics.compute()[0].items()}
 
 
-TABLES: dict[str, Callable[[Config, Path, Dataset, Ranks], Tables]] = {"plain": PlainTables, "recmtl": RecmtlTables}
+TABLES: dict[str, Callable[[Config, Path, Dataset, DistContext], Tables]] = {
+    "plain": PlainTables,
+    "recmtl": RecmtlTables,
+}
 LOADERS = {"plain": plain_loader, "recmtl": recmtl_loader}
 METRICS = {"plain": plain_metrics, "recmtl": recmtl_metrics}

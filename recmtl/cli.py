@@ -300,7 +300,7 @@ def main() -> None:
 def _is_lost_rank(problem: Exception) -> bool:
     if "RANK" not in os.environ:
         return False
-    from recmtl.distributed.ranks import is_lost_rank
+    from recmtl.distributed.context import is_lost_rank
 
     return is_lost_rank(problem)
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recmtl.distributed.ranks import Ranks
+from recmtl.distributed.context import DistContext
 from recmtl.metrics.jackknife import FOLDS, folds_of
 from recmtl.metrics.measure import Bins, Values, measure
 from recmtl.schema import NO_USER
@@ -31,11 +31,11 @@ class Metrics:
     Args:
         tasks: their names, in the order of the logits.
         gauc: measure the AUC within groups, where rows have one.
-        ranks: this process and the others.
+        context: this process and the others.
     """
 
-    def __init__(self, tasks: list[str], *, gauc: bool, ranks: Ranks) -> None:
-        self.tasks, self.gauc, self.ranks = tasks, gauc, ranks
+    def __init__(self, tasks: list[str], *, gauc: bool, context: DistContext) -> None:
+        self.tasks, self.gauc, self.context = tasks, gauc, context
         self.logits: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.oracle: list[Tensor] = []
@@ -88,9 +88,9 @@ class Metrics:
             logits, labels, oracle = (self._gather([part[i] for part in state]) for state in states)
             if logits is not None and labels is not None:
                 metrics[task], bins[task] = measure(logits, labels, oracle, users if self.gauc else None, folds)
-        return self.ranks.first(lambda: (metrics, bins))
+        return self.context.run_on_rank0(lambda: (metrics, bins))
 
     def _gather(self, parts: list[Tensor]) -> np.ndarray | None:
         """Rows of all ranks on rank 0; None elsewhere, and where the data has no such column."""
-        rows = self.ranks.gather_rows(torch.cat(parts)) if parts else None
+        rows = self.context.gather_rows(torch.cat(parts)) if parts else None
         return None if rows is None else rows.numpy()

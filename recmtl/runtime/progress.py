@@ -59,7 +59,7 @@ class Progress:
         self._print(f"note: {text}")
 
     @contextmanager
-    def stage(self, name: str, total: int, *, done: float = 0, unit: str = "") -> Iterator[Advance]:
+    def stage(self, name: str, total: int, *, done: int = 0, unit: str = "") -> Iterator[Advance]:
         """A stage of `total` units, of which `done` are done already; yields what takes the number that are done."""
         began = shown = time.monotonic()
         first, said = done, ""

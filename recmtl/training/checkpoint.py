@@ -21,8 +21,8 @@ from torch.distributed.checkpoint import CheckpointException
 
 from recmtl.errors import UserError, is_out_of_memory
 from recmtl.runtime.storage import sync_folder, write_whole
-from recmtl.training.engine import Engine
 from recmtl.training.manifest import MANIFEST, Entries, entry, find_damage
+from recmtl.training.session import TrainSession
 from recmtl.training.storage import SafePlanner, SafeReader, Writer
 
 TRAIN_STATE = "train_state.json"
@@ -88,11 +88,11 @@ class Checkpoints:
 
     Args:
         folder: the run's ``checkpoints`` folder.
-        engine: whose model and optimisers they hold.
+        session: whose model and optimisers they hold.
     """
 
-    def __init__(self, folder: Path, engine: Engine) -> None:
-        self.folder, self.engine, self.ranks = folder, engine, engine.ranks
+    def __init__(self, folder: Path, session: TrainSession) -> None:
+        self.folder, self.session, self.context = folder, session, session.context
         self.saved_step: int | None = None
         """Step of the newest one."""
         self._pruning: threading.Thread | None = None
@@ -106,27 +106,27 @@ class Checkpoints:
         final = self.path(train_state.step)
         unfinished = self.folder / f".{final.name}.tmp"
         try:
-            self.ranks.first(lambda: _make_afresh(unfinished))
+            self.context.run_on_rank0(lambda: _make_afresh(unfinished))
             try:
-                dcp.save(self._state(), storage_writer=Writer(unfinished), process_group=self.ranks.patient)
+                dcp.save(self._state(), storage_writer=Writer(unfinished), process_group=self.context.cpu_group)
             except CheckpointException as problem:
                 raise UserError(_reason(problem)) from None
             # Read back where it was written: it is still in this machine's memory.
-            entries = self.ranks.gather(lambda: _entries(unfinished, f"__{self.ranks.rank}_*"))
-            self.ranks.first(lambda: self._complete(train_state, unfinished, final, entries))
+            entries = self.context.gather(lambda: _entries(unfinished, f"__{self.context.rank}_*"))
+            self.context.run_on_rank0(lambda: self._complete(train_state, unfinished, final, entries))
         except (UserError, MemoryError) as problem:
-            if self.ranks.is_first:
+            if self.context.is_first:
                 shutil.rmtree(unfinished, ignore_errors=True)
             if isinstance(problem, MemoryError):
                 raise
             raise UserError(f"{final}: cannot be written ({problem}); checkpoints before it are untouched") from None
         self.saved_step = train_state.step
-        if self.ranks.is_first:
+        if self.context.is_first:
             self._prune(train_state.best_steps())
 
     def _complete(self, train_state: TrainState, unfinished: Path, final: Path, entries: list[Entries]) -> None:
         """Describe what all ranks wrote and give it its name."""
-        described = {**asdict(train_state), **self._kind_of_ranks(), "widths": self.engine.plan.widths()}
+        described = {**asdict(train_state), **self._kind_of_ranks(), "widths": self.session.plan.widths()}
         write_whole(unfinished / TRAIN_STATE, json.dumps(described, indent=2) + "\n")
         manifest = {name: value for part in entries for name, value in part.items()}
         manifest |= _entries(unfinished, ".metadata") | _entries(unfinished, TRAIN_STATE)
@@ -155,14 +155,14 @@ class Checkpoints:
             UserError: there are some and none is whole.
         """
         said: list[str] = []
-        paths = self.ranks.first(self.paths)
+        paths = self.context.run_on_rank0(self.paths)
         for path in reversed(paths):
             damage = self.damage(path)
             if damage is None:
                 self.saved_step = _step(path)
                 return path, said
             aside = path.with_name(f"damaged-{path.name}")
-            self.ranks.first(partial(_put_aside, path, aside))
+            self.context.run_on_rank0(partial(_put_aside, path, aside))
             said.append(f"{path} is damaged ({damage}); it is now {aside.name}, and the one before it is taken")
         if paths:
             raise UserError(f"{self.folder}: no checkpoint is whole ({said[0]}); name another --run folder")
@@ -170,8 +170,8 @@ class Checkpoints:
 
     def damage(self, path: Path) -> str | None:
         """What is wrong with a checkpoint; None: nothing. Every rank looks at its share of the files."""
-        ranks = self.ranks
-        found = ranks.gather(lambda: find_damage(path, ranks.rank, ranks.world_size))
+        context = self.context
+        found = context.gather(lambda: find_damage(path, context.rank, context.world_size))
         return next((problem for problem in found if problem), None)
 
     def load(self, path: Path, *, with_optimizer: bool = True) -> TrainState:
@@ -184,7 +184,7 @@ class Checkpoints:
         self._check_widths(path, described.pop("widths"), with_optimizer)
         kind = self._kind_of_ranks()
         same_ranks = {key: described.pop(key) for key in kind} == kind
-        model, optimizer = self.engine.model, self.engine.optimizer
+        model, optimizer = self.session.model, self.session.optimizer
         model_state = model.state_dict()
         state: dict[str, Any] = {"model": model_state}
         if with_optimizer:
@@ -194,7 +194,9 @@ class Checkpoints:
             if same_ranks:
                 state |= self._random_state()
         try:
-            dcp.load(state, storage_reader=SafeReader(path), planner=SafePlanner(), process_group=self.ranks.patient)
+            dcp.load(
+                state, storage_reader=SafeReader(path), planner=SafePlanner(), process_group=self.context.cpu_group
+            )
         except CheckpointException as problem:
             raise UserError(f"{path}: cannot be loaded ({_reason(problem)})") from None
         model.load_state_dict(model_state)
@@ -217,10 +219,10 @@ class Checkpoints:
 
     def _check_widths(self, path: Path, before: dict[str, int], with_optimizer: bool) -> None:
         """Row-wise optimisers keep one number a piece of a row: other pieces cannot take it over."""
-        optimizer = self.engine.config.embedding.optimizer
+        optimizer = self.session.config.embedding.optimizer
         if not (with_optimizer and optimizer.startswith("rowwise")):
             return
-        for table, width in self.engine.plan.widths().items():
+        for table, width in self.session.plan.widths().items():
             if before[table] != width:
                 raise UserError(
                     f"{path}: the columns of table '{table}' were cut into pieces of {before[table]}, now of {width}, "
@@ -228,25 +230,25 @@ class Checkpoints:
                 )
 
     def _state(self) -> dict[str, Any]:
-        engine = self.engine
-        state = {"model": engine.model.state_dict(), "optimizer": engine.optimizer.state_dict()}
+        session = self.session
+        state = {"model": session.model.state_dict(), "optimizer": session.optimizer.state_dict()}
         return state | self._random_state()
 
     def _kind_of_ranks(self) -> dict[str, Any]:
         """Their number and device: saved random states fit no others."""
-        return {"world_size": self.ranks.world_size, "device": self.ranks.device.type}
+        return {"world_size": self.context.world_size, "device": self.context.device.type}
 
     def _random_state(self) -> dict[str, torch.Tensor]:
         """State of this rank's random generators (dropout draws from them)."""
-        state = {f"random/{self.ranks.rank}": torch.get_rng_state()}
-        if self.ranks.device.type == "cuda":
-            state[f"random/{self.ranks.rank}/cuda"] = torch.cuda.get_rng_state()
+        state = {f"random/{self.context.rank}": torch.get_rng_state()}
+        if self.context.device.type == "cuda":
+            state[f"random/{self.context.rank}/cuda"] = torch.cuda.get_rng_state()
         return state
 
     def _set_random_state(self, state: dict[str, torch.Tensor]) -> None:
-        torch.set_rng_state(state[f"random/{self.ranks.rank}"])
-        if self.ranks.device.type == "cuda":
-            torch.cuda.set_rng_state(state[f"random/{self.ranks.rank}/cuda"])
+        torch.set_rng_state(state[f"random/{self.context.rank}"])
+        if self.context.device.type == "cuda":
+            torch.cuda.set_rng_state(state[f"random/{self.context.rank}/cuda"])
 
     def paths(self) -> list[Path]:
         """Checkpoints, oldest first."""
@@ -260,7 +262,7 @@ class Checkpoints:
         """Remove old checkpoints, beside the training that goes on: a large one takes its time on some systems."""
         self.finish()
         gone = []
-        for path in self.paths()[: -self.engine.config.checkpoint.keep]:
+        for path in self.paths()[: -self.session.config.checkpoint.keep]:
             if _step(path) not in best_steps:
                 gone.append(path.rename(self.folder / f".{path.name}.gone"))
         self._pruning = threading.Thread(target=_remove, args=(gone,))

@@ -10,7 +10,7 @@ from torch import nn
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.data.read.reader import Reader
-from recmtl.distributed.ranks import Ranks
+from recmtl.distributed.context import DistContext
 from recmtl.errors import Stopped
 from recmtl.metrics.collect import Metrics
 from recmtl.metrics.measure import Bins, Values
@@ -24,7 +24,7 @@ def evaluate(
     model: nn.Module,
     step: Callable[[Iterator[Batch]], Output],
     reader: Reader,
-    ranks: Ranks,
+    context: DistContext,
     *,
     title: str,
     gauc: bool,
@@ -37,7 +37,7 @@ def evaluate(
         model: what `step` runs.
         step: runs the next batch; in evaluation mode the training pipeline skips the backward pass.
         reader: of the split.
-        ranks: this process.
+        context: this process.
         title: what to say beside the progress.
         gauc: measure the AUC within groups.
         prefetch: batches to decode ahead.
@@ -46,11 +46,11 @@ def evaluate(
     Raises:
         Stopped: `stop` said so.
     """
-    metrics = Metrics([task.name for task in reader.data.tasks], gauc=gauc, ranks=ranks)
+    metrics = Metrics([task.name for task in reader.data.tasks], gauc=gauc, context=context)
     model.eval()
     with (
         Prefetcher(reader.batches(), prefetch) as batches,
-        Progress(enabled=ranks.is_first, timed=False) as progress,
+        Progress(enabled=context.is_first, timed=False) as progress,
         progress.stage(title, reader.steps, unit="step") as advance,
     ):
         for done in range(1, reader.steps + 1):

@@ -7,23 +7,23 @@ from typing import Any
 
 import torch
 
-from recmtl.distributed.ranks import Ranks
-from recmtl.training.engine import Engine
+from recmtl.distributed.context import DistContext
+from recmtl.training.session import TrainSession
 
 RESULTS = "results.json"
 Results = dict[str, Any]
 
 
-def describe(engine: Engine) -> Results:
+def describe(session: TrainSession) -> Results:
     """The fields of ``results.json`` that say what ran where."""
     return {
-        "model": engine.config.model.name,
-        "dataset": engine.dataset.name,
-        "data_fingerprint": engine.dataset.data_fingerprint,
-        "encoding_fingerprint": engine.dataset.encoding_fingerprint,
-        "world_size": engine.ranks.world_size,
-        "device": engine.ranks.device.type,
-        "seed": engine.config.training.seed,
+        "model": session.config.model.name,
+        "dataset": session.dataset.name,
+        "data_fingerprint": session.dataset.data_fingerprint,
+        "encoding_fingerprint": session.dataset.encoding_fingerprint,
+        "world_size": session.context.world_size,
+        "device": session.context.device.type,
+        "seed": session.config.training.seed,
     }
 
 
@@ -33,8 +33,8 @@ def peak_resident() -> int:
     return 1024 * int(line.split()[1])
 
 
-def peak_memory(ranks: Ranks) -> dict[str, int | None]:
+def peak_memory(context: DistContext) -> dict[str, int | None]:
     """Peak bytes of the rank that needed most: of the GPU's allocator, and resident on the host."""
     host = peak_resident()
-    device = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else None
-    return {"device": None if device is None else int(ranks.max(device)), "host": int(ranks.max(host))}
+    device = torch.cuda.max_memory_allocated() if context.device.type == "cuda" else None
+    return {"device": None if device is None else int(context.max(device)), "host": int(context.max(host))}

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from recmtl.config import Config, check_continues
 from recmtl.data.difference import data_difference, encoding_difference
-from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.distributed.context import DistContext, process_group
 from recmtl.errors import UserError
 from recmtl.runtime.storage import locked, os_errors, write_json
 from recmtl.schema import FILE_NAME, Dataset, Task
 from recmtl.training.checkpoint import Checkpoints, best_checkpoint, checkpoint_paths, read_state
-from recmtl.training.engine import Engine
 from recmtl.training.evaluation import logloss_sum
 from recmtl.training.results import RESULTS, Results, describe
+from recmtl.training.session import TrainSession
 from recmtl.training.trainer import Trainer, is_done
 
 LOCK = ".lock"
@@ -37,18 +37,18 @@ def train(config: Config, data: Path, run: Path) -> Results:
         UserError: the folder has no training rows, `run` holds another run, or another process writes to it.
         Stopped: SIGTERM came; what was trained is saved.
     """
-    with process_group(config.training.device) as ranks:
+    with process_group(config.training.device) as context:
         dataset, tasks = open_dataset(data, config)
         if not dataset.rows.get("train"):
             raise UserError(f"{data}: split 'train' has no rows")
-        with run_folder(run, ranks):
-            finished = ranks.first(lambda: finished_results(config, data, dataset, run))
+        with run_folder(run, context):
+            finished = context.run_on_rank0(lambda: finished_results(config, data, dataset, run))
             if finished:
-                ranks.say(f"{run}: finished already, after step {finished['steps']}")
+                context.print_rank0(f"{run}: finished already, after step {finished['steps']}")
                 return finished
-            engine = Engine(config, data, dataset, tasks, ranks)
-            with engine.explain_oom():
-                return Trainer(engine, run).fit()
+            session = TrainSession(config, data, dataset, tasks, context)
+            with session.explain_oom():
+                return Trainer(session, run).fit()
 
 
 def evaluate_run(config: Config, data: Path, run: Path, splits: tuple[str, ...]) -> dict[str, Results]:
@@ -69,25 +69,25 @@ def evaluate_run(config: Config, data: Path, run: Path, splits: tuple[str, ...])
         UserError: the split has no rows, the data is encoded otherwise or lacks a task, or the run has no such model
             that is whole.
     """
-    with process_group(config.training.device) as ranks:
-        checkpoint = ranks.first(lambda: best_checkpoint(run))
+    with process_group(config.training.device) as context:
+        checkpoint = context.run_on_rank0(lambda: best_checkpoint(run))
         dataset, tasks = open_evaluated(data, run, config)
         with_rows = tuple(split for split in splits if dataset.rows.get(split))
         empty = [f"{data}: split '{split}' has no rows" for split in splits if split not in with_rows]
         if not with_rows:
             raise UserError(empty[0])
         for line in empty:
-            ranks.say(line)
-        engine = Engine(config, data, dataset, tasks, ranks, measure=with_rows)
+            context.print_rank0(line)
+        session = TrainSession(config, data, dataset, tasks, context, measure=with_rows)
         results = {}
-        with engine.explain_oom():
-            Checkpoints(run / "checkpoints", engine).load_whole(checkpoint)
+        with session.explain_oom():
+            Checkpoints(run / "checkpoints", session).load_whole(checkpoint)
             for split in with_rows:
-                metrics, bins = engine.evaluate(split, split)
+                metrics, bins = session.evaluate(split, split)
                 measured = {"split": split, split: metrics, "logloss_sum": logloss_sum(metrics)}
                 rest = {"checkpoint": checkpoint.name, "calibration_bins": {split: bins}}
-                results[split] = {**describe(engine), **measured, **rest}
-                ranks.first(partial(_write_evaluation, run, dataset, split, results[split]))
+                results[split] = {**describe(session), **measured, **rest}
+                context.run_on_rank0(partial(_write_evaluation, run, dataset, split, results[split]))
         return results
 
 
@@ -100,14 +100,14 @@ def _write_evaluation(run: Path, dataset: Dataset, split: str, results: Results)
 
 
 @contextmanager
-def run_folder(run: Path, ranks: Ranks) -> Iterator[None]:
+def run_folder(run: Path, context: DistContext) -> Iterator[None]:
     """Hold a run folder, made where it is missing, alone. A mistake found before its first checkpoint leaves no trace.
 
     Raises:
         UserError: it cannot be written, or another process holds it.
     """
     with ExitStack() as held:
-        made = ranks.first(lambda: _take(run, held))
+        made = context.run_on_rank0(lambda: _take(run, held))
         try:
             with os_errors(run):
                 yield

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from recmtl.distributed.ranks import Ranks
+from recmtl.distributed.context import DistContext
 from recmtl.runtime.exit import note_signal
 
 SECONDS = 1.0
@@ -28,8 +28,8 @@ class StopRequest:
     To be used as a context: in it, SIGTERM does nothing else.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, context: DistContext) -> None:
+        self.context = context
         self._asked = self._decided = False
         self._vote: tuple[torch.Tensor, dist.Work] | None = None
         self.restart()
@@ -42,15 +42,15 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether to stop now; to be called by all ranks after every step."""
-        if self.ranks.world_size == 1:
+        if self.context.world_size == 1:
             return self._asked
         self._left -= 1
         if self._left == 0 and not self._decided:
             taken, self._interval = self._interval, self._read()
             now = time.monotonic()
-            steps = SECONDS * taken / (now - self._began) if self.ranks.is_first else 0.0
+            steps = SECONDS * taken / (now - self._began) if self.context.is_first else 0.0
             total = torch.tensor([float(self._asked), steps])
-            self._vote = total, dist.all_reduce(total, group=self.ranks.patient, async_op=True)
+            self._vote = total, dist.all_reduce(total, group=self.context.cpu_group, async_op=True)
             self._began, self._left = now, self._interval
         return self._decided
 

@@ -17,9 +17,9 @@ from recmtl.runtime.storage import link_folder, os_errors, write_json, write_who
 from recmtl.runtime.versions import versions
 from recmtl.schema import ENCODER, RECIPE
 from recmtl.training.checkpoint import Checkpoints, TrainState
-from recmtl.training.engine import DIVERGED, Engine
 from recmtl.training.evaluation import logloss_sum, weighted_sum
 from recmtl.training.results import RESULTS, Results, describe, peak_memory
+from recmtl.training.session import DIVERGED, TrainSession
 from recmtl.training.stopping import StopRequest
 from recmtl.training.tracking import Tracker
 
@@ -37,15 +37,15 @@ class Trainer:
     """Trains one model.
 
     Args:
-        engine: the sharded model and its data.
+        session: the sharded model and its data.
         run: the run folder, which this process holds.
     """
 
-    def __init__(self, engine: Engine, run: Path) -> None:
-        self.engine, self.run, self.config, self.ranks = engine, run, engine.config, engine.ranks
-        self.checkpoints = Checkpoints(run / "checkpoints", engine)
-        self.warmup = Warmup(engine.optimizer, engine.config.training.warmup_steps)
-        self.stopping = StopRequest(engine.ranks)
+    def __init__(self, session: TrainSession, run: Path) -> None:
+        self.session, self.run, self.config, self.context = session, run, session.config, session.context
+        self.checkpoints = Checkpoints(run / "checkpoints", session)
+        self.warmup = Warmup(session.optimizer, session.config.training.warmup_steps)
+        self.stopping = StopRequest(session.context)
         self.state = TrainState()
 
     def fit(self) -> Results:
@@ -56,13 +56,13 @@ class Trainer:
             Stopped: SIGTERM came; a checkpoint is written.
         """
         self._resume()
-        if self.ranks.is_first:
+        if self.context.is_first:
             self._describe_run()
         with (
             self.stopping,
             Tracker(
                 self.run,
-                enabled=self.ranks.is_first,
+                enabled=self.context.is_first,
                 tensorboard=self.config.metrics.tensorboard,
                 step=self.state.step,
             ) as self.tracker,
@@ -81,10 +81,10 @@ class Trainer:
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is whole."""
         checkpoints = self.checkpoints
-        self.ranks.first(checkpoints.tidy)
+        self.context.run_on_rank0(checkpoints.tidy)
         newest, damaged = checkpoints.newest()
         for line in damaged:
-            self.ranks.say(line)
+            self.context.print_rank0(line)
         if not newest:
             return
         self.state = state = checkpoints.load(newest)
@@ -92,7 +92,7 @@ class Trainer:
             state.forget_part()
         best = checkpoints.path(state.best_step)
         if state.best_step and best != newest and (damage := checkpoints.damage(best)):
-            self.ranks.say(f"{best} is damaged ({damage}); the best epoch is sought among those to come")
+            self.context.print_rank0(f"{best} is damaged ({damage}); the best epoch is sought among those to come")
             state.best_loss, state.best_epoch, state.best_step = None, 0, 0
             state.val, state.val_bins = {}, {}
 
@@ -101,46 +101,46 @@ class Trainer:
         with os_errors(self.run):
             (self.run / RESULTS).unlink(missing_ok=True)
             write_whole(self.run / "config.toml", to_toml(self.config))
-            write_json(self.run / "plan.json", self.engine.plan.to_json())
-            self.engine.dataset.save(self.run)
+            write_json(self.run / "plan.json", self.session.plan.to_json())
+            self.session.dataset.save(self.run)
             # With these two, the run is all that it takes to score new raw files.
-            if (self.engine.data / ENCODER).is_dir():
-                link_folder(self.engine.data / ENCODER, self.run / ENCODER)
-                write_whole(self.run / RECIPE, (self.engine.data / RECIPE).read_text(encoding="utf-8"))
+            if (self.session.data / ENCODER).is_dir():
+                link_folder(self.session.data / ENCODER, self.run / ENCODER)
+                write_whole(self.run / RECIPE, (self.session.data / RECIPE).read_text(encoding="utf-8"))
 
     def _epoch(self) -> None:
         """Train to the end of an epoch, then validate and checkpoint; or only up to the last step allowed."""
         complete = self._train()
         state = self.state
         epoch = state.epoch + 1
-        if self.engine.readers["val"].steps:
+        if self.session.readers["val"].steps:
             self._validate(epoch, complete)
         else:
             state.best_epoch, state.best_step = epoch, state.step
         if complete:
             state.epoch, state.step_in_epoch = epoch, 0
-            self.engine.weighting.end_epoch()
+            self.session.weighting.end_epoch()
         self._save()
 
     def _train(self) -> bool:
         """Train to the end of the epoch or the last step allowed; whether it was the former."""
-        config, engine, state = self.config, self.engine, self.state
-        reader = engine.readers["train"]
+        config, session, state = self.config, self.session, self.state
+        reader = session.readers["train"]
         limit = config.training.max_steps
         stop = min(reader.steps, state.step_in_epoch + limit - state.step) if limit else reader.steps
-        losses = torch.zeros(len(engine.tasks), device=self.ranks.device)
+        losses = torch.zeros(len(session.tasks), device=self.context.device)
         self.stopping.restart()
         logged_step, logged_examples, logged = state.step, state.examples, time.monotonic()
         began = logged
         with (
             Prefetcher(reader.batches(state.epoch, state.step_in_epoch, stop), config.reader.prefetch) as batches,
-            Progress(enabled=self.ranks.is_first, timed=False) as bar,
+            Progress(enabled=self.context.is_first, timed=False) as bar,
             bar.stage(f"epoch {state.epoch + 1}", stop, done=state.step_in_epoch, unit="step") as advance,
         ):
             for step_in_epoch in range(state.step_in_epoch, stop):
                 self.warmup.set(state.step)
-                engine.weighting.step = state.step
-                task_losses, _, _ = engine.step(batches)
+                session.weighting.step = state.step
+                task_losses, _, _ = session.step(batches)
                 losses += task_losses
                 state.step, state.step_in_epoch = state.step + 1, step_in_epoch + 1
                 state.examples += reader.rows_in_step(step_in_epoch)
@@ -151,8 +151,8 @@ class Trainer:
                 # Also before a checkpoint: no window of losses is cut in two, and a broken state is not saved.
                 if state.step % config.metrics.every_steps == 0 or save or last or stopped:
                     # The only place in the loop where the host waits for the device.
-                    total = self.ranks.sum(losses) / self.ranks.world_size
-                    engine.weighting.observe(total)
+                    total = self.context.sum(losses) / self.context.world_size
+                    session.weighting.observe(total)
                     mean = total / (state.step - logged_step)
                     now = time.monotonic()
                     note = self._log(mean.tolist(), (state.examples - logged_examples) / (now - logged))
@@ -171,7 +171,7 @@ class Trainer:
 
     def _spent(self, began: float, batches: Prefetcher) -> None:
         """Book the time since `began` as training, and what it waited for the reader since the last call."""
-        if self.ranks.device.type == "cuda":
+        if self.context.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.monotonic() - began
         self.state.seconds += seconds
@@ -186,10 +186,10 @@ class Trainer:
 
     def _log(self, losses: list[float], rate: float) -> str:
         """Write the mean losses since the last line; returns what to show beside the bar."""
-        names = [task.name for task in self.engine.tasks]
+        names = [task.name for task in self.session.tasks]
         values = {f"loss/{name}": value for name, value in zip(names, losses, strict=True)}
-        loss = weighted_sum(self.engine.tasks, dict(zip(names, losses, strict=True)))
-        weights = zip(self.engine.tasks, self.engine.weighting.weights().tolist(), strict=True)
+        loss = weighted_sum(self.session.tasks, dict(zip(names, losses, strict=True)))
+        weights = zip(self.session.tasks, self.session.weighting.weights().tolist(), strict=True)
         values |= {f"weight/{task.name}": value for task, value in weights}
         if not math.isfinite(sum(losses)):
             raise UserError(f"the loss is {loss} at step {self.state.step}; {DIVERGED}")
@@ -208,8 +208,8 @@ class Trainer:
         state = self.state
         began = time.monotonic()
         self.stopping.restart()
-        metrics, bins = self.engine.evaluate("val", f"epoch {epoch} validation", self.stopping.agreed)
-        loss = weighted_sum(self.engine.tasks, {task: values["logloss"] or 0.0 for task, values in metrics.items()})
+        metrics, bins = self.session.evaluate("val", f"epoch {epoch} validation", self.stopping.agreed)
+        loss = weighted_sum(self.session.tasks, {task: values["logloss"] or 0.0 for task, values in metrics.items()})
         better = state.best_loss is None or loss < state.best_loss
         if complete:
             state.bad_epochs = 0 if better else state.bad_epochs + 1
@@ -231,19 +231,19 @@ class Trainer:
             self.checkpoints.load_whole(self.checkpoints.path(state.best_step))
         self.stopping.restart()
         began = time.monotonic()
-        rows = self.engine.readers["test"].steps
-        test, test_bins = self.engine.evaluate("test", "test", self.stopping.agreed) if rows else ({}, {})
+        rows = self.session.readers["test"].steps
+        test, test_bins = self.session.evaluate("test", "test", self.stopping.agreed) if rows else ({}, {})
         if test:
             self.tracker.log_metrics(state.step, "test", test, epoch=state.best_epoch)
         seconds = {
             "train": state.train_seconds,
-            "data_wait": self.ranks.max(state.wait_seconds),
+            "data_wait": self.context.max(state.wait_seconds),
             "validation": state.seconds - state.train_seconds,
             "checkpoint": state.checkpoint_seconds,
             "test": time.monotonic() - began,
         }
         results = {
-            **describe(self.engine),
+            **describe(self.session),
             "epochs": state.epoch,
             "best_epoch": state.best_epoch,
             "steps": state.step,
@@ -254,11 +254,11 @@ class Trainer:
             "train_val_seconds": state.seconds,
             "seconds": seconds,
             "examples_per_second": state.examples / state.train_seconds if state.train_seconds else None,
-            "peak_memory_bytes": peak_memory(self.ranks),
+            "peak_memory_bytes": peak_memory(self.context),
             "versions": versions(),
             "config_sha256": sha256(self.config),
         }
-        if self.ranks.is_first:
+        if self.context.is_first:
             write_json(self.run / RESULTS, results)
         return results
 

@@ -12,9 +12,9 @@ from toy import write_toy
 from recmtl.config import Config, EmbeddingConfig, ShardingConfig, check_continues, parse_config, to_toml
 from recmtl.config.models import MMoEConfig
 from recmtl.data.read.reader import Reader
+from recmtl.distributed.context import process_group
 from recmtl.distributed.parallel import parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
-from recmtl.distributed.ranks import process_group
 from recmtl.errors import UserError
 from recmtl.objectives.train_module import TrainModule
 from recmtl.schema import Dataset
@@ -56,11 +56,11 @@ def train(data: Path, dtype: str, sharding: str = "table_wise", optimizer: str =
         sharding=ShardingConfig(type=sharding),  # type: ignore[arg-type]
     )
     dataset = Dataset.load(data)
-    with process_group("cpu") as ranks:
+    with process_group("cpu") as context:
         torch.manual_seed(0)
         train_module = TrainModule.from_config(config, dataset, dataset.tasks)
         plan = make_plan(train_module, config, Cluster(1, 1, "cpu", 4 * GIB), BATCH)
-        model, combined = parallelize(train_module, plan, config, ranks.device)
+        model, combined = parallelize(train_module, plan, config, context.device)
         first = tables_of(model)
         for batch in Reader(data, dataset, "train", dataset.tasks, batch_size=BATCH, streams=4).batches():
             combined.zero_grad()

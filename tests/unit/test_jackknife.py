@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import reader, rows_of, write
 
-from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.distributed.context import DistContext, process_group
 from recmtl.metrics.auc import auc, fold_aucs
 from recmtl.metrics.collect import MIN_USERS, Metrics
 from recmtl.metrics.jackknife import FOLDS, average, difference, folds_of, standard_error
@@ -25,9 +25,9 @@ ROWS = st.lists(  # score on a coarse grid (many ties), label, fold
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with process_group("cpu") as ranks:
-        yield ranks
+def context() -> Iterator[DistContext]:
+    with process_group("cpu") as context:
+        yield context
 
 
 def brute_force(scores, labels, folds) -> list[float | None] | None:
@@ -109,13 +109,13 @@ def users_auc(rng: np.random.Generator, users: int, each: int) -> tuple[np.ndarr
     return scores.astype(np.float32), labels, user
 
 
-def test_error_is_that_of_simulated_test_sets(ranks):
+def test_error_is_that_of_simulated_test_sets(context):
     """Of 150 users with 20 rows each; as if rows were independent it would be several times too small."""
     rng = np.random.default_rng(2)
     aucs, errors, by_rows = [], [], []
     for _ in range(150):
         scores, labels, user = users_auc(rng, 150, 20)
-        metrics = Metrics(["a"], gauc=False, ranks=ranks)
+        metrics = Metrics(["a"], gauc=False, context=context)
         columns = (torch.from_numpy(scores)[:, None], torch.from_numpy(labels).float()[:, None])
         metrics.update(*columns, len(user), None, torch.from_numpy(user) + 10**9, torch.arange(len(user)))
         found, _ = metrics.compute()
@@ -156,7 +156,7 @@ def test_one_class_has_no_error_of_the_auc():
     assert found["logloss_se"] > 0
 
 
-def folds_used(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, group: np.ndarray | None, numbers: np.ndarray):
+def folds_used(context: DistContext, monkeypatch: pytest.MonkeyPatch, group: np.ndarray | None, numbers: np.ndarray):
     """What `Metrics` hands on as folds and as users."""
     seen = {}
 
@@ -165,7 +165,7 @@ def folds_used(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, group: np.ndarray 
         return {}, {}
 
     monkeypatch.setattr("recmtl.metrics.collect.measure", spy)
-    metrics = Metrics(["a"], gauc=True, ranks=ranks)
+    metrics = Metrics(["a"], gauc=True, context=context)
     column = torch.zeros(len(numbers), 1)
     users = None if group is None else torch.from_numpy(group)
     metrics.update(column, column, len(numbers), None, users, torch.from_numpy(numbers))
@@ -173,18 +173,18 @@ def folds_used(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, group: np.ndarray 
     return seen["folds"], seen["groups"]
 
 
-def test_users_are_the_units_where_there_are_enough(ranks, monkeypatch):
+def test_users_are_the_units_where_there_are_enough(context, monkeypatch):
     numbers = np.arange(1000) + 7
     many, few = np.arange(1000) % MIN_USERS + 2**40, np.arange(1000) % (MIN_USERS - 1) + 2**40
-    assert (folds_used(ranks, monkeypatch, many, numbers)[0] == folds_of(many)).all()
+    assert (folds_used(context, monkeypatch, many, numbers)[0] == folds_of(many)).all()
     for group in (few, None):
-        assert (folds_used(ranks, monkeypatch, group, numbers)[0] == folds_of(numbers)).all()
+        assert (folds_used(context, monkeypatch, group, numbers)[0] == folds_of(numbers)).all()
 
 
-def test_a_row_without_a_user_is_its_own_unit_and_in_no_gauc(ranks, monkeypatch):
+def test_a_row_without_a_user_is_its_own_unit_and_in_no_gauc(context, monkeypatch):
     numbers = np.arange(1000)
     group = np.where(numbers % 2, numbers, NO_USER)
-    folds, users = folds_used(ranks, monkeypatch, group, numbers)
+    folds, users = folds_used(context, monkeypatch, group, numbers)
     assert (folds == folds_of(numbers)).all()
     assert (users[::2] < 0).all()
     assert len(np.unique(users[1::2])) == 500
@@ -192,7 +192,7 @@ def test_a_row_without_a_user_is_its_own_unit_and_in_no_gauc(ranks, monkeypatch)
     group[1::2] = 5
     logits, labels = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0)), torch.ones(1000, 1)
     labels[::3] = 0
-    metrics = Metrics(["a"], gauc=True, ranks=ranks)
+    metrics = Metrics(["a"], gauc=True, context=context)
     metrics.update(logits, labels, 1000, None, torch.from_numpy(group), torch.from_numpy(numbers))
     found, _ = metrics.compute()
     assert found["a"]["gauc"] == auc(logits[1::2, 0].numpy(), labels[1::2, 0].bool().numpy())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc
 
-from recmtl.distributed.ranks import Ranks, process_group
+from recmtl.distributed.context import DistContext, process_group
 from recmtl.metrics.auc import auc, grouped_auc
 from recmtl.metrics.collect import Metrics
 from recmtl.metrics.entropy import entropy
@@ -46,9 +46,9 @@ def gauc_by_loop(scores, labels, groups) -> float | None:
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with process_group("cpu") as ranks:
-        yield ranks
+def context() -> Iterator[DistContext]:
+    with process_group("cpu") as context:
+        yield context
 
 
 def measured(logits, labels, oracle=None, group=None) -> dict:
@@ -234,9 +234,9 @@ def batch(rows: int, tasks: int, seed: int = 0):
     )
 
 
-def test_every_task_is_measured_on_real_rows_alone(ranks):
+def test_every_task_is_measured_on_real_rows_alone(context):
     logits, labels, oracle, group = batch(50, 2)
-    metrics = Metrics(["a", "b"], gauc=True, ranks=ranks)
+    metrics = Metrics(["a", "b"], gauc=True, context=context)
     metrics.update(logits[:20], labels[:20], 20, oracle[:20], group[:20] - 2**40)
     metrics.update(logits[20:], labels[20:], 15, oracle[20:], group[20:] - 2**40)
     metrics.update(logits, labels, 0, oracle, group)  # all padding
@@ -247,34 +247,34 @@ def test_every_task_is_measured_on_real_rows_alone(ranks):
         assert found[name]["rows"] == sum(bins[name]["rows"]) == 35
 
 
-def test_rows_without_a_user_count_in_no_gauc(ranks):
+def test_rows_without_a_user_count_in_no_gauc(context):
     """Their group is −1. They count in all else."""
     logits, labels, _, group = batch(50, 1)
     known = group != 0
-    metrics = Metrics(["a"], gauc=True, ranks=ranks)
+    metrics = Metrics(["a"], gauc=True, context=context)
     metrics.update(logits, labels, 50, None, torch.where(known, group, -1))
     found, _ = metrics.compute()
     wanted = measured(logits[known, 0], labels[known, 0], group=group[known])["gauc"]
     assert found["a"]["gauc"] == pytest.approx(wanted, abs=1e-12)
     assert found["a"]["auc"] == measured(logits[:, 0], labels[:, 0])["auc"]
-    nobody = Metrics(["a"], gauc=True, ranks=ranks)
+    nobody = Metrics(["a"], gauc=True, context=context)
     nobody.update(logits, labels, 50, None, torch.full_like(group, -1))
     assert nobody.compute()[0]["a"]["gauc"] is None
 
 
-def test_gauc_can_be_switched_off(ranks):
+def test_gauc_can_be_switched_off(context):
     logits, labels, oracle, group = batch(50, 1)
-    metrics = Metrics(["a"], gauc=False, ranks=ranks)
+    metrics = Metrics(["a"], gauc=False, context=context)
     metrics.update(logits, labels, 50, oracle, group)
     found, _ = metrics.compute()
     assert found["a"]["gauc"] is None
     assert found["a"]["auc"] is not None
 
 
-def test_results_are_plain_numbers(ranks):
+def test_results_are_plain_numbers(context):
     """Which JSON knows."""
     logits, labels, oracle, group = batch(50, 1)
-    metrics = Metrics(["a"], gauc=True, ranks=ranks)
+    metrics = Metrics(["a"], gauc=True, context=context)
     metrics.update(logits, labels, 50, oracle, group, torch.arange(50))
     found, bins = metrics.compute()
     folds = found["a"].pop("auc_folds")

@@ -14,9 +14,9 @@ from recmtl.config.models import MMoEConfig
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
 from recmtl.distributed import parallel
+from recmtl.distributed.context import process_group
 from recmtl.distributed.parallel import initialize_tables, parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
-from recmtl.distributed.ranks import process_group
 from recmtl.errors import UserError
 from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.schedule import Warmup

@@ -15,9 +15,9 @@ from toy import write_toy
 from recmtl.config import MODELS, Config, EmbeddingConfig, ShardingConfig, WeightingConfig
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
+from recmtl.distributed.context import process_group
 from recmtl.distributed.parallel import parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
-from recmtl.distributed.ranks import process_group
 from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.train_module import TrainModule
 from recmtl.objectives.weighting import METHODS

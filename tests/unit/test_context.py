@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from recmtl.distributed import ranks
-from recmtl.distributed.ranks import process_group, resolve_device
+from recmtl.distributed import context
+from recmtl.distributed.context import process_group, resolve_device
 from recmtl.errors import UserError
 
 
@@ -33,8 +33,8 @@ def test_memory_is_the_containers_when_that_is_less(tmp_path, monkeypatch, limit
     paths = [tmp_path / str(number) for number in range(2)]
     for path, limit in zip(paths, limits, strict=False):
         path.write_text(limit)
-    monkeypatch.setattr(ranks, "CONTAINER_LIMITS", paths)
-    assert ranks.host_memory() == (expected or psutil.virtual_memory().total)
+    monkeypatch.setattr(context, "CONTAINER_LIMITS", paths)
+    assert context.host_memory() == (expected or psutil.virtual_memory().total)
 
 
 def test_one_machines_ranks_need_no_name_of_it(monkeypatch, without_launcher):

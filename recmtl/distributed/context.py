@@ -22,7 +22,7 @@ from recmtl.runtime.storage import os_errors
 
 TIMEOUT = timedelta(minutes=5)
 """How long a rank waits for the others in a step before it gives up."""
-PATIENCE = timedelta(hours=1)
+CPU_GROUP_TIMEOUT = timedelta(hours=1)
 """How long a rank waits while others may be at the disk: files are uneven, file systems slow. A rank that ends is
 noticed at once all the same: its connections close."""
 
@@ -33,7 +33,7 @@ CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memo
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistContext:
     """The place of this process among those of the run."""
 
     rank: int
@@ -41,8 +41,8 @@ class Ranks:
     local_rank: int
     local_world_size: int
     device: torch.device
-    patient: dist.ProcessGroup
-    """All ranks once more, over gloo and with `PATIENCE`: for files and for what is no tensor."""
+    cpu_group: dist.ProcessGroup
+    """All ranks once more, over gloo and with `CPU_GROUP_TIMEOUT`: for files and for what is no tensor."""
 
     @property
     def is_first(self) -> bool:
@@ -55,7 +55,7 @@ class Ranks:
             return torch.cuda.get_device_properties(self.device).total_memory
         return host_memory() // self.local_world_size
 
-    def say(self, text: str) -> None:
+    def print_rank0(self, text: str) -> None:
         """A line for the user, from the first rank."""
         if self.is_first:
             print(text, file=sys.stderr, flush=True)
@@ -77,7 +77,7 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait for all ranks, which may be at the disk."""
-        dist.all_reduce(torch.zeros(1), group=self.patient)
+        dist.all_reduce(torch.zeros(1), group=self.cpu_group)
 
     def gather(self, make: Callable[[], T]) -> list[T]:
         """What `make` gives on every rank, by rank.
@@ -86,7 +86,7 @@ class Ranks:
             UserError: on all ranks what the first one raised that raised one or an OSError: all say the same.
         """
         found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, _attempt(make), group=self.patient)
+        dist.all_gather_object(found, _attempt(make), group=self.cpu_group)
         for _, message in found:
             if message is not None:
                 raise UserError(message)
@@ -96,24 +96,24 @@ class Ranks:
         """Rows [n] on the hosts of all ranks, one rank's after the other's on the first; None on the others."""
         counts = self.gather(lambda: len(rows))
         if not self.is_first:
-            dist.send(rows, dst=0, group=self.patient)
+            dist.send(rows, dst=0, group=self.cpu_group)
             return None
         joined = rows.new_empty(sum(counts))
         for rank, part in enumerate(joined.split(counts)):
             if rank == self.rank:
                 part.copy_(rows)
             else:
-                dist.recv(part, src=rank, group=self.patient)
+                dist.recv(part, src=rank, group=self.cpu_group)
         return joined
 
-    def first(self, make: Callable[[], T]) -> T:
+    def run_on_rank0(self, make: Callable[[], T]) -> T:
         """What `make` gives on the first rank, on all of them.
 
         Raises:
             UserError: what it raises there, or an OSError, on all of them.
         """
         found = [_attempt(make) if self.is_first else None]
-        dist.broadcast_object_list(found, src=0, group=self.patient)
+        dist.broadcast_object_list(found, src=0, group=self.cpu_group)
         value, message = cast(tuple[T, str | None], found[0])
         if message is not None:
             raise UserError(message)
@@ -151,7 +151,7 @@ def resolve_device(wanted: str) -> str:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Ranks]:
+def process_group(device: str) -> Iterator[DistContext]:
     """Join the process group that the launcher describes in the environment, or make one of a single process.
 
     Args:
@@ -182,13 +182,13 @@ def process_group(device: str) -> Iterator[Ranks]:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
         else:
             dist.init_process_group(backend, timeout=TIMEOUT)
-        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        assert patient is not None
+        cpu_group = dist.new_group(backend="gloo", timeout=CPU_GROUP_TIMEOUT)
+        assert cpu_group is not None
         # One that ends at once, over a mistake, must not leave others in the middle of connecting to it.
-        dist.barrier(patient)
-    ranks = Ranks(rank, world_size, local_rank, local_world_size, place, patient)
+        dist.barrier(cpu_group)
+    context = DistContext(rank, world_size, local_rank, local_world_size, place, cpu_group)
     try:
-        yield ranks
+        yield context
     except BaseException:
         if world_size == 1:  # after an error others may never come, and the process ends anyway
             dist.destroy_process_group()

@@ -16,11 +16,11 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from recmtl.config import Config
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
+from recmtl.distributed.context import DistContext
 from recmtl.distributed.memory import predict
 from recmtl.distributed.oom import MemoryEstimate, on_meta_device
 from recmtl.distributed.parallel import parallelize
 from recmtl.distributed.plan import Cluster, Plan, make_plan
-from recmtl.distributed.ranks import Ranks
 from recmtl.errors import UserError
 from recmtl.metrics.measure import Bins, Values
 from recmtl.objectives.train_module import Output, TrainModule
@@ -56,30 +56,30 @@ class PlainPipeline:
 
 
 @dataclass
-class Engine:
+class TrainSession:
     """A sharded model, ready to run."""
 
     config: Config
     data: Path
     dataset: Dataset
     tasks: tuple[Task, ...]
-    ranks: Ranks
+    context: DistContext
     measure: tuple[str, ...] = ()
     """The splits to measure; none: to train, validate and test."""
 
     def __post_init__(self) -> None:
-        config, ranks = self.config, self.ranks
+        config, context = self.config, self.context
         # Readers come first: they find what is wrong with the data before anything is built or written.
         if self.measure:
             self.readers = {split: self._reader(split, evaluation=True) for split in self.measure}
         else:
             self.readers = {split: self._reader(split, split != "train") for split in SPLITS}
         on_meta = on_meta_device(config, self.dataset, self.tasks)
-        memory = int(config.sharding.device_memory_gib * 2**30) or int(ranks.min(ranks.device_memory()))
-        cluster = Cluster(ranks.world_size, ranks.local_world_size, ranks.device.type, memory)
+        memory = int(config.sharding.device_memory_gib * 2**30) or int(context.min(context.device_memory()))
+        cluster = Cluster(context.world_size, context.local_world_size, context.device.type, memory)
         batch_size = max(reader.local_batch_size for reader in self.readers.values())
         # Made once: it is the same for all, and seconds of work for hundreds of ranks.
-        self.plan: Plan = ranks.first(lambda: make_plan(on_meta, config, cluster, batch_size))
+        self.plan: Plan = context.run_on_rank0(lambda: make_plan(on_meta, config, cluster, batch_size))
         self.estimate = MemoryEstimate(self.plan, predict(on_meta, self.plan, config, self.dataset, batch_size))
         if not self.measure:  # measuring needs less than what is estimated
             self.estimate.check_surely()
@@ -87,14 +87,16 @@ class Engine:
             torch.manual_seed(config.training.seed)
             train_module = TrainModule.from_config(config, self.dataset, self.tasks)
             self.weighting = train_module.weighting
-            self.model, self.optimizer = parallelize(train_module, self.plan, config, ranks.device)
+            self.model, self.optimizer = parallelize(train_module, self.plan, config, context.device)
         # Until here all ranks drew the same weights; dropout must differ between them.
-        torch.manual_seed(config.training.seed + ranks.rank)
+        torch.manual_seed(config.training.seed + context.rank)
         self.pipeline: TrainPipelineSparseDist | PlainPipeline
         if self.plan.shards:
-            self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device, execute_all_batches=True)
+            self.pipeline = TrainPipelineSparseDist(
+                self.model, self.optimizer, context.device, execute_all_batches=True
+            )
         else:
-            self.pipeline = PlainPipeline(self.model, self.optimizer, ranks.device)
+            self.pipeline = PlainPipeline(self.model, self.optimizer, context.device)
         self._checked = False
 
     def explain_oom(self) -> AbstractContextManager[None]:
@@ -103,10 +105,10 @@ class Engine:
         Raises:
             UserError: in place of the allocator's error.
         """
-        return self.estimate.explain_oom(self.ranks.rank)
+        return self.estimate.explain_oom(self.context.rank)
 
     def _reader(self, split: str, evaluation: bool) -> Reader:
-        config, ranks = self.config, self.ranks
+        config, context = self.config, self.context
         return Reader(
             self.data,
             self.dataset,
@@ -114,13 +116,13 @@ class Engine:
             self.tasks,
             batch_size=config.training.batch_size,
             streams=config.reader.streams,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+            rank=context.rank,
+            world_size=context.world_size,
             seed=config.training.seed,
             shuffle=config.reader.shuffle and not evaluation,
             evaluation=evaluation,
-            gather=ranks.gather,
-            pin_memory=ranks.device.type == "cuda",
+            gather=context.gather,
+            pin_memory=context.device.type == "cuda",
         )
 
     def step(self, batches: Iterator[Batch]) -> Output:
@@ -148,7 +150,7 @@ class Engine:
             self.model,
             self.step,
             self.readers[split],
-            self.ranks,
+            self.context,
             title=title,
             gauc=self.config.metrics.gauc,
             prefetch=self.config.reader.prefetch,
