@@ -21,14 +21,14 @@ from recmtl.errors import Stopped, UserError, is_out_of_memory, nearest
 from recmtl.options import parse_words
 from recmtl.runtime.exit import (
     BUG,
+    EXIT_USER_ERROR,
     GRACE_SECONDS,
-    MISTAKE,
     TERMINATED,
     UNREAD,
+    exit_interrupted,
+    exit_process,
     interrupt_on_sigterm,
     is_first_on_machine,
-    leave,
-    leave_interrupted,
 )
 from recmtl.schema import SPLITS
 
@@ -282,19 +282,19 @@ def main() -> None:
     except BrokenPipeError:  # nobody reads on, as in `recmtl presets | head`
         os._exit(UNREAD)
     except UserError as problem:
-        leave(f"error: {problem}", MISTAKE, after=0.0 if is_first_on_machine() else GRACE_SECONDS)
+        exit_process(f"error: {problem}", EXIT_USER_ERROR, after=0.0 if is_first_on_machine() else GRACE_SECONDS)
     except Stopped as end:
-        leave(str(end) if _is_first_rank() else "", TERMINATED, after=0.0 if _is_first_rank() else 1.0)
+        exit_process(str(end) if _is_first_rank() else "", TERMINATED, after=0.0 if _is_first_rank() else 1.0)
     except KeyboardInterrupt:
-        leave_interrupted()
+        exit_interrupted()
     except Exception as problem:
         if _is_lost_rank(problem):
             reason = str(problem).splitlines()[0]
-            leave(f"error: rank {os.environ['RANK']} lost another rank ({reason})", BUG, after=GRACE_SECONDS)
+            exit_process(f"error: rank {os.environ['RANK']} lost another rank ({reason})", BUG, after=GRACE_SECONDS)
         if is_out_of_memory(problem):
-            leave("error: out of memory", MISTAKE)
+            exit_process("error: out of memory", EXIT_USER_ERROR)
         traceback.print_exc()
-        leave("error: recmtl failed unexpectedly; the lines above say where", BUG)
+        exit_process("error: recmtl failed unexpectedly; the lines above say where", BUG)
 
 
 def _is_lost_rank(problem: Exception) -> bool:

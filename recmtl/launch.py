@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 
-from recmtl.runtime.exit import BUG, MISTAKE, leave
+from recmtl.runtime.exit import BUG, EXIT_USER_ERROR, exit_process
 from recmtl.runtime.warnings import silent_torch
 
 with silent_torch():
@@ -31,7 +31,9 @@ def main() -> None:
     """Start the ranks and exit with the first failed one's code; its own message says what went wrong."""
     arguments = sys.argv[1:]
     if "--" not in arguments:
-        leave("error: the '--' is missing in python -m recmtl.launch TORCHRUN-OPTIONS -- COMMAND ...", MISTAKE)
+        exit_process(
+            "error: the '--' is missing in python -m recmtl.launch TORCHRUN-OPTIONS -- COMMAND ...", EXIT_USER_ERROR
+        )
     dashes = arguments.index("--")
     options, command = arguments[:dashes], arguments[dashes + 1 :]
     parsed = _parse(options)
@@ -52,9 +54,9 @@ def main() -> None:
     try:
         torchrun([*options, "-m", "--", "recmtl", *command])
     except (ValueError, AssertionError) as problem:  # of its options: other words for ranks, GPUs that are not there
-        leave(f"error: recmtl.launch: {problem}", MISTAKE)
+        exit_process(f"error: recmtl.launch: {problem}", EXIT_USER_ERROR)
     except RendezvousError as problem:
-        leave(f"error: recmtl.launch: {_why_apart(problem, parsed.rdzv_endpoint)}", BUG)
+        exit_process(f"error: recmtl.launch: {_why_apart(problem, parsed.rdzv_endpoint)}", BUG)
     except SignalException as ended:
         sys.exit(128 + ended.sigval)
     except ChildFailedError as failed:
@@ -74,7 +76,7 @@ def _parse(options: list[str]) -> argparse.Namespace:
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        leave(f"error: recmtl.launch: {said.getvalue().strip().rpartition('error: ')[2]}", MISTAKE)
+        exit_process(f"error: recmtl.launch: {said.getvalue().strip().rpartition('error: ')[2]}", EXIT_USER_ERROR)
     first, _, last = parsed.nnodes.partition(":")
     for option, value, least in (
         ("--nproc-per-node", parsed.nproc_per_node, 1),
@@ -85,7 +87,7 @@ def _parse(options: list[str]) -> argparse.Namespace:
     ):
         number = _number(value)
         if number is not None and not least <= number <= MOST:
-            leave(f"error: recmtl.launch: {option}: from {least:g} to {MOST}, not {value}", MISTAKE)
+            exit_process(f"error: recmtl.launch: {option}: from {least:g} to {MOST}, not {value}", EXIT_USER_ERROR)
     return parsed
 
 

@@ -32,7 +32,7 @@ class Source:
     """Globs relative to the raw folder; their files together are the source."""
     sql: str = ""
     """Query, in place of files."""
-    parts_by: str | None = None
+    partition_by: str | None = None
     """Column by which the rows may be cut into parts, for each of which the recipe's query is run by itself."""
     optional: bool = False
     """Without any file the source is an empty view with `columns`, instead of an error."""
@@ -133,9 +133,9 @@ class Recipe:
     """Its file, with the keys of the recipes that it extends."""
 
     @property
-    def cut(self) -> Source | None:
-        """The source that may be cut into parts."""
-        return next((source for source in self.sources if source.parts_by is not None), None)
+    def partitioned_source(self) -> Source | None:
+        """The source that may be partitioned."""
+        return next((source for source in self.sources if source.partition_by is not None), None)
 
     @property
     def predicted(self) -> tuple[str, ...]:

@@ -39,8 +39,8 @@ def check_recipe(recipe: Recipe) -> None:
         _check_names([spec.name for spec in specs], f"{where}: {section}")
     for source in recipe.sources:
         _check_source(source, f"{where}: [sources] {source.name!r}")
-    if len(cut := [source.name for source in recipe.sources if source.parts_by is not None]) > 1:
-        raise UserError(f"{where}: [sources]: parts_by is for one source, not for {', '.join(cut)}")
+    if len(cut := [source.name for source in recipe.sources if source.partition_by is not None]) > 1:
+        raise UserError(f"{where}: [sources]: partition_by is for one source, not for {', '.join(cut)}")
     for table in recipe.tables:
         _check_table(recipe, table, f"{where}: [[table]] {table.name!r}")
     for feature in recipe.features:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-MISTAKE, BUG, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
+EXIT_USER_ERROR, BUG, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 UNREAD = 128 + signal.SIGPIPE
 """Exit codes. `TERMINATED` is that of a process that SIGTERM ended: schedulers read it as worth another try."""
 
@@ -22,7 +22,7 @@ launcher ends it in that time, so that one line is left of many; without a launc
 _received: list[int] = []
 
 
-def leave(message: str, code: int, *, after: float = 0.0) -> NoReturn:
+def exit_process(message: str, code: int, *, after: float = 0.0) -> NoReturn:
     """End the process with a line on stderr, and at once: its process group would wait for the others forever.
 
     Args:
@@ -73,8 +73,8 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def leave_interrupted() -> NoReturn:
+def exit_interrupted() -> NoReturn:
     """End after a KeyboardInterrupt, with the code of the signal that it stands for."""
     if signal.SIGTERM in _received:
-        leave("", TERMINATED)
-    leave("interrupted" if is_first_on_machine() else "", INTERRUPTED)
+        exit_process("", TERMINATED)
+    exit_process("interrupted" if is_first_on_machine() else "", INTERRUPTED)

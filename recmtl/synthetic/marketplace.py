@@ -71,7 +71,7 @@ class Sizes:
     sessions: int
 
     @staticmethod
-    def of(events: int) -> Sizes:
+    def for_events(events: int) -> Sizes:
         products = max(128, round(events * 0.00535))
         c2 = int(np.clip(products // 4, 34, 3_073))
         return Sizes(

@@ -84,7 +84,7 @@ class Simulation:
 
     def __init__(self, events: int, seed: int, block_events: int) -> None:
         self.seed = seed
-        self.sizes = Sizes.of(events)
+        self.sizes = Sizes.for_events(events)
         rng = np.random.default_rng([seed, CATALOGUE_STREAM])
         self.catalogue = Catalogue.build(self.sizes, rng)
         self.effects = Effects.draw(self.catalogue, rng)

@@ -22,7 +22,7 @@ RECIPE = (
 )
 
 
-def shown(folder: Path, *files: dict[str, Any], column: str = "x") -> list[Any]:
+def iter_partitions(folder: Path, *files: dict[str, Any], column: str = "x") -> list[Any]:
     """A column of a view of these files."""
     for number, file in enumerate(files):
         write(folder / f"{number}.parquet", file)
@@ -44,14 +44,14 @@ def conflict(folder: Path) -> None:
 
 class TestTypes:
     def test_limits_follow_the_footers(self, tmp_path: Path) -> None:
-        assert shown(tmp_path / "a", {"x": [2**53, None]}, {"x": [0.5]}) == [2.0**53, None, 0.5]
-        assert shown(tmp_path / "b", {"x": [[2**53], []]}, {"x": [[0.5]]}) == [[2.0**53], [], [0.5]]
+        assert iter_partitions(tmp_path / "a", {"x": [2**53, None]}, {"x": [0.5]}) == [2.0**53, None, 0.5]
+        assert iter_partitions(tmp_path / "b", {"x": [[2**53], []]}, {"x": [[0.5]]}) == [[2.0**53], [], [0.5]]
         big = [{"x": [2**53 + 1]}, {"x": [0.5]}]
         with pytest.raises(Exception, match=r"column 'x' is BIGINT in .*0\.parquet and DOUBLE in .*1\.parquet, whose"):
-            shown(tmp_path / "c", *big)
+            iter_partitions(tmp_path / "c", *big)
         far = [{"x": pa.array([2**61], pa.timestamp("us"))}, {"x": pa.array([1], pa.timestamp("ns"))}]
         with pytest.raises(Exception, match=r"is TIMESTAMP in .*0\.parquet and TIMESTAMP_NS in .*1\.parquet, whose"):
-            shown(tmp_path / "d", *far)
+            iter_partitions(tmp_path / "d", *far)
 
     def test_labels_are_not_forced_into_booleans(self, tmp_path: Path) -> None:
         write(tmp_path / "raw" / "a.parquet", {"item": ["a"] * 40, "y": [True, False] * 20})
@@ -60,12 +60,17 @@ class TestTypes:
             prepared(tmp_path)
 
     def test_names_are_compared_without_capitals(self, tmp_path: Path) -> None:
-        assert shown(tmp_path / "a", {"X": [1], "z": ["q"]}, {"z": ["r"], "x": [0.5]}, column="X") == [1, 0.5]
+        assert iter_partitions(tmp_path / "a", {"X": [1], "z": ["q"]}, {"z": ["r"], "x": [0.5]}, column="X") == [1, 0.5]
         with pytest.raises(UserError, match=r"0\.parquet: two columns, 'x' and 'X', whose names"):
-            shown(tmp_path / "b", {"x": [1], "X": [2]})
+            iter_partitions(tmp_path / "b", {"x": [1], "X": [2]})
 
     def test_columns_that_files_lack(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert shown(tmp_path, {"x": [1], "n": [1]}, {"n": [2]}, {"n": [3], "x": [4]}, {"n": [5]}) == [1, None, 4, None]
+        assert iter_partitions(tmp_path, {"x": [1], "n": [1]}, {"n": [2]}, {"n": [3], "x": [4]}, {"n": [5]}) == [
+            1,
+            None,
+            4,
+            None,
+        ]
         line = f"source 'raw': no column 'x' in {tmp_path}/1.parquet and 1 more; it is null there\n"
         assert capsys.readouterr().err == line
 
@@ -73,11 +78,11 @@ class TestTypes:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         empty = [{"x": pa.array([], pa.string())}, {"x": pa.nulls(0)}, {}]
-        assert shown(tmp_path / "a", *empty, {"x": [1.5]}, {"x": pa.nulls(1)}) == [1.5, None]
+        assert iter_partitions(tmp_path / "a", *empty, {"x": [1.5]}, {"x": pa.nulls(1)}) == [1.5, None]
         assert capsys.readouterr().err == ""
-        assert shown(tmp_path / "b", *empty) == []
+        assert iter_partitions(tmp_path / "b", *empty) == []
         with pytest.raises(UserError, match=r"0\.parquet: no columns in any file of source 'raw'"):
-            shown(tmp_path / "c", {})
+            iter_partitions(tmp_path / "c", {})
 
     def test_a_file_of_no_bytes(self, tmp_path: Path) -> None:
         (tmp_path / "0.parquet").touch()
@@ -85,11 +90,11 @@ class TestTypes:
             view(tmp_path)
 
     def test_own_columns_of_the_names_of_a_views(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert shown(tmp_path / "a", {"filename": ["own"], "#filename": [1]}, column="filename_1") == ["own"]
+        assert iter_partitions(tmp_path / "a", {"filename": ["own"], "#filename": [1]}, column="filename_1") == ["own"]
         assert rows(view(tmp_path / "a"))["filename"].to_pylist() == ["0.parquet"]
         assert "its own column 'filename' is called 'filename_1'" in capsys.readouterr().err
         with pytest.raises(UserError, match=r"0\.parquet: has a column 'file_row_number'"):
-            shown(tmp_path / "b", {"file_row_number": [1]})
+            iter_partitions(tmp_path / "b", {"file_row_number": [1]})
 
 
 class TestRefusedColumns:
@@ -121,7 +126,7 @@ class TestRefusedColumns:
         monkeypatch: pytest.MonkeyPatch,
         part_rows: int,
     ) -> None:
-        monkeypatch.setattr(partitions, "PART_ROWS", part_rows)
+        monkeypatch.setattr(partitions, "PARTITION_ROWS", part_rows)
         conflict(tmp_path)
         more = '[sources.events]\nsql = "select * from raw"\nparts_by = "user"\n'
         dataset = prepared(tmp_path, "select * from events", more=more)
@@ -130,7 +135,7 @@ class TestRefusedColumns:
         (tmp_path / "out").rename(tmp_path / "before")
         with pytest.raises(UserError, match=self.LINE):
             prepared(tmp_path, "select *, x as z from events", "z", more)
-        with pytest.raises(UserError, match=rf"\[sources\] 'events': parts_by: {self.LINE}"):
+        with pytest.raises(UserError, match=rf"\[sources\] 'events': partition_by: {self.LINE}"):
             prepared(tmp_path, "select * from events", more=more.replace('"user"', '"x"'))
 
 

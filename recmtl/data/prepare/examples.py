@@ -41,9 +41,9 @@ SPLIT_KEY = '"#split key"'
 """UBIGINT: hash of the columns of `split.key`."""
 ORDER = '"#order"'
 """UBIGINT: hash of all that the recipe reads of a row, labels left out; numbers rows of the same `HASH`."""
-MOMENT = '"#moment"'
+SPLIT_VALUE = '"#split value"'
 """The split's column."""
-OWN = [name.strip('"') for name in (HASH, SPLIT, ROW, SPLIT_KEY, ORDER, MOMENT)]
+OWN = [name.strip('"') for name in (HASH, SPLIT, ROW, SPLIT_KEY, ORDER, SPLIT_VALUE)]
 FETCH_ROWS = 2**13
 """Rows that the engine yields at a time: of long lists, more would take much of the memory, several times."""
 
@@ -120,7 +120,7 @@ def key_columns(recipe: Recipe, types: dict[str, str]) -> list[str]:
     return [column for column in dict.fromkeys(columns) if column not in recipe.predicted]
 
 
-def _moment(column: str, kind: str) -> str:
+def _split_value(column: str, kind: str) -> str:
     """The split's column, in which -0.0 is 0.0: they are the same time."""
     name = quote(column)
     if kind in FLOATS:
@@ -147,7 +147,7 @@ def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[s
     if split.key:
         columns.append(f"{hash_of(map(quote, split.key))} as {SPLIT_KEY}")
     if split.column is not None:
-        columns.append(f"{_moment(split.column, types[split.column])} as {MOMENT}")
+        columns.append(f"{_split_value(split.column, types[split.column])} as {SPLIT_VALUE}")
     db.execute(f"create view {SELECTED} as select {', '.join(columns)} from {ROWS}")
 
 
@@ -213,7 +213,7 @@ def _selected_schema(db: duckdb.DuckDBPyConnection) -> pa.Schema:
 
 
 def run_query(db: duckdb.DuckDBPyConnection, parts: Iterable[int], rows: FactorizedRows) -> Iterator[int]:
-    """Run the query on every part that its views show, and store what it yields; yields the number of parts done."""
+    """Run the query on every partition that its views show, and store what it yields; yields the number done."""
     types = column_types(db, SELECTED)
     with plain_arrow(db), rows.writer() as write:
         for part in parts:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.prepare.partitions import MOST_PARTS, number_of_parts
+from recmtl.data.prepare.partitions import MOST_PARTITIONS, number_of_partitions
 from recmtl.data.prepare.stored import BATCH_ROWS, Stored
 from recmtl.encoding.encoder import Encoder, Factorized, TableValues
 from recmtl.encoding.values import arrow_type
@@ -128,7 +128,7 @@ class FactorizedRows:
     def ranges(self, memory: int) -> int:
         """Into how many ranges of the hash to cut the rows so that one of each split fits a share of the memory."""
         size = (self.folder / ROWS).stat().st_size
-        return min(max(number_of_parts(self.rows, memory), SORTED_SHARE * size // memory), MOST_PARTS)
+        return min(max(number_of_partitions(self.rows, memory), SORTED_SHARE * size // memory), MOST_PARTITIONS)
 
     def remove(self) -> None:
         """Delete the files."""

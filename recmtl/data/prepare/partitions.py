@@ -1,7 +1,8 @@
-"""Cuts a source into parts that a recipe's query sees one after the other: its time is linear, its memory bounded.
+"""Cuts a source into partitions that a recipe's query sees one after the other: linear time, bounded memory.
 
 A window or a join over all events at once outgrows the memory, and past it costs a multiple. Where a recipe names a
-source's `parts_by`, rows that are equal in this column stay together, and that is all the query needs to see at once.
+source's `partition_by`, rows that are equal in this column stay together, and that is all the query needs to see at
+once.
 
     source ──hash of the column──▶ buckets on disk ──▶ the source's view, bucket after bucket
 """
@@ -17,35 +18,35 @@ from recmtl.data.prepare.duck import arrow_batches, column_types, joined_as_writ
 from recmtl.data.prepare.stored import CHUNK_ROWS, Stored, scatter, show
 from recmtl.data.recipe import Source
 
-PART_ROWS = 2**20
-"""Rows of a part, at most about: few enough for the processor's caches."""
+PARTITION_ROWS = 2**20
+"""Rows of a partition, at most about: few enough for the processor's caches."""
 ROW_BYTES = 2000
-"""Memory of the process for each raw row of a part, and more than it takes."""
-MOST_PARTS = 256
-"""Of more rows the parts are larger: every chunk is dealt to all of them."""
+"""Memory of the process for each raw row of a partition, and more than it takes."""
+MOST_PARTITIONS = 256
+"""Of more rows the partitions are larger: every chunk is dealt to all of them."""
 
 
-def number_of_parts(rows: int, memory: int) -> int:
-    """Parts to cut `rows` into for a process of `memory` bytes."""
-    return min(max(1, -(-rows // min(PART_ROWS, memory // ROW_BYTES))), MOST_PARTS)
+def number_of_partitions(rows: int, memory: int) -> int:
+    """Partitions to cut `rows` into for a process of `memory` bytes."""
+    return min(max(1, -(-rows // min(PARTITION_ROWS, memory // ROW_BYTES))), MOST_PARTITIONS)
 
 
-def cut(db: duckdb.DuckDBPyConnection, source: Source, parts: int, path: Path) -> Iterator[int]:
-    """Write the rows of a source into parts; yields the number of rows written so far."""
-    assert source.parts_by is not None
-    key = f"cast(hash({quote(source.parts_by)}) % {parts} as usmallint)"
+def partition_by(db: duckdb.DuckDBPyConnection, source: Source, partitions: int, path: Path) -> Iterator[int]:
+    """Write the rows of a source into partitions; yields the number of rows written so far."""
+    assert source.partition_by is not None
+    key = f"cast(hash({quote(source.partition_by)}) % {partitions} as usmallint)"
     columns = [quote(name) for name, kind in column_types(db, quote(source.name)).items() if not refusal(kind)]
     query = f"select {', '.join([*columns, key])} from {quote(source.name)}"
     # What a log is joined with is smaller.
     with joined_as_written(db):
-        yield from scatter(arrow_batches(db, query, CHUNK_ROWS), parts, path)
+        yield from scatter(arrow_batches(db, query, CHUNK_ROWS), partitions, path)
 
 
-def shown(db: duckdb.DuckDBPyConnection, source: Source, parts: int, path: Path) -> Iterator[int]:
-    """Make the source's view show one part after the other; yields their numbers."""
+def iter_partitions(db: duckdb.DuckDBPyConnection, source: Source, partitions: int, path: Path) -> Iterator[int]:
+    """Make the source's view show one partition after the other; yields their numbers."""
     columns = column_types(db, quote(source.name))
-    for part in range(parts):
-        show(db, Stored(path, part, parts), quote(source.name), columns)
-        yield part
+    for partition in range(partitions):
+        show(db, Stored(path, partition, partitions), quote(source.name), columns)
+        yield partition
     db.execute(f"drop view {quote(source.name)}")
     path.unlink()

@@ -34,12 +34,12 @@ from recmtl.data.prepare.factorized import FactorizedRows
 from recmtl.data.prepare.footers import read_footer
 from recmtl.data.prepare.labels import describe_tasks
 from recmtl.data.prepare.numbering import number_rows
-from recmtl.data.prepare.partitions import cut, number_of_parts, shown
+from recmtl.data.prepare.partitions import iter_partitions, number_of_partitions, partition_by
 from recmtl.data.prepare.raw_files import find_files
 from recmtl.data.prepare.replaceable import check_replaceable
 from recmtl.data.prepare.shards import schema, write_shards
 from recmtl.data.prepare.sources import count_raw_rows, create_views, leave_out_refused, limit_files, query_errors
-from recmtl.data.prepare.splits import deal, far_from_asked
+from recmtl.data.prepare.splits import assign_splits, far_from_asked
 from recmtl.data.prepare.summary import notes
 from recmtl.data.prepare.vocabularies import make_lookup
 from recmtl.data.recipe import Recipe
@@ -119,7 +119,7 @@ def _run(
 
     with progress.stage("splitting", 1):
         number_rows(db, recipe, rows.stored(), rows.rows, memory)
-        asked = deal(db, recipe, rows.rows)
+        asked = assign_splits(db, recipe, rows.rows)
         counts, tasks = describe_tasks(db, recipe)
         splits, hashes = splits_and_hashes(db, rows.folder, rows.rows)
     if note := far_from_asked(asked, counts):
@@ -160,18 +160,18 @@ def _run(
 
 def _read(db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, rows: FactorizedRows, progress: Progress) -> None:
     """Run the recipe's query, on parts of the events where there are many and the recipe allows it."""
-    source, raw_rows = recipe.cut, count_raw_rows(db, recipe)
-    parts, path = number_of_parts(raw_rows, memory), rows.folder / "parts"
-    if parts == 1 or source is None:
+    source, raw_rows = recipe.partitioned_source, count_raw_rows(db, recipe)
+    partitions, path = number_of_partitions(raw_rows, memory), rows.folder / "parts"
+    if partitions == 1 or source is None:
         with progress.stage("reading raw files", 100) as advance, polled(query_progress(db), advance):
             for _ in run_query(db, [0], rows):
                 pass
         return
-    with progress.stage("cutting events into parts", raw_rows) as advance:
-        for done in cut(db, source, parts, path):
+    with progress.stage("partitioning events", raw_rows) as advance:
+        for done in partition_by(db, source, partitions, path):
             advance(done)
-    with progress.stage("running the query on every part", parts) as advance:
-        for done in run_query(db, shown(db, source, parts, path), rows):
+    with progress.stage("running the query on every partition", partitions) as advance:
+        for done in run_query(db, iter_partitions(db, source, partitions, path), rows):
             advance(done)
 
 

@@ -109,13 +109,15 @@ def create_views(
 
 
 def _check_cut(db: duckdb.DuckDBPyConnection, source: Source, where: str) -> None:
-    if source.parts_by is None:
+    if source.partition_by is None:
         return
     types = column_types(db, quote(source.name))
-    if source.parts_by not in types:
-        raise UserError(f"{where}: parts_by: no column {source.parts_by!r}; {columns_hint(source.parts_by, types)}")
-    if line := refusal(types[source.parts_by]):
-        raise UserError(f"{where}: parts_by: {line}")
+    if source.partition_by not in types:
+        raise UserError(
+            f"{where}: partition_by: no column {source.partition_by!r}; {columns_hint(source.partition_by, types)}"
+        )
+    if line := refusal(types[source.partition_by]):
+        raise UserError(f"{where}: partition_by: {line}")
 
 
 def columns_hint(column: str, names: Iterable[str]) -> str:

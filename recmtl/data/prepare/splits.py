@@ -8,7 +8,7 @@ from collections.abc import Callable
 import duckdb
 
 from recmtl.data.prepare.duck import column_types, first_row, literal
-from recmtl.data.prepare.examples import EXAMPLES, HASH, MOMENT, SPLIT, SPLIT_KEY, STORED
+from recmtl.data.prepare.examples import EXAMPLES, HASH, SPLIT, SPLIT_KEY, SPLIT_VALUE, STORED
 from recmtl.data.recipe import Recipe
 from recmtl.errors import UserError
 from recmtl.schema import FLOATS, SPLITS
@@ -17,7 +17,7 @@ Asked = dict[str, float]
 """Number of rows that the recipe asks for, by split; no entry where it asks for none."""
 
 
-def deal(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> Asked:
+def assign_splits(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> Asked:
     """Create the view `EXAMPLES`, in which every row has its split; return what was asked for.
 
     Raises:
@@ -57,12 +57,12 @@ def _time(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> tuple[str
 
 def _check_times(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
     """Raises UserError where a row has no time, or one that is no moment: NaN and infinity sort after all others."""
-    kind = column_types(db, STORED)[MOMENT.strip('"')]
-    bad = {"null": f"{MOMENT} is null"}
+    kind = column_types(db, STORED)[SPLIT_VALUE.strip('"')]
+    bad = {"null": f"{SPLIT_VALUE} is null"}
     if kind in FLOATS:
-        bad["NaN"] = f"isnan({MOMENT})"
+        bad["NaN"] = f"isnan({SPLIT_VALUE})"
     if kind in FLOATS or kind == "DATE" or kind.startswith("TIMESTAMP"):
-        bad["infinite"] = f"isinf({MOMENT})"
+        bad["infinite"] = f"isinf({SPLIT_VALUE})"
     for name, condition in bad.items():
         if count := _count(db, condition):
             where = f"{recipe.origin}: [split]: column {recipe.split.column!r}"
@@ -76,17 +76,17 @@ def _count(db: duckdb.DuckDBPyConnection, condition: str) -> int:
 
 def _from_rank(db: duckdb.DuckDBPyConnection, rank: int) -> str:
     """Whether a row is not among the first `rank` ones by time."""
-    query = f"select cast({MOMENT} as varchar), {HASH}, typeof({MOMENT}) from {STORED}"
-    first = first_row(db, f"{query} order by {MOMENT}, {HASH} limit 1 offset {rank}")
+    query = f"select cast({SPLIT_VALUE} as varchar), {HASH}, typeof({SPLIT_VALUE}) from {STORED}"
+    first = first_row(db, f"{query} order by {SPLIT_VALUE}, {HASH} limit 1 offset {rank}")
     if first is None:
         return "false"
     moment = f"cast({literal(first[0])} as {first[2]})"
-    return f"{MOMENT} > {moment} or ({MOMENT} = {moment} and {HASH} >= {first[1]})"
+    return f"{SPLIT_VALUE} > {moment} or ({SPLIT_VALUE} = {moment} and {HASH} >= {first[1]})"
 
 
 def _column(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> tuple[str, Asked]:
     split = recipe.split
-    names = f"cast({MOMENT} as varchar)"
+    names = f"cast({SPLIT_VALUE} as varchar)"
     known = ", ".join(literal(name) for name in SPLITS)
     found = db.execute(f"select {names}, count(*) from {STORED} group by 1 order by 2 desc").fetchall()
     for name, count in found:

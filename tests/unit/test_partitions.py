@@ -32,7 +32,7 @@ select *, file_row_number as number, cast(item as hugeint) * 10000000000 as huge
     cast(md5(words[1]) as uuid) as unique_id, cast(clicked as tinyint) as label, to_days(clicked::int) as span
 from raw
 '''
-parts_by = "user"
+partition_by = "user"
 [[table]]
 name = "item"
 [[feature]]
@@ -100,7 +100,7 @@ def test_the_output_is_that_of_the_whole(
     write(folder, rows)
     whole = contents(str(folder / "mine.toml"), folder / "raw", folder / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(partitions, "PART_ROWS", part_rows)
+        patch.setattr(partitions, "PARTITION_ROWS", part_rows)
         cut = contents(str(folder / "mine.toml"), folder / "raw", folder / "cut")
     assert cut == whole
 
@@ -108,20 +108,21 @@ def test_the_output_is_that_of_the_whole(
 def test_merrec_in_parts_is_merrec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synthesize(tmp_path / "raw", 20_000)
     whole = contents("merrec", tmp_path / "raw", tmp_path / "whole")
-    monkeypatch.setattr(partitions, "PART_ROWS", 3000)
+    monkeypatch.setattr(partitions, "PARTITION_ROWS", 3000)
     for chunk in ("partitions.CHUNK_ROWS", "examples.FETCH_ROWS", "factorized.BATCH_BYTES"):
         monkeypatch.setattr(f"recmtl.data.prepare.{chunk}", 2048)
     seen: list[int] = []
-    shown = partitions.shown
+    iter_partitions = partitions.iter_partitions
     monkeypatch.setattr(
-        "recmtl.data.prepare.prepare.shown", lambda *args: (seen.append(part) or part for part in shown(*args))
+        "recmtl.data.prepare.prepare.iter_partitions",
+        lambda *args: (seen.append(part) or part for part in iter_partitions(*args)),
     )
     assert contents("merrec", tmp_path / "raw", tmp_path / "cut") == whole
     assert seen == list(range(7))
 
 
 def test_no_row_left_to_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partitions, "PART_ROWS", 10)
+    monkeypatch.setattr(partitions, "PARTITION_ROWS", 10)
     row = ("a", 1, ["x"], datetime.datetime(2024, 1, 1), True)
     write(tmp_path, [row] * 20, RECIPE.replace("as span\nfrom raw", "as span\nfrom raw where item = 2"))
     with pytest.raises(UserError, match=r"mine\.toml: sql yields no rows from these files"):
@@ -129,25 +130,30 @@ def test_no_row_left_to_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_parts_follow_rows_and_memory() -> None:
-    assert partitions.number_of_parts(0, 10**9) == 1
-    assert partitions.number_of_parts(partitions.PART_ROWS, 10**10) == 1
-    assert partitions.number_of_parts(partitions.PART_ROWS + 1, 10**10) == 2
-    assert partitions.number_of_parts(1_000_000, 100_000 * partitions.ROW_BYTES) == 10
-    assert partitions.number_of_parts(10**12, 10**9) == partitions.MOST_PARTS
+    assert partitions.number_of_partitions(0, 10**9) == 1
+    assert partitions.number_of_partitions(partitions.PARTITION_ROWS, 10**10) == 1
+    assert partitions.number_of_partitions(partitions.PARTITION_ROWS + 1, 10**10) == 2
+    assert partitions.number_of_partitions(1_000_000, 100_000 * partitions.ROW_BYTES) == 10
+    assert partitions.number_of_partitions(10**12, 10**9) == partitions.MOST_PARTITIONS
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         (
-            'parts_by = "user"',
-            'parts_by = "usr"',
-            r"'events': parts_by: no column 'usr'; did you mean 'user'\? Its columns are user, item, words, moment, "
+            'partition_by = "user"',
+            'partition_by = "usr"',
+            r"'events': partition_by: no column 'usr'; did you mean 'user'\? "
+            r"Its columns are user, item, words, moment, "
             "clicked, number, huge, exact, unique_id, label, span$",
         ),
-        ('raw = "*.parquet"', 'raw = {files = "*.parquet", parts_by = "user"}', r"parts_by is for one source.*raw, ev"),
-        ('parts_by = "user"', 'files = "*.parquet"', r"'events': give files .* or sql, one of them"),
-        ('parts_by = "user"', 'optional = true\ncolumns = {a = "INT"}', r"'events': optional is for files"),
+        (
+            'raw = "*.parquet"',
+            'raw = {files = "*.parquet", partition_by = "user"}',
+            r"partition_by is for one source.*raw, ev",
+        ),
+        ('partition_by = "user"', 'files = "*.parquet"', r"'events': give files .* or sql, one of them"),
+        ('partition_by = "user"', 'optional = true\ncolumns = {a = "INT"}', r"'events': optional is for files"),
         ("as span\nfrom raw", "as span\nfrom rwa", r"\[sources\] 'events': .*rwa"),
     ],
 )
@@ -161,7 +167,7 @@ def test_mistakes_name_the_source(tmp_path: Path, old: str, new: str, message: s
 
 
 def test_damaged_file_is_named_while_cutting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partitions, "PART_ROWS", 100)
+    monkeypatch.setattr(partitions, "PARTITION_ROWS", 100)
     synthesize(tmp_path / "raw", 5000)
     path = tmp_path / "raw" / "20230501" / "000000000001.parquet"
     whole = bytearray(path.read_bytes())
