@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
 from tyro.conf import Positional, arg
 
 from recmtl.config import MODELS, PRESETS, config_path, load_config, preset_names, read_toml
@@ -101,13 +102,13 @@ class Plan:
 
     data: Path
     """Prepared folder of `recmtl prepare`."""
-    world_size: int = 1
+    world_size: Annotated[int, Interval(ge=1)] = 1
     """Number of ranks."""
     device: Literal["cpu", "cuda"] = "cuda"
     """What the ranks run on."""
-    hbm_gib: float = 80.0
+    hbm_gib: Annotated[float, Interval(gt=0, le=1_000_000)] = 80.0
     """Memory of one rank in GiB."""
-    ranks_per_node: int = 8
+    ranks_per_node: Annotated[int, Interval(ge=1)] = 8
     """Ranks on one machine."""
 
 
@@ -326,7 +327,6 @@ def _parse_run(places: type, arguments: list[str], command: str) -> tuple[Any, d
     config = type(default)(**{f.name: getattr(args, f.name) for f in fields(default)})
     if config.model.name != default.model.name:
         raise UserError(f"--model.name: {arguments[0]} is a {default.model.name}; name a preset of {config.model.name}")
-    config.validate()
     return config, {f.name: getattr(args, f.name) for f in fields(places)}
 
 

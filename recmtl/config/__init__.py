@@ -15,7 +15,7 @@ from recmtl.config.sections import (
     TrainingConfig,
     WeightingConfig,
 )
-from recmtl.config.toml import parse, read_toml, to_toml, tomllib
+from recmtl.config.toml import read_toml, to_toml, tomllib
 
 __all__ = [
     "MODELS",
@@ -38,7 +38,6 @@ __all__ = [
     "config_path",
     "find_model",
     "load_config",
-    "parse",
     "parse_config",
     "preset_names",
     "read_toml",

@@ -10,8 +10,9 @@ from typing import Any
 
 from recmtl.config.models import find_model
 from recmtl.config.sections import Config
-from recmtl.config.toml import parse, read_toml
+from recmtl.config.toml import read_toml
 from recmtl.errors import UserError, nearest
+from recmtl.typed import from_dict
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -55,21 +56,19 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
         where: the file, for messages.
 
     Raises:
-        UserError: no model is named, a key is unknown or a value of the wrong type; names file and key.
+        UserError: no model is named, a key is unknown, a value of the wrong type or out of range; names file and key.
     """
     model = values.get("model")
     if not isinstance(model, dict) or "name" not in model:
         raise UserError(f"{where}: key 'model.name' is missing; `recmtl models` lists the models")
-    return parse(config_class(find_model(model["name"]).config.resolve(model)), values, where)
+    return from_dict(config_class(find_model(model["name"]).config.resolve(model)), values, where)
 
 
 def load_config(name_or_path: str) -> Config:
-    """The configuration of a preset or a TOML file, checked.
+    """The configuration of a preset or a TOML file.
 
     Raises:
         UserError: there is no such preset or file, or it has a mistake; names file and key.
     """
     path = config_path(name_or_path)
-    config = parse_config(read_toml(path), str(path))
-    config.validate()
-    return config
+    return parse_config(read_toml(path), str(path))

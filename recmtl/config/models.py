@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from recmtl.errors import UserError, nearest
+from recmtl.typed import Fraction, NonNegative, Size
 
 
 @dataclass
@@ -33,9 +34,9 @@ class SingleTaskConfig(ModelConfig):
 
     name: str = "single_task"
     """Model name."""
-    tower: tuple[int, ...] = (128, 64)
+    tower: tuple[Size, ...] = (128, 64)
     """Hidden widths of the tower."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping a hidden unit."""
 
 
@@ -45,11 +46,11 @@ class SharedBottomConfig(ModelConfig):
 
     name: str = "shared_bottom"
     """Model name."""
-    bottom: tuple[int, ...] = (256, 128)
+    bottom: tuple[Size, ...] = (256, 128)
     """Hidden widths of the shared MLP."""
-    tower: tuple[int, ...] = (64,)
+    tower: tuple[Size, ...] = (64,)
     """Hidden widths of each task's tower."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping a hidden unit."""
 
 
@@ -59,15 +60,15 @@ class MMoEConfig(ModelConfig):
 
     name: str = "mmoe"
     """Model name."""
-    experts: int = 4
+    experts: Size = 4
     """Number of experts K."""
-    expert_widths: tuple[int, ...] = (128,)
+    expert_widths: tuple[Size, ...] = (128,)
     """Hidden widths of each expert; the last one is its output."""
-    gate: tuple[int, ...] = ()
+    gate: tuple[Size, ...] = ()
     """Hidden widths of each gate; none: the paper's linear gate."""
-    tower: tuple[int, ...] = (64,)
+    tower: tuple[Size, ...] = (64,)
     """Hidden widths of each task's tower."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping a hidden unit in experts and towers."""
 
 
@@ -77,15 +78,15 @@ class OMoEConfig(ModelConfig):
 
     name: str = "omoe"
     """Model name."""
-    experts: int = 4
+    experts: Size = 4
     """Number of experts K."""
-    expert_widths: tuple[int, ...] = (128,)
+    expert_widths: tuple[Size, ...] = (128,)
     """Hidden widths of each expert; the last one is its output."""
-    gate: tuple[int, ...] = ()
+    gate: tuple[Size, ...] = ()
     """Hidden widths of the gate; none: the paper's linear gate."""
-    tower: tuple[int, ...] = (64,)
+    tower: tuple[Size, ...] = (64,)
     """Hidden widths of each task's tower."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping a hidden unit in experts and towers."""
 
 
@@ -95,17 +96,17 @@ class CGCConfig(ModelConfig):
 
     name: str = "cgc"
     """Model name."""
-    shared_experts: int = 2
+    shared_experts: Size = 2
     """Number of experts that all tasks share."""
-    task_experts: int = 1
+    task_experts: Size = 1
     """Number of experts of each task's own."""
-    expert_widths: tuple[int, ...] = (128,)
+    expert_widths: tuple[Size, ...] = (128,)
     """Hidden widths of each expert; the last one is its output."""
-    gate: tuple[int, ...] = ()
+    gate: tuple[Size, ...] = ()
     """Hidden widths of each gate; none: the paper's linear gate."""
-    tower: tuple[int, ...] = (64,)
+    tower: tuple[Size, ...] = (64,)
     """Hidden widths of each task's tower."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping a hidden unit in experts and towers."""
 
 
@@ -115,7 +116,7 @@ class PLEConfig(CGCConfig):
 
     name: str = "ple"
     """Model name."""
-    levels: int = 2
+    levels: Size = 2
     """Number of levels, all of the same sizes; with one level it is CGC."""
 
 
@@ -125,17 +126,17 @@ class AdaTTConfig(ModelConfig):
 
     name: str = "adatt"
     """Model name."""
-    levels: int = 2
+    levels: Size = 2
     """Number of fusion levels, all of the same sizes."""
-    task_experts: int = 2
+    task_experts: Size = 2
     """Number of experts of each task's own."""
-    expert_widths: tuple[int, ...] = (64,)
+    expert_widths: tuple[Size, ...] = (64,)
     """Hidden widths of each expert; the last one is its output."""
-    gate: tuple[int, ...] = ()
+    gate: tuple[Size, ...] = ()
     """Hidden widths of each gate; none: the paper's linear gate."""
-    tower: tuple[int, ...] = (64,)
+    tower: tuple[Size, ...] = (64,)
     """Hidden widths of each task's tower."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping a hidden unit in experts and towers."""
 
 
@@ -148,21 +149,21 @@ class HoMEConfig(ModelConfig):
     groups: dict[str, str] = field(default_factory=dict)
     """Group of each task, by the task's name: tasks of one kind share experts (click = "watch", like = "interact"). A
     task that is not named is a group of its own."""
-    shared_experts: int = 2
+    shared_experts: Size = 2
     """Number of experts that all tasks share, on both levels."""
-    group_experts: int = 1
+    group_experts: Size = 1
     """Number of experts of each group's own, on both levels."""
-    task_experts: int = 1
+    task_experts: Size = 1
     """Number of experts of each task's own, on the second level."""
-    expert_widths: tuple[int, ...] = (64,)
+    expert_widths: tuple[Size, ...] = (64,)
     """Hidden widths of each expert, on both levels; the last one is its output."""
-    rank: int = 16
+    rank: Size = 16
     """Rank of the feature gates."""
-    gate: tuple[int, ...] = ()
+    gate: tuple[Size, ...] = ()
     """Hidden widths of each gate and self-gate; none: linear ones."""
-    tower: tuple[int, ...] = (64,)
+    tower: tuple[Size, ...] = (64,)
     """Hidden widths of each task's tower."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping a hidden unit in experts and towers."""
 
 
@@ -172,7 +173,7 @@ class STEMConfig(CGCConfig):
 
     name: str = "stem"
     """Model name."""
-    levels: int = 1
+    levels: Size = 1
     """Number of levels of gated experts, all of the same sizes."""
     cross_task: bool = True
     """A task's gate also mixes the experts of the other tasks."""
@@ -194,7 +195,7 @@ class MEPLEConfig(CGCConfig):
 
     name: str = "me_ple"
     """Model name."""
-    levels: int = 1
+    levels: Size = 1
     """Number of levels, all of the same sizes."""
 
 
@@ -204,9 +205,9 @@ class ESMMConfig(ModelConfig):
 
     name: str = "esmm"
     """Model name."""
-    tower: tuple[int, ...] = (128, 64)
+    tower: tuple[Size, ...] = (128, 64)
     """Hidden widths of each task's tower."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping a hidden unit."""
 
 
@@ -216,15 +217,15 @@ class AITMConfig(ModelConfig):
 
     name: str = "aitm"
     """Model name."""
-    bottom: tuple[int, ...] = (128, 64)
+    bottom: tuple[Size, ...] = (128, 64)
     """Hidden widths of each task's bottom MLP; the last one is K, the width of q and z."""
-    transfer: tuple[int, ...] = ()
+    transfer: tuple[Size, ...] = ()
     """Hidden widths of each transfer MLP before its last layer of width K; none: one layer, as the authors'."""
-    tower: tuple[int, ...] = ()
+    tower: tuple[Size, ...] = ()
     """Hidden widths of each task's tower; none: the paper's one linear layer."""
-    alpha: float = 0.6
+    alpha: NonNegative = 0.6
     """Weight α of the calibrator, for tasks whose parent the recipe names with the relation `given`; 0: none."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping a hidden unit in bottoms, transfers and towers."""
 
 
@@ -238,7 +239,7 @@ class PEPNetConfig(ModelConfig):
     """Features to personalise by, by name: who and what it is about, such as user and item; none: all."""
     domain: tuple[str, ...] = ()
     """Features by which EPNet gates the embeddings: where a row comes from, such as page or country; none: `prior`."""
-    gate: tuple[int, ...] = (64,)
+    gate: tuple[Size, ...] = (64,)
     """Hidden widths of each gate."""
     backbone: Any = field(default_factory=SharedBottomConfig)
     """The model section of the model to wrap: its name and its sizes."""

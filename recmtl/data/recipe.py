@@ -8,17 +8,19 @@ can be wrong before a raw file is opened is reported here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tomli_w
+from annotated_types import Interval, MultipleOf
 
 from recmtl.config import read_toml
 from recmtl.data.recipe_checks import check_recipe
 from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS, has_table
-from recmtl.schema import Pooling, Relation, Transform
+from recmtl.schema import FIRST, Pooling, Relation, Transform
+from recmtl.typed import LARGEST_COUNT, Fraction, NonNegative, PositiveCount, Texts, from_dict
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
 
@@ -28,7 +30,7 @@ class Source:
     """A view the query can read: Parquet files under the raw folder, or a query over the views before it."""
 
     name: str
-    files: tuple[str, ...] = ()
+    files: Texts = ()
     """Globs relative to the raw folder; their files together are the source."""
     sql: str = ""
     """Query, in place of files."""
@@ -45,12 +47,12 @@ class TableSpec:
     """An embedding table the recipe declares."""
 
     name: str
-    dim: int | None = None
-    min_count: int = 1
+    dim: Annotated[PositiveCount, MultipleOf(4)] | None = None
+    min_count: PositiveCount = 1
     """Values that occur fewer times than this in the features of `count_from` share id 0."""
-    count_from: tuple[str, ...] = ()
+    count_from: Texts = ()
     """Features whose occurrences count; all features of the table when empty."""
-    hash_rows: int | None = None
+    hash_rows: Annotated[int, Interval(ge=FIRST + 1, le=LARGEST_COUNT)] | None = None
     """Hash the values into this many rows instead of keeping a vocabulary."""
 
 
@@ -66,7 +68,7 @@ class FeatureSpec:
     kind: str = "categorical"
     pooling: Pooling = "sum"
     transform: Transform = "none"
-    max_length: int | None = None
+    max_length: PositiveCount | None = None
     """Longest list kept, from its start."""
     separator: str = ""
     """Splits a text column into a list."""
@@ -80,7 +82,7 @@ class TaskSpec:
     label: str
     parent: str | None = None
     relation: Relation = "given"
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     oracle: str | None = None
     """Column with the true probability, in synthetic data."""
 
@@ -92,10 +94,10 @@ class SplitSpec:
     by: Literal["random", "time", "column"] = "random"
     column: str | None = None
     """Column of the time, or of the names train, val and test."""
-    key: tuple[str, ...] = ()
+    key: Texts = ()
     """Columns whose equal rows stay together in a random split; every row by itself when empty."""
-    val: float | None = None
-    test: float | None = None
+    val: Fraction | None = None
+    test: Fraction | None = None
     vocab_from: Literal["train", "all"] = "train"
 
     @property
@@ -153,6 +155,22 @@ class Recipe:
         return [feature for feature in self.features if feature.table == table]
 
 
+@dataclass(frozen=True)
+class _File:
+    """The keys of a recipe's file."""
+
+    name: str
+    sql: str = ""
+    description: str = ""
+    extends: str = ""
+    sources: dict[str, Source] = field(default_factory=lambda: {source.name: source for source in Recipe.sources})
+    table: tuple[TableSpec, ...] = ()
+    feature: tuple[FeatureSpec, ...] = ()
+    task: tuple[TaskSpec, ...] = ()
+    split: SplitSpec = field(default_factory=SplitSpec)
+    group: str | None = None
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(path.stem for path in PACKAGED.glob("*.toml"))
@@ -193,107 +211,38 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     return {**_read(parent_path, (*children, path.resolve())), **keys}
 
 
-TOP_KEYS = ("name", "description", "extends", "sources", "sql", "table", "feature", "task", "split", "group")
-Spec = TypeVar("Spec")
-
-
 def _parse(keys: dict[str, Any], origin: str) -> Recipe:
-    _check_keys(keys, TOP_KEYS, origin)
-    for key in ("name", "description", "sql", "group"):
-        if not isinstance(keys.get(key, ""), str):
-            raise UserError(f"{origin}: {key}: must be text")
-    if not keys.get("sql", "").strip():
-        raise UserError(f"{origin}: sql: missing; write the query that yields one row a training example")
-    found = _list(FeatureSpec, keys, "feature", origin)
-    features = tuple(_complete(feature, f"{origin}: [[feature]] {feature.name!r}") for feature in found)
-    declared = _list(TableSpec, keys, "table", origin)
+    file = from_dict(
+        _File, {**keys, "sources": _sources(keys["sources"], origin)} if "sources" in keys else keys, origin
+    )
+    features = tuple(_complete(feature, f"{origin}: [[feature]] {feature.name!r}") for feature in file.feature)
     recipe = Recipe(
-        name=keys["name"],
-        sql=keys["sql"],
-        description=" ".join(keys.get("description", "").split()),
-        sources=_sources(keys["sources"], origin) if "sources" in keys else Recipe.sources,
-        tables=declared + _implicit_tables(features, declared),
+        name=file.name,
+        sql=file.sql,
+        description=" ".join(file.description.split()),
+        sources=tuple(file.sources.values()),
+        tables=file.table + _implicit_tables(features, file.table),
         features=features,
-        tasks=_list(TaskSpec, keys, "task", origin),
-        split=_build(SplitSpec, keys.get("split", {}), f"{origin}: [split]"),
-        group=keys.get("group"),
+        tasks=file.task,
+        split=file.split,
+        group=file.group,
         origin=origin,
     )
     check_recipe(recipe)
     return recipe
 
 
-def _check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
-    known = list(known)
-    for key in keys:
-        if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
-
-
-def _list(cls: type[Spec], keys: dict[str, Any], section: str, origin: str) -> tuple[Spec, ...]:
-    """The entries of a ``[[section]]``."""
-    entries = keys.get(section, [])
-    if not isinstance(entries, list):
-        raise UserError(f"{origin}: [{section}]: write [[{section}]], one for each")
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
-    labels = [repr(name) if name is not None else f"number {i}" for i, name in enumerate(names, 1)]
-    pairs = zip(entries, labels, strict=True)
-    return tuple(_build(cls, entry, f"{origin}: [[{section}]] {label}") for entry, label in pairs)
-
-
-def _build(cls: type[Spec], entry: Any, where: str) -> Spec:
-    """A dataclass from a TOML table: keys and types as the fields say.
-
-    Raises:
-        UserError: an unknown or missing key, or a value of the wrong type.
-    """
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: must be a table of keys")
-    slots = fields(cls)  # type: ignore[arg-type]
-    _check_keys(entry, (slot.name for slot in slots), where)
-    for slot in slots:
-        if slot.name not in entry and slot.default is MISSING and slot.default_factory is MISSING:
-            raise UserError(f"{where}: {slot.name}: missing")
-    hints = get_type_hints(cls)
-    return cls(**{key: _convert(value, hints[key], f"{where}: {key}") for key, value in entry.items()})
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint`, as far as TOML can say it."""
-    origin, options = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in options:
-            raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, options))}")
-        return value
-    if type(None) in options:
-        return _convert(value, options[0], where)
-    if origin is tuple:
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-            raise UserError(f"{where}: must be text or a list of texts")
-        return tuple(values)
-    if origin is dict:
-        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-            raise UserError(f'{where}: must be a table such as {{view = "DOUBLE"}}')
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-        raise UserError(f"{where}: must be {names[hint]}, not {value!r}")
-    return value
-
-
-def _sources(section: Any, origin: str) -> tuple[Source, ...]:
-    if not isinstance(section, dict) or not section:
-        raise UserError(f"{origin}: [sources]: must name views and their files")
-    sources = []
+def _sources(section: Any, origin: str) -> Any:
+    """Each source as a table of keys, its name among them; files alone are short for ``{files = ...}``."""
+    if not isinstance(section, dict):
+        return section
+    sources = {}
     for name, value in section.items():
-        where, entry = f"{origin}: [sources] {name!r}", value if isinstance(value, dict) else {"files": value}
+        entry = value if isinstance(value, dict) else {"files": value}
         if "name" in entry:
-            raise UserError(f"{where}: unknown key 'name'; did you mean 'files'?")
-        sources.append(_build(Source, {"name": name, **entry}, where))
-    return tuple(sources)
+            raise UserError(f"{origin}: unknown key 'sources.{name}.name'; did you mean 'files'?")
+        sources[name] = {"name": name, **entry}
+    return sources
 
 
 def _complete(feature: FeatureSpec, where: str) -> FeatureSpec:

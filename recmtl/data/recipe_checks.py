@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS
-from recmtl.schema import FIRST, GROUP_COLUMN, label_column, oracle_column
+from recmtl.schema import GROUP_COLUMN, label_column, oracle_column
 
 LONGEST_NAME = 200
 """Bytes: file systems allow 255, and something is put before and after it."""
@@ -25,6 +24,10 @@ def check_recipe(recipe: Recipe) -> None:
         UserError: names the recipe, the entry and the key.
     """
     where = recipe.origin
+    if not recipe.sql.strip():
+        raise UserError(f"{where}: sql: missing; write the query that yields one row per training example")
+    if not recipe.sources:
+        raise UserError(f"{where}: [sources]: must name views and their files")
     if not recipe.features:
         raise UserError(f"{where}: no [[feature]]; name the columns the model reads")
     if not recipe.tasks:
@@ -80,12 +83,6 @@ def _check_source(source: Source, where: str) -> None:
 def _check_table(recipe: Recipe, table: TableSpec, where: str) -> None:
     if not recipe.features_of(table.name):
         raise UserError(f"{where}: no feature uses it; remove it or give a feature table = {table.name!r}")
-    for key, least in (("dim", 1), ("min_count", 1), ("hash_rows", FIRST + 1)):
-        value = getattr(table, key)
-        if value is not None and not least <= value < 2**31:
-            raise UserError(f"{where}: {key}: {value} is out of range; the least is {least}")
-    if (table.dim or 0) % 4:
-        raise UserError(f"{where}: dim: must be a multiple of 4, not {table.dim}")
     if table.hash_rows and table.min_count > 1:
         raise UserError(f"{where}: min_count does nothing in a hashed table; remove it or hash_rows")
     if table.hash_rows and table.count_from:
@@ -107,8 +104,6 @@ def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
             raise UserError(f"{where}: {key} is for features of kind {kinds}, this one is {feature.kind}")
     if feature.table and feature.table not in [table.name for table in recipe.tables]:
         raise UserError(f"{where}: table: there is no [[table]] {feature.table!r}; declare it")
-    if feature.max_length is not None and feature.max_length < 1:
-        raise UserError(f"{where}: max_length: {feature.max_length} is out of range; the least is 1")
     for task in recipe.tasks:
         if feature.column in (task.label, task.oracle):
             raise UserError(f"{where}: column {feature.column!r} is what task {task.name!r} predicts")
@@ -116,8 +111,6 @@ def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
 
 def _check_task(recipe: Recipe, task: TaskSpec, where: str) -> None:
     parents = {other.name: other.parent for other in recipe.tasks}
-    if not 0 <= task.weight < math.inf:
-        raise UserError(f"{where}: weight: {task.weight} is no weight; write a number of 0 or more")
     if task.parent is not None and task.parent not in parents:
         raise UserError(f"{where}: parent: there is no [[task]] {task.parent!r}")
     seen, ancestor = {task.name}, task.parent
@@ -137,9 +130,6 @@ def _check_split(split: SplitSpec, where: str) -> None:
         raise UserError(f"{where}: key is for by = 'random'")
     if split.by == "column" and split.test is not None:
         raise UserError(f"{where}: test is for by = 'random' or 'time'; here the column says which rows are test")
-    for key, value in (("val", split.val_fraction), ("test", split.test_fraction)):
-        if not 0 <= value < 1:
-            raise UserError(f"{where}: {key}: {value} is out of range; give a fraction from 0 to below 1")
     if split.by != "column" and split.val_fraction + split.test_fraction >= 1:
         raise UserError(f"{where}: val + test = {split.val_fraction + split.test_fraction:g} leaves no training rows")
 

@@ -17,7 +17,6 @@ from recmtl.errors import UserError
 from recmtl.schema import Dataset
 
 RANKS_SHOWN = 16
-LARGEST_GIB = 10**6
 
 
 def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib: float, ranks_per_node: int) -> str:
@@ -35,12 +34,8 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
         Two tables: where each embedding table goes, and what each rank holds.
 
     Raises:
-        UserError: the run does not fit, or an option is out of range.
+        UserError: the run does not fit, or there are more ranks than rows to deal out to them.
     """
-    if world_size < 1 or not hbm_gib > 0 or ranks_per_node < 1:
-        raise UserError("--world_size, --hbm_gib and --ranks_per_node must be greater than 0")
-    if hbm_gib > LARGEST_GIB:
-        raise UserError(f"--hbm_gib: at most {LARGEST_GIB:,}, not {hbm_gib}")
     streams = min(config.reader.streams, config.training.batch_size)
     if world_size > streams:  # as the reader says
         raise UserError(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from recmtl.config.models import AITMConfig
-from recmtl.errors import UserError
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.layers import MLPs, Towers
 from recmtl.models.relations import parent_indices, parents_first
@@ -54,15 +53,10 @@ class AITM(Model):
     in the recipe's order (moved so that parents come first), so that a recipe without parents is one chain.
 
     The calibrator (section 3.4) is a part of the loss: `recmtl.objectives.auxiliary.calibrator`.
-
-    Raises:
-        UserError: α is negative.
     """
 
     def __init__(self, config: AITMConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        if config.alpha < 0:
-            raise UserError(f"model.alpha: must not be negative, not {config.alpha}")
         tasks = len(inputs.tasks)
         parents = parent_indices(inputs.tasks)
         order = parents_first(parents)

@@ -179,9 +179,15 @@ BAD_FLAGS = {
         ["--model.expert", "4"],
         ["unknown option '--model.expert'; did you mean --model.experts?"],
     ),
-    "ill-typed": (["--training.batch_size", "many"], ["--training.batch_size: write one whole number, not 'many'"]),
+    "ill-typed": (
+        ["--training.batch_size", "many"],
+        ["--training.batch_size: write one whole number from 1 to 2147483647, not 'many'"],
+    ),
     "no such choice": (["--training.device", "tpu"], ["--training.device: no 'tpu'; choose one of auto, cpu, cuda"]),
-    "out of range": (["--training.batch_size", "0"], ["training.batch_size: must be greater than 0, not 0"]),
+    "out of range": (
+        ["--training.batch_size", "0"],
+        ["--training.batch_size: write one whole number from 1 to 2147483647, not '0'"],
+    ),
     "unknown task": (["--training.tasks", "clik"], ["training.tasks", "no task 'clik'; did you mean 'click'?"]),
     "unknown table": (
         ["--sharding.tables", "itm", "table_wise"],

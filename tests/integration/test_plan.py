@@ -84,9 +84,9 @@ def test_default_is_one_gpu_of_80_gib(capsys, data):
     [
         (["--hbm-gib", 0.5, "--device", "cpu"], "do not fit 1 x 0.5 GiB"),
         (["--device", "tpu"], "--device: no 'tpu'; choose one of cpu, cuda"),
-        (["--world-size", 0], "must be greater than 0"),
-        (["--hbm-gib", "nan"], "must be greater than 0"),
-        (["--hbm-gib", "inf"], "--hbm_gib: at most 1,000,000, not inf"),
+        (["--world-size", 0], "--world_size: write one whole number from 1, not '0'"),
+        (["--hbm-gib", "nan"], "--hbm_gib: write one number above 0 and up to 1000000, not 'nan'"),
+        (["--hbm-gib", "inf"], "--hbm_gib: write one number above 0 and up to 1000000, not 'inf'"),
         (["--world-size", 10**12], "reader.streams and training.batch_size: at least the number of ranks"),
         (["--model.tower", 65536, 65536, 65536], "rank 0 needs "),
         (["--world-sizes", 2], "unknown option '--world"),

@@ -12,7 +12,6 @@ from recmtl.config import (
     Config,
     config_path,
     load_config,
-    parse,
     parse_config,
     preset_names,
     read_toml,
@@ -21,14 +20,13 @@ from recmtl.config import (
     tomllib,
 )
 from recmtl.errors import UserError
+from recmtl.typed import from_dict
 
 
 def config_of(values: dict[str, Any]) -> Config:
     """A configuration from nested dictionaries, checked as `recmtl train` does."""
     values = {"model": {"name": "mmoe"}, **values}
-    config = parse_config(values, "run.toml")
-    config.validate()
-    return config
+    return parse_config(values, "run.toml")
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -93,7 +91,7 @@ def test_every_key_survives_the_round_trip():
             assert getattr(mine, key) != getattr(theirs, key) or key == "name", f"{section}.{key}"
     text = to_toml(config)
     assert tomllib.loads(text) == values
-    assert parse(type(config), tomllib.loads(text), "copy") == config
+    assert from_dict(type(config), tomllib.loads(text), "copy") == config
 
 
 def test_sha256_is_stable_and_tells_configurations_apart():
@@ -111,25 +109,25 @@ MISTAKES = [
     ({"metrics": {"zzz": 8}}, "unknown key 'metrics.zzz'; choose one of every_steps, gauc, tensorboard"),
     ({"model": {"name": "mmoe", "expertss": 1}}, "unknown key 'model.expertss'; did you mean 'experts'?"),
     ({"model": {"name": "shared_bottom", "experts": 1}}, "unknown key 'model.experts'"),
-    ({"embedding": {"dim": "8"}}, "key 'embedding.dim' is '8'; it must be of type int"),
-    ({"embedding": {"dim": 8.0}}, "key 'embedding.dim' is 8.0; it must be of type int"),
-    ({"embedding": {"dim": True}}, "key 'embedding.dim' is True; it must be of type int"),
-    ({"embedding": {"lr": True}}, "key 'embedding.lr' is True; it must be of type float"),
-    ({"metrics": {"gauc": 1}}, "key 'metrics.gauc' is 1; it must be of type bool"),
-    ({"training": {"tasks": "click"}}, "key 'training.tasks' must be a list"),
-    ({"training": {"tasks": [1]}}, "key 'training.tasks' is 1; it must be of type str"),
-    ({"training": 3}, "key 'training' must be a section"),
-    ({"sharding": {"tables": ["item"]}}, "key 'sharding.tables' must be a section"),
+    ({"embedding": {"dim": "8"}}, "embedding.dim: write one whole number from 1 to 65536, a multiple of 4, not '8'"),
+    ({"embedding": {"dim": 8.0}}, "embedding.dim: write one whole number from 1 to 65536, a multiple of 4, not 8.0"),
+    ({"embedding": {"dim": True}}, "embedding.dim: write one whole number from 1 to 65536, a multiple of 4, not True"),
+    ({"embedding": {"lr": True}}, "embedding.lr: write one number above 0 and up to 3e+38, not True"),
+    ({"metrics": {"gauc": 1}}, "metrics.gauc: write true or false, not 1"),
+    ({"training": {"tasks": "click"}}, "training.tasks: write a list, not 'click'"),
+    ({"training": {"tasks": [1]}}, "training.tasks: write text, not 1"),
+    ({"training": 3}, "training: write a section, not 3"),
+    ({"sharding": {"tables": ["item"]}}, "sharding.tables: write a section, not a list"),
     (
         {"sharding": {"tables": {"item": "rows"}}},
-        "key 'sharding.tables.item' is 'rows'; choose one of auto, table_wise",
+        "sharding.tables.item: no 'rows'; choose one of auto, table_wise",
     ),
     (
         {"weighting": {"method": "pc"}},
-        "key 'weighting.method' is 'pc'; choose one of fixed, uncertainty, dwa",
+        "weighting.method: no 'pc'; choose one of fixed, uncertainty, dwa",
     ),
-    ({"dense": {"optimizer": "adan"}}, "key 'dense.optimizer' is 'adan'; did you mean 'adam'?"),
-    ({"dense": {"optimizer": "lion"}}, "key 'dense.optimizer' is 'lion'; choose one of adam, adamw, adagrad, sgd"),
+    ({"dense": {"optimizer": "adan"}}, "dense.optimizer: no 'adan'; did you mean 'adam'?"),
+    ({"dense": {"optimizer": "lion"}}, "dense.optimizer: no 'lion'; choose one of adam, adamw, adagrad, sgd"),
 ]
 
 
@@ -179,7 +177,7 @@ OUT_OF_RANGE = {
 def test_values_out_of_range_name_the_key(key, value):
     section, name = key.split(".")
     values = {section: {name: value}} if section != "model" else {"model": {"name": "mmoe", name: value}}
-    with pytest.raises(UserError, match=f"^{key}: "):
+    with pytest.raises(UserError, match=f"^run.toml: {key}: write "):
         config_of(values)
 
 
@@ -201,16 +199,14 @@ def with_value(name: str, value: Any) -> Config:
     section, key = path.split(".")
     values = tomllib.loads(to_toml(load_config(model)))
     values[section][key] = [value] if isinstance(values[section][key], list) else value
-    config = parse_config(values, "run.toml")
-    config.validate()
-    return config
+    return parse_config(values, "run.toml")
 
 
 @pytest.mark.parametrize(("name", "kind"), numbers())
 def test_no_number_is_without_limits(name, kind):
     key = name.partition("/")[2]
     for value in (-1, 2**64, 10**400) if kind is int else (-1.0, float("nan"), float("inf"), float("-inf"), 1e308):
-        with pytest.raises(UserError, match=f"^{key}: ") as caught:
+        with pytest.raises(UserError, match=f"^run.toml: {key}: write ") as caught:
             with_value(name, value)
         assert "\n" not in str(caught.value)
 
@@ -218,7 +214,9 @@ def test_no_number_is_without_limits(name, kind):
 def test_the_largest_numbers():
     for key, most in (("training.seed", 2**63 - 1), ("training.batch_size", 2**31 - 1), ("model.experts", 65536)):
         with_value(f"mmoe/{key}", most)
-        with pytest.raises(UserError, match=rf"^{key}: must be a whole number from [01] to {most}, not {most + 1}$"):
+        with pytest.raises(
+            UserError, match=rf"^run.toml: {key}: write one whole number from [01] to {most}, not {most + 1}$"
+        ):
             with_value(f"mmoe/{key}", most + 1)
 
 

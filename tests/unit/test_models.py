@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from toy import write_toy
 
-from recmtl.config import MODELS, ModelConfig, ModelEntry, config_class, find_model, parse
+from recmtl.config import MODELS, ModelConfig, ModelEntry, config_class, find_model
 from recmtl.data.read.reader import Reader
 from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
@@ -21,6 +21,7 @@ from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.auxiliary import auxiliary_loss
 from recmtl.objectives.train_module import TrainModule
 from recmtl.schema import Dataset, Feature, Table, Task
+from recmtl.typed import from_dict
 
 WIDTH, BATCH = 12, 9
 
@@ -256,7 +257,7 @@ def first_batch(folder, dataset: Dataset):
 def test_a_model_from_outside_the_package(monkeypatch, toy):
     folder, dataset = toy
     monkeypatch.setitem(MODELS, "two_sets", ModelEntry(TwoSetsConfig, TwoSets, "two table sets"))
-    config = parse(config_class(TwoSetsConfig), {"model": {"name": "two_sets", "scale": 2}}, "here")
+    config = from_dict(config_class(TwoSetsConfig), {"model": {"name": "two_sets", "scale": 2}}, "here")
     assert RankingModel(dataset, dataset.tasks, config.model, dim=8).embeddings.collection.device.type == "meta"
     train_module, batch = train_module_of(dataset, config.model), first_batch(folder, dataset)
     loss, (losses, logits, same_batch) = train_module(batch)

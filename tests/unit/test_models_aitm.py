@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recmtl.config import MODELS
-from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
 from recmtl.objectives.auxiliary import auxiliary_loss
 from recmtl.schema import Task
@@ -145,11 +144,6 @@ def test_calibrator_leaves_out_the_pair_that_excludes_each_other():
 
 def test_alpha_0_is_no_calibrator():
     assert auxiliary_loss(build(CHAIN, alpha=0.0), torch.randn(4, 3), ROW_WEIGHTS) is None
-
-
-def test_negative_alpha_is_an_error():
-    with pytest.raises(UserError, match=r"model.alpha: must not be negative, not -1"):
-        build(CHAIN, alpha=-1.0)
 
 
 @each_funnel
