@@ -108,7 +108,7 @@ def _tell_apart(words: list[str], arguments: list[_Argument], command: str) -> l
             written, equals, value = word.partition("=")
             name = re.sub(r"(?<=\w)-", "_", written)
             if name not in options:
-                raise UserError(f"recmtl {command}: unknown option '{word}'; {_meant(name, options, command)}")
+                raise UserError(f"recmtl {command}: unknown option {word!r}; {_meant(name, options, command)}")
             given.append((options[name], name, [value] if equals else []))
         elif given and len(given[-1][2]) < given[-1][0].most:
             given[-1][2].append(word)
@@ -125,7 +125,7 @@ def _tell_apart(words: list[str], arguments: list[_Argument], command: str) -> l
         raise UserError(f"recmtl {command}: {', '.join(missing)} missing; {usage}")
     for word, place in surplus:
         if place == 0 or given[place - 1][0].most == 0:
-            raise UserError(f"recmtl {command}: nothing takes '{word}'; {usage}")
+            raise UserError(f"recmtl {command}: nothing takes {word!r}; {usage}")
         argument, written, its_words = given[place - 1]
         raise _refusal(argument, written, [*its_words, *(word for word, other in loose if other == place)])
     return given

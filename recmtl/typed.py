@@ -72,7 +72,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
         UserError: a key is unknown or missing, a value of the wrong type or out of range; names file and key.
     """
     # pydantic reads JSON strictly and still takes lists for tuples and objects for dataclasses; of Python's own objects
-    # it would not. Dates, which JSON does not have, become NaN, which no field takes.
+    # it would not. Dates, which JSON does not have, become NaN, which no number takes.
     text = json.dumps({"": values}, default=lambda date: math.nan)
     try:
         return typing.cast(T, _adapter(cls).validate_json(text)[""])
@@ -112,12 +112,14 @@ def refusal(kind: Any, given: Any, words: Words = TOML) -> str:
     """What to write for a value of the annotated type `kind` in place of what was given."""
     choices = typing.get_args(bare(kind)) if typing.get_origin(bare(kind)) is Literal else ()
     if choices and isinstance(given, str) and " " not in given:
-        return f"no '{given}'; {nearest(given, choices)}"
+        return f"no {given!r}; {nearest(given, choices)}"
     return f"write {wanted(kind, words)}, not { {dict: 'a section', list: 'a list'}.get(type(given), repr(given)) }"
 
 
 def wanted(kind: Any, words: Words = TOML) -> str:
     """What to write for a value of the annotated type `kind`."""
+    if is_dataclass(kind):
+        return words[dict]
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         described = [extra.description for extra in args[1:] if getattr(extra, "description", None)]
@@ -128,8 +130,6 @@ def wanted(kind: Any, words: Words = TOML) -> str:
         return f"one of {', '.join(args)}"
     if origin is tuple and is_dataclass(args[0]):
         return "a section in double brackets for each"
-    if is_dataclass(kind):
-        return words[dict]
     return words[origin or kind].format(*(wanted(arg, words) for arg in args if arg is not ...))
 
 
@@ -175,7 +175,8 @@ def _place(path: tuple[Any, ...], values: dict[str, Any]) -> tuple[str, str]:
         table = values[path[0]][path[1]]
         name = repr(table["name"]) if isinstance(table, dict) and "name" in table else f"number {path[1] + 1}"
         entry, path = f"[[{path[0]}]] {name}: ", path[2:]
-    return entry, ".".join(step for step in path if isinstance(step, str))
+    key = ".".join(step for step in path if isinstance(step, str))
+    return entry, repr(key)[1:-1]  # without line breaks
 
 
 def _kind_at(kind: Any, path: tuple[Any, ...]) -> Any:

@@ -212,9 +212,9 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _parse(keys: dict[str, Any], origin: str) -> Recipe:
-    file = from_dict(
-        _File, {**keys, "sources": _sources(keys["sources"], origin)} if "sources" in keys else keys, origin
-    )
+    if "sources" in keys:
+        keys = {**keys, "sources": _sources(keys["sources"], origin)}
+    file = from_dict(_File, keys, origin)
     features = tuple(_complete(feature, f"{origin}: [[feature]] {feature.name!r}") for feature in file.feature)
     recipe = Recipe(
         name=file.name,

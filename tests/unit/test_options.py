@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from tyro.conf import Positional, arg
 
-from recmtl.cli import Prepare
+from recmtl.cli import Prepare, Report
+from recmtl.config import load_config, preset_names
 from recmtl.errors import UserError
 from recmtl.options import parse_words
+from recmtl.typed import Fraction
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Layers:
 @dataclass
 class Other:
     lr: float = 0.1
+    share: Fraction = 0.0
     names: Annotated[tuple[str, ...], arg(aliases=("--names",))] = ()
 
 
@@ -49,6 +53,41 @@ def test_what_words_become():
     assert (args.first, args.second, args.out, args.threads) == (Path("a"), Path("b"), Path("c"), 2)
     assert args.layers == Layers(widths=(3, 4), batch_size=5, kinds={"y": "deep"})
     assert args.other == Other(names=("x",))
+
+
+@pytest.mark.parametrize("words", [["--out", "c", "a", "b"], ["a", "--out", "c", "b"], ["a", "b", "--out=c"]])
+def test_places_stand_before_or_after_options(words):
+    args = parse_words(Command, [*words, "--threads", "None", "--layers.lr", "-1e-3"], "go")
+    assert (args.first, args.second, args.out) == (Path("a"), Path("b"), Path("c"))
+    assert (args.threads, args.layers.lr) == (None, -0.001)
+
+
+def words_of(section: Any, prefix: str = "--") -> list[str]:
+    """A configuration as words of the command line."""
+    words = []
+    for item in fields(section):
+        name, value = prefix + item.name, getattr(section, item.name)
+        if is_dataclass(value):
+            words += words_of(value, f"{name}.")
+        elif isinstance(value, dict):
+            words += [name, *(word for pair in value.items() for word in pair)]
+        else:
+            words += [name, *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_key_of_a_configuration_is_an_option(name, capsys):
+    config = load_config(name)
+    default = type(config)()
+    assert parse_words(type(config), words_of(config), "train") == config
+    assert parse_words(type(config), [], "train") == default
+    with pytest.raises(SystemExit):
+        parse_words(type(config), ["--help"], "train")
+    assert set(re.findall(r"--[a-z][\w.]+", capsys.readouterr().out)) == {
+        *(word for word in words_of(config) if word.startswith("--")),
+        *("--help", "--tasks"),
+    }
 
 
 def test_help_ends_the_process(capsys):
@@ -95,6 +134,10 @@ MISTAKES = [
     ([*PLACES, "--device", "cudo"], "--device: no 'cudo'; did you mean 'cuda'?"),
     ([*PLACES, "--device", "gpu"], "--device: no 'gpu'; choose one of cpu, cuda"),
     ([*PLACES, "--device"], "--device: write one of cpu, cuda"),
+    ([*PLACES, "--device", "cpu", "cuda"], "--device: write one of cpu, cuda, not 'cpu cuda'"),
+    ([*PLACES, "--layers.lr", "-inf"], "--layers.lr: write one number, not '-inf'"),
+    ([*PLACES, "--threads", "2.5"], "--threads: write one whole number, not '2.5'"),
+    ([*PLACES, "--other.share", "1"], "--other.share: write one number from 0 to below 1, not '1'"),
 ]
 
 
@@ -110,3 +153,15 @@ def test_a_flag_needs_no_value():
     args = parse_words(Prepare, words, "prepare", flags=True)
     assert (args.overwrite, args.limit, args.memory_limit) == (True, 5, "4GB")
     assert not parse_words(Prepare, words[:3], "prepare", flags=True).overwrite
+    assert parse_words(Prepare, ["--overwrite", *words[:3]], "prepare", flags=True).overwrite
+    assert parse_words(Prepare, [*words[:3], "--overwrite=True"], "prepare", flags=True).overwrite
+    with pytest.raises(
+        UserError, match=r"^recmtl prepare: nothing takes 'True'; the command is recmtl prepare RECIPE RAW"
+    ):
+        parse_words(Prepare, [*words[:4], "True"], "prepare", flags=True)
+
+
+def test_several_places():
+    assert parse_words(Report, ["a", "b", "--out", "c", "d"], "report").runs == (Path("a"), Path("b"), Path("d"))
+    with pytest.raises(UserError, match=r"^recmtl report: RUNS missing; the command is recmtl report RUNS --out OUT$"):
+        parse_words(Report, ["--out", "c"], "report")
