@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -75,7 +74,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
     # it would not. Dates, which JSON does not have, become NaN, which no number takes.
     text = json.dumps({"": values}, default=lambda date: math.nan)
     try:
-        return typing.cast(T, _adapter(cls).validate_json(text)[""])
+        return typing.cast(T, _adapter(typing.cast(Any, cls)).validate_json(text)[""])
     except ValidationError as error:
         raise UserError(f"{where}: {_mistake(cls, values, error)}") from None
 
@@ -113,7 +112,8 @@ def refusal(kind: Any, given: Any, words: Words = TOML) -> str:
     choices = typing.get_args(bare(kind)) if typing.get_origin(bare(kind)) is Literal else ()
     if choices and isinstance(given, str) and " " not in given:
         return f"no {given!r}; {nearest(given, choices)}"
-    return f"write {wanted(kind, words)}, not { {dict: 'a section', list: 'a list'}.get(type(given), repr(given)) }"
+    shown = "a section" if isinstance(given, dict) else "a list" if isinstance(given, list) else repr(given)
+    return f"write {wanted(kind, words)}, not {shown}"
 
 
 def wanted(kind: Any, words: Words = TOML) -> str:
@@ -164,7 +164,9 @@ def _mistake(cls: type, values: dict[str, Any], refused: ValidationError) -> str
         return f"{entry}unknown key '{key}'; {nearest(str(path[-1]), known)}"
     if error["type"] == "missing":
         return f"{entry}{key}: missing; write {wanted(_kind_at(cls, path))}"
-    given = functools.reduce(operator.getitem, path, values)
+    given: Any = values
+    for step in path:
+        given = given[step]
     return f"{entry}{key}{': ' if key else ''}{refusal(_kind_at(cls, path), given)}"
 
 
