@@ -72,9 +72,7 @@ def parse_words(cls: type, words: list[str], command: str, *, flags: bool = Fals
         style = tyro.conf.FlagCreatePairsOff if flags else tyro.conf.FlagConversionOff
         tyro.cli(cls, args=["--help"], prog=f"recmtl {command}", config=(style,), use_underscores=True)
     given = _tell_apart(words, list(_arguments(cls, flags)), command)
-    values = {
-        argument.name: _value(argument, *rest) for argument, *rest in given
-    }  # of one given twice, the last counts
+    values = {entry[0].name: _value(*entry) for entry in given}  # of one given twice, the last counts
     return _changed(cls(**{name[2:]: value for name, value in values.items() if "." not in name}), values)
 
 

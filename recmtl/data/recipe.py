@@ -163,6 +163,7 @@ class _File:
     sql: str = ""
     description: str = ""
     extends: str = ""
+    """The recipe whose keys are added to those of the file before it is read."""
     sources: dict[str, Source] = field(default_factory=lambda: {source.name: source for source in Recipe.sources})
     table: tuple[TableSpec, ...] = ()
     feature: tuple[FeatureSpec, ...] = ()
