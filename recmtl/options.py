@@ -107,7 +107,8 @@ def _tell_apart(words: list[str], arguments: list[_Argument], command: str) -> l
             name = re.sub(r"(?<=\w)-", "_", written)
             if name not in options:
                 raise UserError(f"recmtl {command}: unknown option {word!r}; {_meant(name, options, command)}")
-            given.append((options[name], name, [value] if equals else []))
+            flag = ["True"] if options[name].most == 0 else []
+            given.append((options[name], name, [value] if equals else flag))
         elif given and len(given[-1][2]) < given[-1][0].most:
             given[-1][2].append(word)
         else:
@@ -142,8 +143,6 @@ def _value(argument: _Argument, written: str, words: list[str]) -> Any:
     Raises:
         UserError: it is of another type or out of range.
     """
-    if argument.most == 0 and not words:
-        return True
     try:
         return typed.from_words(argument.kind, words)
     except ValueError:

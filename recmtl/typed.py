@@ -16,7 +16,7 @@ from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from recmtl.errors import UserError, nearest
 
@@ -39,9 +39,8 @@ Fraction = Annotated[float, Interval(ge=0, lt=1)]
 """A share that leaves something over."""
 Texts = Annotated[
     tuple[str, ...],
-    BeforeValidator(
-        lambda value: (value,) if isinstance(value, str) else tuple(value) if type(value) is list else value
-    ),
+    Strict(False),  # the validator hands on a list of Python's, which is no tuple to the strict
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     Field(description="text or a list of texts"),
 ]
 """Several texts; one needs no list around it."""
@@ -57,6 +56,14 @@ TOML: Words = {
     tuple: "a list",
     dict: "a section",
 }
+LIMITS = {
+    "ge": " from {}",
+    "gt": " above {} and up",
+    "le": " to {}",
+    "lt": " to below {}",
+    "multiple_of": ", a multiple of {}",
+}
+"""What to write for a number within limits, in this order."""
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
@@ -135,16 +142,8 @@ def wanted(kind: Any, words: Words = TOML) -> str:
 
 def _limits(extras: tuple[Any, ...]) -> str:
     """The limits among the annotations of a number, as they follow its name."""
-    names = ("ge", "gt", "le", "lt", "multiple_of")
-    found = {name: getattr(extra, name) for extra in extras for name in names if getattr(extra, name, None) is not None}
-    templates = {
-        "ge": " from {}",
-        "gt": " above {}",
-        "le": " and up to {}" if "gt" in found else " to {}",
-        "lt": " to below {}",
-        "multiple_of": ", a multiple of {}",
-    }
-    return "".join(templates[name].format(found[name]) for name in names if name in found)
+    found = ((text, getattr(extra, limit, None)) for limit, text in LIMITS.items() for extra in extras)
+    return "".join(text.format(value) for text, value in found if value is not None)
 
 
 @functools.cache

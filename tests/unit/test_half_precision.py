@@ -118,5 +118,5 @@ def test_a_run_keeps_its_type(tmp_path):
 
 
 def test_there_is_no_other_type():
-    with pytest.raises(UserError, match=r"'embedding.dtype' is 'bfloat16'; did you mean 'float16'"):
+    with pytest.raises(UserError, match=r"embedding.dtype: no 'bfloat16'; did you mean 'float16'"):
         parse_config({"model": {"name": "mmoe"}, "embedding": {"dtype": "bfloat16"}}, "a.toml")
