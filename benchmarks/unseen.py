@@ -33,7 +33,6 @@ from recmtl.data.recipe import load_recipe
 from recmtl.schema import FIRST, ROW_GROUP_ROWS, UNSEEN, Dataset
 
 SUBSTITUTION_SEED = 0
-ROWS = ("all", "unseen")
 Results = dict[str, Any]
 
 
@@ -121,18 +120,18 @@ class Case:
         return subset
 
     def measure(self, variant: Variant, seed: int) -> dict[str, Results]:
-        """What one run reaches on all test rows, and on those with an unseen value."""
+        """What one run reaches on all test rows, and on those with an unseen value where there are any."""
         data, run = self.data(variant), self.folder / "runs" / f"{self.options.preset} {variant.label} {seed}"
         if not (run / "results.json").exists():
             table.recmtl("train", self.options.preset, "--data", data, "--run", run, "--training.seed", seed)
+        on_all = {"all": json.loads((run / "results.json").read_text())}
+        if not holds_unseen(self.data(VARIANTS[0]), self.tables).any():
+            return on_all
         subset = self.unseen_rows(variant)
         measured = run / "evaluations" / f"{Dataset.load(subset).data_fingerprint}-test.json"
         if not measured.exists():
             table.recmtl("evaluate", run, "--data", subset, "--split", "test")
-        return {
-            "all": json.loads((run / "results.json").read_text()),
-            "unseen": json.loads(measured.read_text()),
-        }
+        return {**on_all, "unseen": json.loads(measured.read_text())}
 
 
 def read(data: Path, split: str) -> pa.Table:
@@ -200,7 +199,7 @@ def check_same_rows(case: Case) -> None:
 
 def lines_of(case: Case, found: dict[Variant, list[dict[str, Results]]]) -> Iterator[list[str]]:
     """Lines of the table: a variant on some rows. Changes are to the first variant, seed by seed."""
-    for rows in ROWS:
+    for rows in found[VARIANTS[0]][0]:
         first = [run[rows]["logloss_sum"] for run in found[VARIANTS[0]]]
         for variant, runs in found.items():
             measured = [run[rows] for run in runs]
@@ -227,7 +226,7 @@ def of_tasks(runs: list[Results], measure: str, form: str) -> str:
 def main(options: Options) -> None:
     """Train, print and write."""
     place = machine()
-    lines, notes, results = [], [], {}
+    lines, notes, measured = [], [], {}
     for named in options.data:
         case = Case(named, options)
         check_same_rows(case)
@@ -240,14 +239,14 @@ def main(options: Options) -> None:
         unseen = holds_unseen(case.data(VARIANTS[0]), case.tables)
         tasks = " / ".join(found[VARIANTS[0]][0]["all"]["test"])
         notes.append(f"{case.recipe}: {tasks}; {unseen.sum():,} of {len(unseen):,} test rows hold an unseen value.")
-        results[case.recipe] = {
-            variant.label: [{rows: table.slim(run[rows]) for rows in ROWS} for run in runs]
+        measured[case.recipe] = {
+            variant.label: [{rows: table.slim(results) for rows, results in run.items()} for run in runs]
             for variant, runs in found.items()
         }
     header = ("data", "test rows", "variant", "ids", "log loss", "change", "AUC", "calibration")
     seeded = f"`{options.preset}`, {options.seeds} seeds from {table.FIRST_SEED}. Log losses are sums over tasks."
     body = "\n\n".join([markdown_table(header, lines), seeded, "\n".join(f"- {note}" for note in notes)])
-    write_results(options.out, "unseen", options.preset, {"machine": place, "runs": results}, body)
+    write_results(options.out, "unseen", options.preset, {"machine": place, "runs": measured}, body)
 
 
 if __name__ == "__main__":

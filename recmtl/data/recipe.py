@@ -49,7 +49,7 @@ class TableSpec:
     name: str
     dim: Annotated[PositiveCount, MultipleOf(4)] | None = None
     min_count: PositiveCount = 1
-    """Values that occur fewer times than this in the features of `count_from` share id 0."""
+    """Values that occur fewer times than this in the features of `count_from` share id 1, as unseen ones do."""
     count_from: Texts = ()
     """Features whose occurrences count; all features of the table when empty."""
     hash_rows: Annotated[int, Interval(ge=FIRST + 1, le=LARGEST_COUNT)] | None = None

@@ -109,8 +109,9 @@ def test_merrec_in_parts_is_merrec(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     synthesize(tmp_path / "raw", 20_000)
     whole = contents("merrec", tmp_path / "raw", tmp_path / "whole")
     monkeypatch.setattr(partitions, "PARTITION_ROWS", 3000)
-    for chunk in ("partitions.CHUNK_ROWS", "examples.FETCH_ROWS", "factorized.BATCH_BYTES"):
-        monkeypatch.setattr(f"recmtl.data.prepare.{chunk}", 2048)
+    for few in ("partitions.CHUNK_ROWS", "examples.FETCH_ROWS", "factorized.BATCH_ROWS"):
+        monkeypatch.setattr(f"recmtl.data.prepare.{few}", 2048)
+    monkeypatch.setattr("recmtl.data.prepare.factorized.BATCH_BYTES", 2**16)
     seen: list[int] = []
     iter_partitions = partitions.iter_partitions
     monkeypatch.setattr(
