@@ -147,6 +147,10 @@ def test_hashed_values_tell_their_type(tmp_path: Path) -> None:
     texts = run(tmp_path, of_text(events(ROWS)), text, out="texts")
     numbers = run(tmp_path, events(ROWS), text)
     assert encoding_difference(numbers, texts) == "the encoding of table 'item': value_type BIGINT, now VARCHAR"
+    cast = text.replace("*", "* replace (item::decimal(9,{}) as item)")
+    tenths, hundredths = (run(tmp_path, events(ROWS), cast.format(d), out=f"decimals{d}") for d in (1, 2))
+    difference = "the encoding of table 'item': value_type DECIMAL(9,1), now DECIMAL(9,2)"
+    assert encoding_difference(tenths, hundredths) == difference
 
 
 FOLDER = Dataset(

@@ -93,6 +93,11 @@ class TestOutput:
         assert sorted(Counter(read_all(tmp_path)["group"].to_pylist()).values()) == [1, 2, 2, 3]
         assert Counter(read_all(tmp_path)["group"].to_pylist())[NO_USER] == 2
 
+    def test_users_of_bytes(self, tmp_path: Path) -> None:
+        table, text = only("categorical", pa.array([1] * 4))
+        run(tmp_path, table.append_column("g", pa.array([b"\xff", b"\xff", b"\xfe", None])), f'group = "g"\n{text}')
+        assert sorted(Counter(read_all(tmp_path)["group"].to_pylist()).values()) == [1, 1, 2]
+
 
 class TestEncoding:
     def test_what_counts_may_be_one_feature(self, tmp_path: Path) -> None:
@@ -138,8 +143,9 @@ class TestEncoding:
             [datetime.date(2024, 1, day) for day in range(1, 9)],
             [datetime.datetime(2024, 1, day, 1) for day in range(1, 9)],
             [2**40 + i for i in range(9)],
+            [b"\xff\x00", b"", b"\xff"],
         ],
-        ids=["boolean", "date", "timestamp", "large"],
+        ids=["boolean", "date", "timestamp", "large", "bytes"],
     )
     def test_values_of_any_simple_type(self, tmp_path: Path, values: list[Any]) -> None:
         table, text = only("categorical", pa.array(values))
@@ -147,6 +153,41 @@ class TestEncoding:
         numbers = vocabulary(tmp_path, "x")
         expected = Counter(MISSING if value is None else numbers[value] for value in values)
         assert Counter(read_all(tmp_path)["x"].to_pylist()) == expected
+
+    @pytest.mark.parametrize(
+        ("column", "values"),
+        [
+            ("k::hugeint + 170141183460469231731687303715884105720", [str(2**127 - 8 + k) for k in range(4)]),
+            ("k::uhugeint + 340282366920938463463374607431768211450", [str(2**128 - 6 + k) for k in range(4)]),
+            ("case k when 0 then 'infinity' else '1970-01-01 00:00:0' || k end::timestamp_s", None),
+            ("case k when 0 then 'infinity' else '1970-01-01 00:00:0' || k end::timestamp_ms", None),
+            ("to_days(k::int)", ["00:00:00", "1 day", "2 days", "3 days"]),
+            ("from_hex('FF') || k::varchar::blob", [b"\xff0", b"\xff1", b"\xff2", b"\xff3"]),
+            ("('101' || (k // 2) || (k % 2))::bit", ["10100", "10101", "10110", "10111"]),
+            ("('10:00:0' || k || '+02')::timetz", [f"10:00:0{k}+02" for k in range(4)]),
+        ],
+        ids=["hugeint", "uhugeint", "seconds", "milliseconds", "interval", "blob", "bit", "timetz"],
+    )
+    @pytest.mark.parametrize("kind", ["categorical", "list"])
+    def test_values_of_types_that_only_sql_has(
+        self, tmp_path: Path, column: str, values: list[Any] | None, kind: str
+    ) -> None:
+        table = pa.table({"k": [0, 1, 2, 3] * 3, "y": [0, 1] * 6})
+        text = only(kind, pa.array([1]))[1]
+        run(tmp_path, table, text.replace("*", f"{f'[{column}, null]' if kind == 'list' else column} as x, y", 1))
+        # Python has no infinite moments.
+        assert values is None or sorted(vocabulary(tmp_path, "x")) == sorted(values)
+        found = read_all(tmp_path)["x"].to_pylist()
+        assert Counter(id[0] if isinstance(id, list) else id for id in found) == dict.fromkeys((2, 3, 4, 5), 3)
+
+    def test_units_of_time_may_share_a_table(self, tmp_path: Path) -> None:
+        text = only("categorical", pa.array([1]), 'table = "t"\n[[table]]\nname = "t"\n')[1]
+        text = text.replace("*", "moment as x, moment::timestamp_s as second, y", 1)
+        at = pa.array([datetime.datetime(2024, 1, 1 + k % 3) for k in range(12)], pa.timestamp("us"))
+        table = pa.table({"moment": at, "y": [0, 1] * 6})
+        run(tmp_path, table, text + '[[feature]]\nname = "second"\ntable = "t"\n')
+        rows = read_all(tmp_path)
+        assert rows["x"].to_pylist() == rows["second"].to_pylist()
 
     def test_hashed_table_has_no_vocabulary(self, tmp_path: Path) -> None:
         rest = 'table = "t"\n[[table]]\nname = "t"\nhash_rows = 10\ndim = 4'

@@ -38,6 +38,18 @@ BAD_RECIPES = [
     ("text as number", 'name = "price"', 'name = "price"\ncolumn = "user"', ["'price'", "VARCHAR", "needs a number"]),
     ("list as id", 'name = "item"', 'name = "item"\ncolumn = "tags"', ["'item'", "kind = 'list'"]),
     ("id as list", 'name = "tags"', 'name = "tags"\ncolumn = "user"', ["'tags'", "separator"]),
+    (
+        "texts of unlike types in one table",
+        "select *, filename as file",
+        "select * replace (item::decimal(9,1) as item, previous::decimal(9,2) as previous), filename as file",
+        ["item is DECIMAL(9,1), previous is DECIMAL(9,2)", "cast in sql"],
+    ),
+    (
+        "name of an own column",
+        'group = "user"',
+        'group = "#HASH"',
+        ["group: '#HASH' is a name that recmtl uses itself"],
+    ),
     ("types in one table", 'name = "previous"', 'name = "previous"\ncolumn = "user"', ["'item'", "differ in type"]),
     ("text as label", 'label = "clicked"', 'label = "file"', ["[[task]] 'click'", "'file' is VARCHAR"]),
     ("null time", "[split]", '[split]\nby = "time"\ncolumn = "item"', ["[split]", "'item' is null"]),
@@ -143,14 +155,20 @@ def test_out_is_not_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"memory_limit": "lots"}, "'lots'"), ({"memory_limit": "4"}, "'4'"), ({"threads": 0}, "--threads: 0")],
+    [
+        ({"memory_limit": "lots"}, "'lots'"),
+        ({"memory_limit": "4"}, "'4'"),
+        ({"threads": 0}, "--threads: 0"),
+        ({"threads": 9999}, "the most is 1024"),
+    ],
 )
 def test_bad_flags(tmp_path: Path, options: dict[str, Any], name: str) -> None:
     assert_refused(tmp_path, [name], events(50), **options)
 
 
 def test_memory_limit_too_small(tmp_path: Path) -> None:
-    assert_refused(tmp_path, ["--memory-limit 1MB"], events(50), memory_limit="1MB")
+    for limit in ("1MB", "1KB"):
+        assert_refused(tmp_path, [f"--memory-limit {limit} is too small"], events(50), memory_limit=limit)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

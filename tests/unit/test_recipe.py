@@ -143,6 +143,11 @@ MISTAKES = [
         ["[[table]] 'item'", "hash_rows: write one", "from 3 ", "not 2"],
     ),
     ("dim", GOOD + TABLE_ITEM + "dim = 6\n", ["[[table]] 'item'", "dim: write", "a multiple of 4, not 6"]),
+    (
+        "long name",
+        GOOD.replace('name = "item"', f'name = "{"é" * 101}"', 1),
+        ["[[feature]]", "is too long", "200 bytes"],
+    ),
     ("hashed and counted", GOOD + TABLE_ITEM + "hash_rows = 9\nmin_count = 2\n", ["[[table]] 'item'", "min_count"]),
     ("count_from", GOOD + TABLE_ITEM + 'count_from = ["itm"]\n', ["count_from: 'itm'", "did you mean 'item'"]),
     ("count_from of others", GOOD + TABLE_ITEM + 'count_from = ["user"]\n', ["'user' is not a feature of this table"]),

@@ -24,6 +24,8 @@ ENGINE_ERRORS = (duckdb.Error, pa.ArrowException, OSError, RuntimeError)
 """What a query raises: one whose result is streamed Arrow's errors and an OSError that is none of the operating
 system's, one that is interrupted a RuntimeError."""
 
+MOST_THREADS = 1024
+"""More than machines have; the engine would start any number of them."""
 REFUSED = "#refused"
 """Stands around the line that says why a column cannot be read."""
 
@@ -49,6 +51,8 @@ def connect(memory_limit: str, threads: int | None, spill: Path) -> duckdb.DuckD
     limit = parse_size(memory_limit)
     if threads is not None and threads < 1:
         raise UserError(f"--threads: {threads} is out of range; the least is 1")
+    if threads is not None and threads > MOST_THREADS:
+        raise UserError(f"--threads: {threads} is out of range; the most is {MOST_THREADS}")
     settings = {
         "memory_limit": f"{max(int(COUNTED * limit) - OVERHEAD_BYTES, limit // 2) // 1000}KB",
         "threads": str(threads or os.cpu_count() or 1),

@@ -83,12 +83,12 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
 
 
 def _type(types: dict[str, str], column: str, where: str) -> str:
+    if column.lower() in OWN or column.lower().startswith(CODE):
+        raise UserError(f"{where}: {column!r} is a name that recmtl uses itself; call the column otherwise in sql")
     if column not in types:
         raise UserError(f"{where}: sql yields no column {column!r}; {columns_hint(column, types)}")
     if line := refusal(types[column]):
         raise UserError(f"{where}: {line}")
-    if column.lower() in OWN or column.lower().startswith(CODE):
-        raise UserError(f"{where}: {column!r} is a name that recmtl uses itself; call the column otherwise in sql")
     return types[column]
 
 

@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.data.prepare.duck import literal, message
+from recmtl.data.prepare.duck import is_out_of_memory, literal, message
 from recmtl.data.prepare.types import MOST_DIGITS, TOO_LONG
 from recmtl.errors import UserError
 
@@ -106,6 +106,8 @@ def _types(db: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
     try:
         described = db.execute(f"describe select * from {scan([path])}").fetchall()
     except duckdb.Error as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(unreadable(path, message(error))) from None
     return {name: _label(kind, column) for (name, kind, *_), column in zip(described, schema.types, strict=True)}
 
