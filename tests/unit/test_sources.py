@@ -128,7 +128,7 @@ class TestRefusedColumns:
     ) -> None:
         monkeypatch.setattr(partitions, "PARTITION_ROWS", part_rows)
         conflict(tmp_path)
-        more = '[sources.events]\nsql = "select * from raw"\nparts_by = "user"\n'
+        more = '[sources.events]\nsql = "select * from raw"\npartition_by = "user"\n'
         dataset = prepared(tmp_path, "select * from events", more=more)
         assert sum(dataset.rows.values()) == 80
         assert "left out: column 'x' is BIGINT in" in capsys.readouterr().err
