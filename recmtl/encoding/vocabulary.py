@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recmtl.encoding.decode import decode
 from recmtl.encoding.hashing import hash_texts
 from recmtl.encoding.values import canonical, keys
 from recmtl.errors import UserError
@@ -69,7 +70,7 @@ class Vocabulary:
         all_keys, ids = all_keys[order], ids[order]
         equal = np.flatnonzero(all_keys[1:] == all_keys[:-1])
         if len(equal):
-            first, second = (_value(path, int(ids[place])) for place in (equal[0], equal[0] + 1))
+            first, second = decode(path.parent, path.stem, ids[equal[0] : equal[0] + 2]).to_pylist()
             raise UserError(f"table '{path.stem}': {first!r} and {second!r} have one hash; change one of them in sql")
         return cls(all_keys, ids)
 
@@ -110,9 +111,3 @@ class Hashed:
 
 def _file(path: Path, part: str) -> Path:
     return path.with_name(f"{path.name}.{part}.npy")
-
-
-def _value(path: Path, id: int) -> object:
-    """The value of an id; the file is in their order."""
-    with pq.ParquetFile(path) as file:
-        return pq.read_table(path).column(0)[id - FIRST].as_py() if file.metadata.num_rows else None
