@@ -1,3 +1,33 @@
-"""Multi-task recommender training on TorchRec."""
+"""Multi-task recommender on TorchRec: trained from event logs in Parquet, exported, served.
+
+``recmtl.load(EXPORT)`` opens an exported model; everything else is the command line's.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recmtl.inference.exported import ExportedModel
 
 __version__ = "0.1.0"
+
+
+def load(export: str | PathLike[str]) -> ExportedModel:
+    """Open an exported model.
+
+    Args:
+        export: a folder of `recmtl export`.
+
+    Raises:
+        recmtl.errors.UserError: a file in it is missing or damaged; names it.
+    """
+    from pathlib import Path
+
+    from recmtl.inference.exported import ExportedModel  # not before: it imports PyTorch
+
+    return ExportedModel(Path(export))
+
+
+__all__ = ["__version__", "load"]

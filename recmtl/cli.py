@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from tyro.conf import Positional, arg
 
 from recmtl.config import MODELS, PRESETS, config_path, load_config, preset_names, read_toml
 from recmtl.errors import Stopped, UserError, is_out_of_memory, nearest
+from recmtl.inference.signature import is_export
 from recmtl.options import parse_words
 from recmtl.runtime.exit import (
     BUG,
@@ -125,6 +127,52 @@ class Evaluate:
 
 
 @dataclass
+class Predict:
+    """Score new raw files with a trained model."""
+
+    model: Annotated[Path, Positional, arg(metavar="MODEL")]
+    """A run folder of `recmtl train`, or an export of `recmtl export`."""
+    raw: Annotated[Path, Positional, arg(metavar="RAW")]
+    """Folder of the raw Parquet files, laid out as those that the model was trained on; labels may be absent."""
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
+    """Folder to write; must not exist, or be empty."""
+    keep: str | None = None
+    """Columns of the recipe's query to write beside the predictions, with commas between; none: all single values."""
+    since: str | None = None
+    """Score only rows whose [split] column is that moment or later; histories see what lies before it."""
+    conditional: bool = False
+    """Write p_TASK_given_PARENT too, where the model composes probabilities."""
+    memory_limit: str = "4GB"
+    """Memory of the query, such as 4GB, beyond which it spills to disk; the model comes on top."""
+    threads: int | None = None
+    """Threads of the query; none: one a core."""
+
+
+@dataclass
+class Export:
+    """Write a run's best model as a folder that needs nothing else."""
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """A run folder of `recmtl train`."""
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
+    """Folder to write; must not exist, or be empty."""
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    """Of the embedding tables. int8: one byte a number, and four a row."""
+
+
+@dataclass
+class Embeddings:
+    """Write what a model learned of the values of a table."""
+
+    model: Annotated[Path, Positional, arg(metavar="MODEL")]
+    """A run folder of `recmtl train`, or an export of `recmtl export`."""
+    table: Annotated[str, Positional, arg(metavar="TABLE")]
+    """An embedding table of the recipe."""
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
+    """Parquet file to write; must not exist."""
+
+
+@dataclass
 class Report:
     """Put runs into a table and a page of plots."""
 
@@ -193,6 +241,50 @@ def evaluate(arguments: list[str]) -> None:
             print(heading + _summary(measured, split))
 
 
+def predict(arguments: list[str]) -> None:
+    """Score new raw files."""
+    args = parse_words(Predict, arguments, "predict", flags=True)
+    keep = None if args.keep is None else tuple(filter(None, (name.strip() for name in args.keep.split(","))))
+    options = {name: getattr(args, name) for name in ("since", "conditional", "memory_limit", "threads")}
+    from recmtl.inference.predict import predict as run_predict
+
+    if is_export(args.model):
+        from recmtl.inference.exported import ExportedModel
+
+        opened: AbstractContextManager[Any] = nullcontext(ExportedModel(args.model))
+    else:
+        from recmtl.training.scorer import run_scorer
+
+        opened = run_scorer(args.model)
+    with opened as model:
+        if model is not None:
+            print(f"{args.out}: {run_predict(model, args.raw, args.out, keep=keep, **options):,} rows")
+
+
+def export(arguments: list[str]) -> None:
+    """Write a run's best model."""
+    args = parse_words(Export, arguments, "export")
+    from recmtl.training.export import export_run
+
+    signature = export_run(args.run, args.out, args.dtype)
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"{args.out}: {signature.model} for {', '.join(signature.tasks)}; {size / 1e6:,.1f} MB, tables {args.dtype}")
+
+
+def embeddings(arguments: list[str]) -> None:
+    """Write what a model learned of the values of a table."""
+    args = parse_words(Embeddings, arguments, "embeddings")
+    if is_export(args.model):
+        from recmtl.inference.embeddings import export_embeddings
+
+        rows = export_embeddings(args.model, args.table, args.out)
+    else:
+        from recmtl.training.embeddings import run_embeddings
+
+        rows = run_embeddings(args.model, args.table, args.out)
+    print(f"{args.out}: {rows:,} rows")
+
+
 def plan(arguments: list[str]) -> None:
     """Show where tables would go."""
     config, places = _parse_run(Plan, arguments, "plan")
@@ -253,6 +345,9 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "prepare": (prepare, "turn raw Parquet logs into training data by a recipe"),
     "train": (train, "train a model"),
     "evaluate": (evaluate, "measure a trained model on a split"),
+    "predict": (predict, "score new raw files with a run or an export"),
+    "export": (export, "write a run's best model as a folder that needs nothing else"),
+    "embeddings": (embeddings, "write what a model learned of a table's values"),
     "plan": (plan, "show the sharding plan and memory a rank, on paper"),
     "report": (report, "put runs into a table and a page of plots"),
     "models": (models, "list the models"),

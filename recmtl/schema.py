@@ -44,6 +44,8 @@ INTEGERS = (*SIGNED, *(f"U{name}" for name in SIGNED))
 FLOATS = ("FLOAT", "DOUBLE")
 """SQL types of numbers, beside DECIMAL(precision, scale)."""
 
+SourceColumns = dict[str, dict[str, str]]
+"""SQL types of the columns of the raw files, by source and name."""
 Pooling = Literal["sum", "mean"]
 Transform = Literal["none", "log1p", "standardize", "log1p_standardize"]
 Relation = Literal["given", "given_not"]
@@ -157,6 +159,9 @@ class Dataset:
     """Digest of the recipe's queries. Part of no fingerprint: it tells why the content may differ."""
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
     """Rows of every raw file, by source and name. Part of no fingerprint either."""
+    source_columns: SourceColumns = field(default_factory=dict)
+    """What the raw files' columns were: new files that lack some can be predicted all the same. Part of no fingerprint
+    either."""
     limit: int | None = None
     """Raw rows that were read of the recipe's first source, where it had more and only a part was asked for. Part of no
     fingerprint either: the content tells."""

@@ -42,7 +42,7 @@ def parallelize(
     Raises:
         UserError: the embeddings' optimiser is not there on this device, or not for data-parallel tables.
     """
-    replicated = {table for table, kind in plan.table_types().items() if kind == "data_parallel"}
+    replicated = _replicated(plan)
     cls, arguments = sparse_optimizer(config.embedding, device.type)
     if replicated and config.embedding.optimizer in ("adam", "rowwise_adam"):
         # The fused ones move only the rows of a batch, a dense one all rows: results would depend on the placement.
@@ -53,19 +53,11 @@ def parallelize(
         )
     for module in train_module.modules():
         if isinstance(module, EmbeddingBagCollection):
-            replicate_in_float32(module, replicated)
             fused = [bag.weight for name, bag in module.embedding_bags.items() if name not in replicated]
             apply_optimizer_in_backward(cls, fused, dict(arguments))  # TorchRec renames its entries
     for module in (train_module.model.dense, train_module.weighting):
         module.to(device)
-    model = DistributedModelParallel(
-        module=train_module,
-        device=device,
-        plan=plan.sharding_plan,
-        sharders=[sharder()],
-        # A single rank has nobody to average gradients with: it is spared the copies into buckets and the call.
-        init_data_parallel=dist.get_world_size() > 1,
-    )
+    model = shard(train_module, plan, config, device)
     dtype = getattr(torch, config.embedding.dtype)
     initialize_tables(model, config.training.seed, config.embedding.init_scale, dtype)
 
@@ -85,6 +77,33 @@ def parallelize(
         replicas = ReplicatedTables(tables, cls(list(tables.values()), **arguments), rounded)
         optimizers.append(("embedding", replicas))
     return model, CombinedOptimizer(optimizers)
+
+
+def shard(module: nn.Module, plan: Plan, config: Config, device: torch.device) -> DistributedModelParallel:
+    """Give the tables of a module memory where a plan puts them, not initialised, and replicate the rest.
+
+    Args:
+        module: its tables are on the meta device, all else on `device`.
+        plan: of its tables.
+        config: of the run.
+        device: of this rank.
+    """
+    for part in module.modules():
+        if isinstance(part, EmbeddingBagCollection):
+            replicate_in_float32(part, _replicated(plan))
+    return DistributedModelParallel(
+        module=module,
+        device=device,
+        plan=plan.sharding_plan,
+        sharders=[sharder()],
+        # A single rank has nobody to average gradients with: it is spared the copies into buckets and the call.
+        init_data_parallel=dist.get_world_size() > 1,
+    )
+
+
+def _replicated(plan: Plan) -> set[str]:
+    """The tables that every rank holds whole."""
+    return {table for table, kind in plan.table_types().items() if kind == "data_parallel"}
 
 
 def replicate_in_float32(collection: EmbeddingBagCollection, tables: Set[str]) -> None:

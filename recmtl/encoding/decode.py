@@ -8,20 +8,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recmtl.errors import UserError
 from recmtl.schema import FIRST
 
 
-def decode(vocabularies: Path, table: str, ids: np.ndarray) -> pa.Array:
+def read_values(vocabularies: Path, table: str) -> pa.Array:
+    """The values of a table that is not hashed, in the order of their ids.
+
+    Args:
+        vocabularies: the folder with ``TABLE.parquet``.
+        table: its name.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = vocabularies / f"{table}.parquet"
+    try:
+        return pq.read_table(path, columns=["value"])["value"].combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); prepare the data again") from None
+
+
+def decode(values: pa.Array, ids: np.ndarray) -> pa.Array:
     """The values of ids.
 
     Args:
-        vocabularies: the folder with ``TABLE.parquet``, whose rows are in the order of the ids.
-        table: a table that is not hashed.
+        values: as `read_values` gives them.
         ids: integers [n].
 
     Returns:
         [n] of the type of the table's values; null for the ids of missing and of unseen values, which stand for none.
     """
-    values = pq.read_table(vocabularies / f"{table}.parquet", columns=["value"])["value"].combine_chunks()
     known = ids >= FIRST
     return values.take(pa.array(np.where(known, ids - FIRST, 0), mask=~known))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recmtl.encoding.hashing import HASH_NAME
-from recmtl.encoding.values import arrow_type, canonical, keys
+from recmtl.encoding.values import arrow_type, canonical, fits, is_list, is_string, keys
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
 from recmtl.features import DenseKind, TableKind, make_kind
@@ -92,6 +92,10 @@ class Encoder:
         found = self.factorize(columns)
         return self.assemble(found, self.look_up(found))
 
+    def check(self, schema: pa.Schema) -> None:
+        """Raise UserError unless columns of these names and types can be encoded."""
+        self.encode({name: schema.empty_table().column(name) for name in self.schema.names if name in schema.names})
+
     def factorize(self, columns: Mapping[str, pa.Array]) -> Factorized:
         """The first half: everything that does not need the vocabularies. Raises as `encode` does."""
         found = Factorized({}, {}, {}, {})
@@ -154,12 +158,30 @@ class Encoder:
         column, wanted = columns[name], self.schema.field(name).type
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
         if column.type == wanted:
             return column
+        if not self._fits(name, column.type, wanted):
+            raise UserError(f"column '{name}' is {column.type}, and the model was trained on {wanted}; cast it")
         try:
             return column.cast(wanted)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return column
+
+    def _fits(self, name: str, given: pa.DataType, wanted: pa.DataType) -> bool:
+        """Whether values of one type may be values of a column; the number 7 is none of a column of texts."""
+        if pa.types.is_null(given):
+            return True
+        if is_list(given) or is_list(wanted):
+            return is_list(given) and is_list(wanted) and self._fits(name, given.value_type, wanted.value_type)
+        # Of what is kept as text, such as times of day, only the values of a text column must come as text.
+        is_text = is_string(wanted) and all(
+            self._value_types[str(kind.feature.table)] == "VARCHAR"
+            for kind in self.table_kinds
+            if kind.feature.column == name
+        )
+        return is_string(given) if is_text else fits(given, wanted)
 
     def save(self, folder: Path) -> None:
         """Write ``encoder.json`` and the vocabularies into a folder, made here."""

@@ -73,7 +73,7 @@ def canonical(values: pa.Array, kind: str) -> tuple[pa.Array, np.ndarray | None]
     elif pa.types.is_decimal(values.type) and pa.types.is_large_string(wanted):
         # Arrow's own cast writes 0.0000000 as 0E-7.
         found = pa.array([None if value is None else format(value, "f") for value in values.to_pylist()], wanted)
-    elif not _fits(values.type, wanted):
+    elif not fits(values.type, wanted):
         raise ValueError(f"{values.type} values where {kind} is wanted")
     else:
         try:
@@ -86,20 +86,37 @@ def canonical(values: pa.Array, kind: str) -> tuple[pa.Array, np.ndarray | None]
     return found, None
 
 
-def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
+def is_string(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is one of text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are lists."""
+    types = pa.types
+    kinds = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def fits(given: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether values of one type may be values of another: numbers numbers, times times, anything simple text."""
     types = pa.types
-    if types.is_large_string(wanted):
+    if is_string(wanted):
         return not (types.is_nested(given) or types.is_floating(given) or types.is_boolean(given))
-    if types.is_large_binary(wanted):
+    if types.is_large_binary(wanted) or types.is_binary(wanted):
         return types.is_binary(given) or types.is_large_binary(given) or types.is_fixed_size_binary(given)
-    if types.is_integer(wanted) or types.is_floating(wanted):
-        return types.is_integer(given) or types.is_floating(given) or types.is_boolean(given)
+    if types.is_integer(wanted) or types.is_floating(wanted) or types.is_decimal(wanted):
+        return is_number(given) or types.is_boolean(given)
     if types.is_boolean(wanted):
         return types.is_integer(given)
     return types.is_date(given) or (
         types.is_timestamp(given) and (given.tz is None) == (getattr(wanted, "tz", None) is None)
     )
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are numbers."""
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def _cast_where_possible(values: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, np.ndarray]:

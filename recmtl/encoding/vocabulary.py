@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.encoding.decode import decode
+from recmtl.encoding.decode import decode, read_values
 from recmtl.encoding.hashing import hash_texts
 from recmtl.encoding.values import canonical, keys
 from recmtl.errors import UserError
@@ -70,7 +70,7 @@ class Vocabulary:
         all_keys, ids = all_keys[order], ids[order]
         equal = np.flatnonzero(all_keys[1:] == all_keys[:-1])
         if len(equal):
-            first, second = decode(path.parent, path.stem, ids[equal[0] : equal[0] + 2]).to_pylist()
+            first, second = decode(read_values(path.parent, path.stem), ids[equal[0] : equal[0] + 2]).to_pylist()
             raise UserError(f"table '{path.stem}': {first!r} and {second!r} have one hash; change one of them in sql")
         return cls(all_keys, ids)
 

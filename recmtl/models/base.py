@@ -64,6 +64,11 @@ class Model(nn.Module):
         """
         return self.towers(self.task_representations(x))
 
+    @property
+    def composes(self) -> bool:
+        """Whether probabilities of tasks are composed of those of the towers."""
+        return type(self).compose_logits is not Model.compose_logits
+
     def compose_logits(self, logits: Tensor) -> Tensor:
         """The tasks' logits [B, T] from those of the towers [B, T], where probabilities of tasks are composed."""
         return logits

@@ -89,6 +89,11 @@ class PEPNet(Model):
         h = self.backbone.task_representations(dict(zip(self.sets, gated, strict=True)))
         return self.backbone.towers(h, scales)
 
+    @property
+    def composes(self) -> bool:
+        """Whether the backbone does."""
+        return self.backbone.composes
+
     def compose_logits(self, logits: Tensor) -> Tensor:
         """As the backbone does."""
         return self.backbone.compose_logits(logits)

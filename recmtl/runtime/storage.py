@@ -169,3 +169,22 @@ def complete_or_absent(out: Path, check_replaceable: Callable[[Path], None] | No
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as problem:
         raise UserError(f"{out}: cannot be written ({problem.strerror or problem})") from None
+
+
+@contextmanager
+def file_complete_or_absent(out: Path) -> Iterator[Path]:
+    """A hidden file beside `out` that becomes `out` if nothing goes wrong, and is removed otherwise.
+
+    Raises:
+        UserError: `out` exists or cannot be written.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists; remove it or name another file")
+    unfinished = out.absolute().with_name(f".{out.name}.tmp")
+    with os_errors(out):
+        try:
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            unfinished.replace(out)
+        finally:
+            unfinished.unlink(missing_ok=True)

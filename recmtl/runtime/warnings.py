@@ -17,6 +17,8 @@ def silence_third_parties() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch(rec|x|metrics)?(\.|$)")
     # FBGEMM's lookup for data-parallel tables does its own backward; its gradients equal the fused ones (tested).
     warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
+    # One process may load what a group of them saved.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
     # Notes on how TorchRec's planner was built, and its own report: `recmtl plan` shows the plan.
     logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
     # Every replicated table is one that has no cache, which nobody asked for.

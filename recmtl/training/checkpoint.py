@@ -13,16 +13,20 @@ import threading
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torch.distributed.checkpoint import CheckpointException
+from torchrec.optim.keyed import CombinedOptimizer
 
+from recmtl.config import Config
+from recmtl.distributed.context import DistContext
+from recmtl.distributed.plan import Plan
 from recmtl.errors import UserError, is_out_of_memory
 from recmtl.runtime.storage import sync_folder, write_whole
 from recmtl.training.manifest import MANIFEST, Entries, entry, find_damage
-from recmtl.training.session import TrainSession
 from recmtl.training.storage import SafePlanner, SafeReader, Writer
 
 TRAIN_STATE = "train_state.json"
@@ -83,6 +87,16 @@ BEST = ("best_loss", "best_epoch", "best_step", "val", "val_bins")
 """Fields of `TrainState` that tell the best epoch."""
 
 
+class Sharded(Protocol):
+    """What a checkpoint holds the state of."""
+
+    config: Config
+    context: DistContext
+    plan: Plan
+    model: nn.Module
+    optimizer: CombinedOptimizer
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -91,7 +105,7 @@ class Checkpoints:
         session: whose model and optimisers they hold.
     """
 
-    def __init__(self, folder: Path, session: TrainSession) -> None:
+    def __init__(self, folder: Path, session: Sharded) -> None:
         self.folder, self.session, self.context = folder, session, session.context
         self.saved_step: int | None = None
         """Step of the newest one."""

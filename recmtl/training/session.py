@@ -55,6 +55,15 @@ class PlainPipeline:
         return output
 
 
+def make_pipeline(
+    model: nn.Module, optimizer: Optimizer, plan: Plan, device: torch.device
+) -> TrainPipelineSparseDist | PlainPipeline:
+    """What runs a sharded model on batches: `progress(batches)` takes the next one."""
+    if plan.shards:
+        return TrainPipelineSparseDist(model, optimizer, device, execute_all_batches=True)
+    return PlainPipeline(model, optimizer, device)
+
+
 @dataclass
 class TrainSession:
     """A sharded model, ready to run."""
@@ -90,13 +99,7 @@ class TrainSession:
             self.model, self.optimizer = parallelize(train_module, self.plan, config, context.device)
         # Until here all ranks drew the same weights; dropout must differ between them.
         torch.manual_seed(config.training.seed + context.rank)
-        self.pipeline: TrainPipelineSparseDist | PlainPipeline
-        if self.plan.shards:
-            self.pipeline = TrainPipelineSparseDist(
-                self.model, self.optimizer, context.device, execute_all_batches=True
-            )
-        else:
-            self.pipeline = PlainPipeline(self.model, self.optimizer, context.device)
+        self.pipeline = make_pipeline(self.model, self.optimizer, self.plan, context.device)
         self._checked = False
 
     def explain_oom(self) -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from recmtl.optim.schedule import Warmup
 from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import link_folder, os_errors, write_json, write_whole
 from recmtl.runtime.versions import versions
-from recmtl.schema import ENCODER, RECIPE
+from recmtl.schema import ENCODER, RECIPE, VOCABULARIES
 from recmtl.training.checkpoint import Checkpoints, TrainState
 from recmtl.training.evaluation import logloss_sum, weighted_sum
 from recmtl.training.results import RESULTS, Results, describe, peak_memory
@@ -103,9 +103,10 @@ class Trainer:
             write_whole(self.run / "config.toml", to_toml(self.config))
             write_json(self.run / "plan.json", self.session.plan.to_json())
             self.session.dataset.save(self.run)
-            # With these two, the run is all that it takes to score new raw files.
+            # With these, the run is all that it takes to score new raw files.
             if (self.session.data / ENCODER).is_dir():
-                link_folder(self.session.data / ENCODER, self.run / ENCODER)
+                for folder in (ENCODER, VOCABULARIES):
+                    link_folder(self.session.data / folder, self.run / folder)
                 write_whole(self.run / RECIPE, (self.session.data / RECIPE).read_text(encoding="utf-8"))
 
     def _epoch(self) -> None:

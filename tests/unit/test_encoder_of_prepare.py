@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import read_all, run
 
-from recmtl.encoding.decode import decode
+from recmtl.encoding.decode import decode, read_values
 from recmtl.encoding.encoder import Encoder
 from recmtl.schema import FIRST, MISSING, UNSEEN
 
@@ -73,7 +73,7 @@ def check(vocabularies: Path, table: str, ids: list[int], values: list[Any] | No
     if table == "words":
         given_ = [value for value in given_ if value is not None]
     assert len(ids) == len(given_)
-    decoded = decode(vocabularies, table, np.array(ids, np.int64)).to_pylist()
+    decoded = decode(read_values(vocabularies, table), np.array(ids, np.int64)).to_pylist()
     for id, value, back in zip(ids, given_, decoded, strict=True):
         if value is None or (isinstance(value, float) and math.isnan(value)):
             assert id == MISSING

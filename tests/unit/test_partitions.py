@@ -115,7 +115,7 @@ def test_merrec_in_parts_is_merrec(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     seen: list[int] = []
     iter_partitions = partitions.iter_partitions
     monkeypatch.setattr(
-        "recmtl.data.prepare.prepare.iter_partitions",
+        "recmtl.data.prepare.partitions.iter_partitions",
         lambda *args: (seen.append(part) or part for part in iter_partitions(*args)),
     )
     assert contents("merrec", tmp_path / "raw", tmp_path / "cut") == whole

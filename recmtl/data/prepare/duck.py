@@ -42,8 +42,14 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def connect(memory_limit: str, threads: int | None, spill: Path) -> duckdb.DuckDBPyConnection:
+def connect(memory_limit: str, threads: int | None, spill: Path, *, ordered: bool = False) -> duckdb.DuckDBPyConnection:
     """An in-memory database for a process of `memory_limit` that spills to the folder `spill`.
+
+    Args:
+        memory_limit: such as ``4GB``.
+        threads: all cores when None.
+        spill: folder for what does not fit.
+        ordered: keep the order of rows where a query does not ask for one; that costs memory.
 
     Raises:
         UserError: the limit or the number of threads makes no sense.
@@ -57,8 +63,7 @@ def connect(memory_limit: str, threads: int | None, spill: Path) -> duckdb.DuckD
         "memory_limit": f"{max(int(COUNTED * limit) - OVERHEAD_BYTES, limit // 2) // 1000}KB",
         "threads": str(threads or os.cpu_count() or 1),
         "temp_directory": str(spill),
-        # Order is asked for where it matters; elsewhere keeping it only costs memory.
-        "preserve_insertion_order": "false",
+        "preserve_insertion_order": str(ordered).lower(),
         # What goes through Arrow files must come back as it was.
         "arrow_lossless_conversion": "true",
         # Preparing data must not reach for the network.

@@ -66,7 +66,7 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
     """
     where = recipe.origin
     for feature in recipe.features:
-        _check_feature(feature, types, f"{where}: [[feature]] {feature.name!r}")
+        check_feature(feature, types, f"{where}: [[feature]] {feature.name!r}")
     for task in recipe.tasks:
         entry = f"{where}: [[task]] {task.name!r}"
         kind = _type(types, task.label, f"{entry}: label")
@@ -100,7 +100,8 @@ def _check_split_column(recipe: Recipe, types: dict[str, str], column: str) -> N
         raise UserError(f"{found}; by = 'time' needs a number, a date or a timestamp: cast it in sql")
 
 
-def _check_feature(feature: FeatureSpec, types: dict[str, str], where: str) -> None:
+def check_feature(feature: FeatureSpec, types: dict[str, str], where: str) -> None:
+    """Raise UserError unless a feature's column is there and of a type that its kind takes."""
     sql_type = _type(types, feature.column, f"{where}: column")
     against = KINDS[feature.kind].check(feature.column, sql_type, feature.separator)
     if against:
@@ -127,7 +128,7 @@ def _split_value(column: str, kind: str) -> str:
         return f"case when {name} = 0 then cast(0 as {kind}) else {name} end"
     if kind in ("HUGEINT", "UHUGEINT"):
         return f"cast({name} as DECIMAL(38, 0))"
-    return _for_arrow(column, kind)
+    return for_arrow(column, kind)
 
 
 def hash_of(columns: Iterable[str]) -> str:
@@ -139,7 +140,7 @@ def hash_of(columns: Iterable[str]) -> str:
 def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str]) -> None:
     """Create the view `SELECTED`: the columns that the recipe uses, and the hashes of those that identify a row."""
     read = [column for column in recipe.read_columns if column not in recipe.predicted]
-    columns = [f"{_for_arrow(name, types[name])} as {quote(name)}" for name in recipe.read_columns]
+    columns = [f"{for_arrow(name, types[name])} as {quote(name)}" for name in recipe.read_columns]
     columns += [quote(name) for name in recipe.predicted if name not in recipe.read_columns]
     columns.append(f"{hash_of(map(quote, key_columns(recipe, types)))} as {HASH}")
     columns.append(f"{hash_of(map(quote, read))} as {ORDER}")
@@ -151,7 +152,7 @@ def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[s
     db.execute(f"create view {SELECTED} as select {', '.join(columns)} from {ROWS}")
 
 
-def _for_arrow(column: str, sql_type: str) -> str:
+def for_arrow(column: str, sql_type: str) -> str:
     """A column in a type that Arrow has and the encoder reads: what is none of these comes as text."""
     items = sql_type.removesuffix("[]")
     if items in ("TIMESTAMP_S", "TIMESTAMP_MS"):
@@ -169,7 +170,7 @@ def make_encoder(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str,
     Raises:
         UserError: the features of a table have values that do not compare.
     """
-    schema = _selected_schema(db)
+    schema = selected_schema(db)
     names = dict.fromkeys(feature.column for feature in recipe.features)
     features = tuple(_feature(spec, types[spec.column]) for spec in recipe.features)
     tables = tuple(
@@ -201,29 +202,34 @@ def _value_type(recipe: Recipe, table: str, types: dict[str, str]) -> str:
 
 def other_columns(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> pa.Schema:
     """Names and types of the columns of `SELECTED` that are no features, or are needed beside them, and of `ROW`."""
-    schema = _selected_schema(db)
+    schema = selected_schema(db)
     features = {feature.column for feature in recipe.features} - {recipe.group, *recipe.predicted}
     fields = [field for field in schema if field.name not in features]
     return pa.schema([*fields, pa.field(ROW.strip('"'), pa.int64())])
 
 
-def _selected_schema(db: duckdb.DuckDBPyConnection) -> pa.Schema:
+def selected_schema(db: duckdb.DuckDBPyConnection) -> pa.Schema:
+    """Names and types of the columns of `SELECTED`, as Arrow has them."""
     with plain_arrow(db):
         return arrow_batches(db, f"select * from {SELECTED} limit 0", BATCH_ROWS).schema
 
 
-def run_query(db: duckdb.DuckDBPyConnection, parts: Iterable[int], rows: FactorizedRows) -> Iterator[int]:
-    """Run the query on every partition that its views show, and store what it yields; yields the number done."""
+def run_query(db: duckdb.DuckDBPyConnection, partitions: Iterable[object], rows: FactorizedRows) -> None:
+    """Run the query on every partition that its views show, and store what it yields."""
     types = column_types(db, SELECTED)
     with plain_arrow(db), rows.writer() as write:
-        for part in parts:
-            for batch in even_batches(arrow_batches(db, f"select * from {SELECTED}", FETCH_ROWS)):
-                number = pa.array(np.arange(rows.rows, rows.rows + batch.num_rows))
-                names = [*batch.schema.names, ROW.strip('"')]
-                write(pa.RecordBatch.from_arrays([*batch.columns, number], names=names))
-            yield part + 1
+        for batch in query_batches(db, partitions):
+            number = pa.array(np.arange(rows.rows, rows.rows + batch.num_rows))
+            names = [*batch.schema.names, ROW.strip('"')]
+            write(pa.RecordBatch.from_arrays([*batch.columns, number], names=names))
     columns = {name: types.get(name, "BIGINT") for name in rows.others.names}
     show(db, rows.stored(), STORED, columns)
+
+
+def query_batches(db: duckdb.DuckDBPyConnection, partitions: Iterable[object]) -> Iterator[pa.RecordBatch]:
+    """What `SELECTED` yields on every partition that its views show, in batches of about the same size."""
+    for _ in partitions:
+        yield from even_batches(arrow_batches(db, f"select * from {SELECTED}", FETCH_ROWS))
 
 
 def check_not_empty(recipe: Recipe, rows: FactorizedRows) -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import duckdb
 
-from recmtl.data.prepare.duck import arrow_batches, column_types, joined_as_written, quote, refusal
+from recmtl.data.prepare.duck import arrow_batches, column_types, joined_as_written, query_progress, quote, refusal
+from recmtl.data.prepare.sources import count_raw_rows
 from recmtl.data.prepare.stored import CHUNK_ROWS, Stored, scatter, show
-from recmtl.data.recipe import Source
+from recmtl.data.recipe import Recipe, Source
+from recmtl.runtime.progress import Progress, polled
 
 PARTITION_ROWS = 2**20
 """Rows of a partition, at most about: few enough for the processor's caches."""
@@ -29,6 +31,34 @@ MOST_PARTITIONS = 256
 def number_of_partitions(rows: int, memory: int) -> int:
     """Partitions to cut `rows` into for a process of `memory` bytes."""
     return min(max(1, -(-rows // min(PARTITION_ROWS, memory // ROW_BYTES))), MOST_PARTITIONS)
+
+
+def show_partitions(
+    db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, path: Path, progress: Progress
+) -> Iterator[None]:
+    """Let the recipe's views show one partition of the events after the other, where there are many and the recipe
+    allows it; else all events at once. Shows how far the work on them is.
+
+    Args:
+        db: the database with the recipe's views.
+        recipe: names the source and the column.
+        memory: of the process, bytes.
+        path: file for the events by partition.
+        progress: where to show it.
+    """
+    source, raw_rows = recipe.partitioned_source, count_raw_rows(db, recipe)
+    partitions = number_of_partitions(raw_rows, memory)
+    if partitions == 1 or source is None:
+        with progress.stage("reading raw files", 100) as advance, polled(query_progress(db), advance):
+            yield
+        return
+    with progress.stage("partitioning events", raw_rows) as advance:
+        for done in partition_by(db, source, partitions, path):
+            advance(done)
+    with progress.stage("running the query on every partition", partitions) as advance:
+        for partition in iter_partitions(db, source, partitions, path):
+            yield
+            advance(partition + 1)
 
 
 def partition_by(db: duckdb.DuckDBPyConnection, source: Source, partitions: int, path: Path) -> Iterator[int]:

@@ -18,7 +18,7 @@ import duckdb
 
 from recmtl.data.prepare.buckets import BucketWriter, sorted_rows
 from recmtl.data.prepare.content import ContentDigests
-from recmtl.data.prepare.duck import connect, one_line_errors, parse_size, query_progress
+from recmtl.data.prepare.duck import connect, one_line_errors, parse_size
 from recmtl.data.prepare.encode import Shares, encode_into_buckets, fit_features
 from recmtl.data.prepare.examples import (
     check_columns,
@@ -34,18 +34,18 @@ from recmtl.data.prepare.factorized import FactorizedRows
 from recmtl.data.prepare.footers import read_footer
 from recmtl.data.prepare.labels import describe_tasks
 from recmtl.data.prepare.numbering import number_rows
-from recmtl.data.prepare.partitions import iter_partitions, number_of_partitions, partition_by
+from recmtl.data.prepare.partitions import show_partitions
 from recmtl.data.prepare.raw_files import find_files
 from recmtl.data.prepare.replaceable import check_replaceable
 from recmtl.data.prepare.shards import schema, write_shards
-from recmtl.data.prepare.sources import count_raw_rows, create_views, leave_out_refused, limit_files, query_errors
+from recmtl.data.prepare.sources import create_views, leave_out_refused, limit_files, query_errors, source_columns
 from recmtl.data.prepare.splits import assign_splits, far_from_asked
 from recmtl.data.prepare.summary import notes
 from recmtl.data.prepare.vocabularies import make_lookup
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
-from recmtl.runtime.progress import Progress, polled
+from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import complete_or_absent, write_whole
 from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset
 
@@ -86,12 +86,14 @@ def prepare(
         try:
             with Progress() as progress, one_line_errors(recipe.origin, memory_limit):
                 create_views(db, recipe, files, raw, cut_short)
+                columns = source_columns(db, recipe)
                 described = replace(
                     _run(db, recipe, files, parse_size(memory_limit), work / "data", progress),
                     limit=None if cut_short is None else limit,
                     split=recipe.split.rule,
                     sql=_sql_digest(recipe),
                     sources=_raw_rows(files, raw),
+                    source_columns=columns,
                 )
                 described.save(work / "data")
                 return described
@@ -114,7 +116,7 @@ def _run(
         create_selected(db, recipe, types)
         encoder = make_encoder(db, recipe, types)
         rows = FactorizedRows(folder.with_name("stored"), encoder, other_columns(db, recipe))
-        _read(db, recipe, memory, rows, progress)
+        run_query(db, show_partitions(db, recipe, memory, rows.folder / "parts", progress), rows)
     check_not_empty(recipe, rows)
 
     with progress.stage("splitting", 1):
@@ -156,23 +158,6 @@ def _run(
     for note in notes(dataset):
         progress.note(f"{recipe.origin}: {note}")
     return dataset
-
-
-def _read(db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, rows: FactorizedRows, progress: Progress) -> None:
-    """Run the recipe's query, on parts of the events where there are many and the recipe allows it."""
-    source, raw_rows = recipe.partitioned_source, count_raw_rows(db, recipe)
-    partitions, path = number_of_partitions(raw_rows, memory), rows.folder / "parts"
-    if partitions == 1 or source is None:
-        with progress.stage("reading raw files", 100) as advance, polled(query_progress(db), advance):
-            for _ in run_query(db, [0], rows):
-                pass
-        return
-    with progress.stage("partitioning events", raw_rows) as advance:
-        for done in partition_by(db, source, partitions, path):
-            advance(done)
-    with progress.stage("running the query on every partition", partitions) as advance:
-        for done in run_query(db, iter_partitions(db, source, partitions, path), rows):
-            advance(done)
 
 
 def _sql_digest(recipe: Recipe) -> str:

@@ -31,6 +31,7 @@ from recmtl.data.prepare.raw_files import some
 from recmtl.data.prepare.union import Column, having, unite
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError, is_out_of_memory
+from recmtl.schema import SourceColumns
 
 FILENAME, FILE_ROW_NUMBER = "filename", "file_row_number"
 """Columns that a view of files has beside those of the files."""
@@ -84,28 +85,53 @@ def create_views(
     files: dict[str, list[Path]],
     raw: Path,
     cut_short: Cut | None = None,
-) -> None:
+    known: SourceColumns | None = None,
+) -> SourceColumns:
     """Create a view a source; of files it has two more columns: filename (relative to `raw`) and file_row_number.
 
     The rows of one source may be cut short. A column whose types in several files have no type in common is a
     `refused_column`.
 
+    Args:
+        db: the database.
+        recipe: its sources.
+        files: of every source that has some.
+        raw: their folder.
+        cut_short: where the rows of a source end.
+        known: columns that the files of a source are known to have: where all of them lack one, it is null.
+
+    Returns:
+        The known columns that are lacking.
+
     Raises:
         UserError: a file cannot be read, or a source's query is not valid.
     """
+    lacking: SourceColumns = {}
     for source in recipe.sources:
         where = f"{recipe.origin}: [sources] {source.name!r}"
+        columns = (known or {}).get(source.name, {})
         if source.sql:
             create_query_view(db, quote(source.name), source.sql, f"{where}: sql")
         elif files[source.name]:
-            query = _select(db, source, files[source.name], raw)
+            query, lacking[source.name] = _select(db, source, files[source.name], raw, columns)
             if cut_short is not None and source.name == cut_short.source:
                 last = literal(cut_short.path.relative_to(raw).as_posix())
                 query = f"select * from ({query}) where {FILENAME} <> {last} or {FILE_ROW_NUMBER} < {cut_short.rows}"
             db.execute(f"create view {quote(source.name)} as {query}")
         else:
-            create_query_view(db, quote(source.name), _empty(source), f"{where}: columns")
+            create_query_view(db, quote(source.name), _empty({**columns, **source.columns}), f"{where}: columns")
         _check_cut(db, source, where)
+    return lacking
+
+
+def source_columns(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> SourceColumns:
+    """Names and types of the columns of every source of files that can be read, once its view is there."""
+    found = {}
+    for source in recipe.sources:
+        if not source.sql:
+            types = column_types(db, quote(source.name))
+            found[source.name] = {name: sql_type for name, sql_type in types.items() if not refusal(sql_type)}
+    return found
 
 
 def _check_cut(db: duckdb.DuckDBPyConnection, source: Source, where: str) -> None:
@@ -127,13 +153,16 @@ def columns_hint(column: str, names: Iterable[str]) -> str:
     return f"{hint} columns are {', '.join(name for name in names if name not in (FILENAME, FILE_ROW_NUMBER))}"
 
 
-def _empty(source: Source) -> str:
-    columns = {**source.columns, FILENAME: "VARCHAR", FILE_ROW_NUMBER: "BIGINT"}
+def _empty(columns: dict[str, str]) -> str:
+    columns = {**columns, FILENAME: "VARCHAR", FILE_ROW_NUMBER: "BIGINT"}
     nulls = ", ".join(f"cast(null as {kind}) as {quote(name)}" for name, kind in columns.items())
     return f"select {nulls} where false"
 
 
-def _select(db: duckdb.DuckDBPyConnection, source: Source, files: list[Path], raw: Path) -> str:
+def _select(
+    db: duckdb.DuckDBPyConnection, source: Source, files: list[Path], raw: Path, known: dict[str, str]
+) -> tuple[str, dict[str, str]]:
+    """The query of a source's view, and the known columns that none of its files has."""
     schemas = read_schemas(db, files)
     columns = unite(schemas)
     if not columns:
@@ -156,13 +185,16 @@ def _select(db: duckdb.DuckDBPyConnection, source: Source, files: list[Path], ra
     for line in _absent(columns, read):
         _note(f"source {source.name!r}: {line}")
     extra = [f"{expression} as {quote(name)}" for name, expression in partitions.items()]
+    there = set(map(fold, [*names.values(), *partitions, FILENAME, FILE_ROW_NUMBER]))
+    lacking = {name: sql_type for name, sql_type in known.items() if fold(name) not in there}
+    extra += [f"cast(null as {sql_type}) as {quote(name)}" for name, sql_type in lacking.items()]
     extra += [FILE_ROW_NUMBER, f"{relative} as {FILENAME}"]
     branches = []
     for schema in read:
         values = [f"{column.of(schema)} as {quote(names[fold(column.name)])}" for column in columns]
         options = f", filename = '{path}', file_row_number = true"
         branches.append(f"select {', '.join(values + extra)} from {scan(schema.files, options)}")
-    return "\nunion all\n".join(branches)
+    return "\nunion all\n".join(branches), lacking
 
 
 def _free(name: str, taken: Iterable[str]) -> str:

@@ -1,0 +1,1 @@
+"""Uses a trained model: no labels, no optimiser, no process group, and of an export no TorchRec either."""

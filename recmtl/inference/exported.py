@@ -1,0 +1,126 @@
+"""An export, opened: predicts columns of the recipe's query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from recmtl.data.recipe import Recipe, load_recipe
+from recmtl.encoding.encoder import Encoder
+from recmtl.errors import UserError
+from recmtl.inference.archive import load_graph
+from recmtl.inference.columns import as_arrays
+from recmtl.inference.inputs import Collator, Inputs
+from recmtl.inference.manifest import check_manifest
+from recmtl.inference.signature import MODEL, Signature
+from recmtl.inference.tables import open_table
+from recmtl.schema import ENCODER, RECIPE, SourceColumns
+
+ROWS_AT_ONCE = 8192
+"""Rows that go through the network at a time: more take memory and are no faster."""
+
+
+class ExportedModel:
+    """A trained model that needs nothing but its folder.
+
+    Tables and vocabularies are mapped into memory: processes on one machine share them.
+
+    Args:
+        folder: an export of `recmtl export`.
+        verify: check every byte of the folder first; leave it out where another process has just done so.
+
+    Raises:
+        UserError: a file is missing, damaged or would be unpickled; names it.
+
+    Example:
+        >>> model = recmtl.load("export")                                         # doctest: +SKIP
+        >>> model.predict({"user_id": [7, 7], "product_id": [1, 2]})["p_like"]    # doctest: +SKIP
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = True) -> None:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give one that `recmtl export` wrote")
+        self.folder = folder
+        self.version = check_manifest(folder) if verify else ""
+        """12 hexadecimal digits that tell one export from another."""
+        self.signature = Signature.load(folder)
+        self.encoder = Encoder.load(folder / ENCODER)
+        self._collator = Collator(self.encoder.features)
+        dtype = self.signature.dtype
+        self._tables = {table.key: open_table(folder, table, dtype) for table in self.signature.tables}
+        self._graph = load_graph(folder / MODEL)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the data that it was trained on."""
+        return load_recipe(str(self.folder / RECIPE))
+
+    @property
+    def source_columns(self) -> SourceColumns:
+        """Names and types of the columns of the raw files that it was trained on."""
+        return self.signature.source_columns
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return self.signature.tasks
+
+    @property
+    def features(self) -> dict[str, pa.DataType]:
+        """Names and types of the columns that `predict` reads: those of the recipe's query behind the features."""
+        return dict(zip(self.encoder.schema.names, self.encoder.schema.types, strict=True))
+
+    def predict(self, columns: pa.Table | pa.RecordBatch | Mapping[str, Any], *, conditional: bool = False) -> pa.Table:
+        """Probabilities of every task, float32, in columns ``p_TASK``.
+
+        Args:
+            columns: of the recipe's query, as a table or as lists by name, all of one length; see `features`. Others
+                are not looked at. None and NaN are missing; a value that the training rows did not have is unseen.
+            conditional: give also ``p_TASK_given_PARENT``, of models that compose probabilities.
+
+        Raises:
+            UserError: a column is absent or of another type, or the lengths differ; names it.
+        """
+        outputs = self.outputs(conditional=conditional)
+        encoded = self.encoder.encode(as_arrays(columns, self.encoder.schema))
+        values = self.score(self._collator.collate(encoded))
+        return pa.table({name: values[:, place] for place, name in enumerate(outputs)})
+
+    def outputs(self, *, conditional: bool) -> Sequence[str]:
+        """Names of the columns that are predicted."""
+        tasks = len(self.tasks)
+        return self.signature.outputs if conditional else self.signature.outputs[:tasks]
+
+    def scores(self, batches: Iterable[Inputs]) -> Iterator[np.ndarray]:
+        """Probabilities, float32 [B, outputs], of every batch."""
+        return map(self.score, batches)
+
+    def score(self, inputs: Inputs) -> np.ndarray:
+        """Probabilities, float32 [B, outputs]."""
+        starts = range(0, inputs.rows, ROWS_AT_ONCE)
+        parts = [self._score(inputs.slice(start, min(start + ROWS_AT_ONCE, inputs.rows))) for start in starts]
+        return np.concatenate([np.empty((0, len(self.signature.outputs)), np.float32), *parts])
+
+    @torch.inference_mode()
+    def _score(self, inputs: Inputs) -> np.ndarray:
+        return torch.cat(self._graph(*to_tensors(inputs), self._tables), dim=1).numpy()
+
+
+def to_tensors(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """What the graph takes of rows: ids, numbers, and of every list feature its ids and where each row's begin."""
+    lists = []
+    for ids, lengths in inputs.lists:
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        lists.append((_tensor(ids), torch.from_numpy(starts)))
+    return _tensor(inputs.ids), _tensor(inputs.numeric), lists
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    """A tensor of an array that may be a part of a read-only Arrow buffer."""
+    return torch.from_numpy(values if values.flags.writeable else values.copy())

@@ -1,0 +1,67 @@
+"""What a model reads of some rows, as NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from recmtl.features import DenseKind, TableKind, make_kind
+from recmtl.schema import Feature
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """B rows of C categorical features, N numbers and any number of list features."""
+
+    ids: np.ndarray
+    """int32 [C, B]."""
+    numeric: np.ndarray
+    """float32 [B, N]."""
+    lists: list[tuple[np.ndarray, np.ndarray]]
+    """Of every list feature the ids of all rows one after the other, int32 [n], and how many each has, int32 [B]."""
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.numeric.shape[0]
+
+    def slice(self, start: int, stop: int) -> Inputs:
+        """Rows start … stop − 1."""
+        lists = []
+        for ids, lengths in self.lists:
+            first, last = lengths[:start].sum(), lengths[:stop].sum()
+            lists.append((ids[first:last], lengths[start:stop]))
+        return Inputs(self.ids[:, start:stop], self.numeric[start:stop], lists)
+
+
+class Collator:
+    """Puts the encoder's columns side by side.
+
+    Args:
+        features: of the model, in its order.
+    """
+
+    def __init__(self, features: Iterable[Feature]) -> None:
+        kinds = [make_kind(feature) for feature in features]
+        tables = [kind for kind in kinds if isinstance(kind, TableKind)]
+        self.categorical = [kind for kind in tables if not kind.is_list]
+        self.lists = [kind for kind in tables if kind.is_list]
+        self.dense = [kind for kind in kinds if isinstance(kind, DenseKind)]
+
+    def collate(self, columns: Mapping[str, pa.Array]) -> Inputs:
+        """The arrays of what `Encoder.encode` gave."""
+        rows = len(next(iter(columns.values())))
+        ids = np.empty((len(self.categorical), rows), np.int32)
+        for row, kind in zip(ids, self.categorical, strict=True):
+            row[:] = kind.read(columns[kind.feature.name])[1]
+        lists = []
+        for kind in self.lists:
+            lengths, values = kind.read(columns[kind.feature.name])
+            assert lengths is not None
+            lists.append((values, lengths))
+        numbers = [dense.read(columns[dense.feature.name]) for dense in self.dense]
+        numeric = np.concatenate([np.empty((rows, 0), np.float32), *numbers], axis=1, dtype=np.float32)
+        return Inputs(ids, numeric, lists)

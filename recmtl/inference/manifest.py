@@ -1,0 +1,83 @@
+"""Which files an export has, and their digests: what is damaged or was added is found before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from recmtl.errors import UserError
+from recmtl.inference.signature import MANIFEST
+from recmtl.runtime.storage import write_whole
+
+FORMAT = 1
+BLOCK = 2**22
+
+
+def write_manifest(folder: Path) -> None:
+    """Describe all files of a folder. It is the last file written."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = dict(zip((path.relative_to(folder).as_posix() for path in files), _digests(files), strict=True))
+    write_whole(folder / MANIFEST, _text(digests))
+
+
+def check_manifest(folder: Path) -> str:
+    """Check every byte of an export.
+
+    Returns:
+        The export's version: 12 hexadecimal digits that are the same for the same files.
+
+    Raises:
+        UserError: a file is missing, damaged or unknown; names it.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+        digests: dict[str, str] = found["files"]
+        if found["format"] != FORMAT:
+            raise UserError(f"{path}: written by another version of recmtl; export the run again")
+        if _text(digests) != text:
+            raise ValueError("its own digest differs")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); {folder} is no export, or not a whole one"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); export the run again") from None
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {MANIFEST}
+    if missing := sorted(digests.keys() - there):
+        raise UserError(f"{folder / missing[0]}: missing; export the run again")
+    if unknown := sorted(there - digests.keys()):
+        raise UserError(f"{folder / unknown[0]}: not a file of this export; remove it")
+    files = [folder / name for name in digests]
+    try:
+        for file, wanted, digest in zip(files, digests.values(), _digests(files), strict=True):
+            if wanted != digest:
+                raise UserError(f"{file}: damaged (its digest differs); export the run again")
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _text(digests: dict[str, str]) -> str:
+    """The manifest, with a digest of itself: a changed byte in it is told from one in a file."""
+    own = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    return json.dumps({"format": FORMAT, "files": digests, "sha256": own}, indent=2) + "\n"
+
+
+def _digests(files: list[Path]) -> list[str]:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(_digest, files))
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; hashing lets other threads run."""
+    digest, buffer = hashlib.sha256(), bytearray(BLOCK)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()

@@ -1,0 +1,157 @@
+"""``recmtl export``: a run's best model as a folder that needs nothing else to predict.
+
+    checkpoint ──▶ tables/*.npy            dense network ──torch.export──▶ model.pt2
+    run        ──▶ encoder/, vocab/, recipe.toml, config.toml, metrics.json, README.md, signature.json, manifest.json
+
+Tables lie beside the graph, not in it: mapped into memory they take no time to load, and processes share them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recmtl.config import to_toml
+from recmtl.features import is_list
+from recmtl.inference.exported import ExportedModel, to_tensors
+from recmtl.inference.inputs import Inputs
+from recmtl.inference.manifest import write_manifest
+from recmtl.inference.signature import (
+    CARD,
+    CONFIG,
+    METRICS,
+    MODEL,
+    SIGNATURE,
+    TABLES,
+    Signature,
+    conditional_columns,
+    output_columns,
+)
+from recmtl.inference.tables import open_table, write_table
+from recmtl.models.ranking_model import RankingModel
+from recmtl.runtime.progress import Progress
+from recmtl.runtime.storage import complete_or_absent, link_folder, write_json, write_whole
+from recmtl.runtime.versions import versions
+from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset
+from recmtl.training.card import model_card
+from recmtl.training.graph import ScoringGraph
+from recmtl.training.trained import TrainedRun
+from recmtl.training.weights import check_whole, read_weights, stored_tables
+
+TRACED_ROWS = 7
+"""Rows of the example that is traced; any number but 0 and 1, for which PyTorch would make graphs of their own."""
+CHECKED_ROWS = (0, 1, 2, 64)
+TOLERANCE = 1e-6
+
+
+def export_run(run: Path, out: Path, dtype: str = "float32") -> Signature:
+    """Write an export.
+
+    Args:
+        run: the run folder.
+        out: folder to write, complete or absent.
+        dtype: of the tables: float32, float16 or int8.
+
+    Raises:
+        UserError: the run is not whole, or `out` cannot be written.
+    """
+    trained = TrainedRun(run)
+    checkpoint = trained.checkpoint
+    check_whole(checkpoint)
+    recipe = trained.recipe
+    with complete_or_absent(out) as work, Progress(timed=False) as progress:
+        folder = work / "data"
+        (folder / TABLES).mkdir()
+        model = trained.make_model()
+        with progress.stage("writing tables", 2 * len(model.embeddings.tables)) as advance:
+            read = read_weights(checkpoint, model, work / "read")
+            files = {}
+            for done, (key, values) in enumerate(read.items(), 1 + len(read)):
+                files[key] = write_table(values, folder / TABLES, key, dtype)
+                advance(done)
+        signature = Signature(
+            name=recipe.name,
+            model=trained.config.model.name,
+            dtype=dtype,
+            tasks=tuple(task.name for task in trained.tasks),
+            outputs=tuple(_outputs(trained, model)),
+            tables=tuple(stored_tables(model, trained, files)),
+            lists=sum(is_list(feature) for feature in trained.dataset.sparse_features),
+            encoding_fingerprint=trained.dataset.encoding_fingerprint,
+            source_columns=trained.dataset.source_columns,
+            versions=versions(),
+        )
+        tables = {table.key: open_table(folder, table, dtype) for table in signature.tables}
+        with progress.stage("tracing the model", 1):
+            graph = ScoringGraph(model, trained.dataset).eval()
+            torch.export.save(trace(graph, trained.dataset, tables), folder / MODEL)
+        link_folder(run / ENCODER, folder / ENCODER)
+        link_folder(run / VOCABULARIES, folder / VOCABULARIES)
+        write_whole(folder / RECIPE, recipe.toml)
+        write_whole(folder / CONFIG, to_toml(trained.config))
+        results = trained.results
+        write_json(folder / METRICS, {} if results is None else {key: results[key] for key in ("test", "val")})
+        write_json(folder / SIGNATURE, signature.to_json())
+        write_whole(folder / CARD, model_card(trained, signature, results))
+        write_manifest(folder)
+        with progress.stage("checking the export", len(CHECKED_ROWS)):
+            _check(ExportedModel(folder), graph, trained.dataset, tables)
+        if results is None:
+            progress.note(f"{run}: not finished; this is its best model so far, and {METRICS} is empty")
+        return signature
+
+
+def _outputs(trained: TrainedRun, model: RankingModel) -> list[str]:
+    conditional = conditional_columns(trained.tasks) if model.dense.composes else {}
+    return [*output_columns(trained.tasks), *conditional]
+
+
+def trace(graph: ScoringGraph, dataset: Dataset, tables: dict[str, list[Tensor]]) -> torch.export.ExportedProgram:
+    """The graph's operations, for any number of rows and ids."""
+    dynamic = torch.export.Dim.DYNAMIC
+    ids, numeric, lists = to_tensors(random_inputs(dataset, TRACED_ROWS))
+    shapes = (
+        {1: dynamic},
+        {0: dynamic},
+        [({0: dynamic}, {0: dynamic}) for _ in lists],
+        {key: [None for _ in parts] for key, parts in tables.items()},
+    )
+    with torch.no_grad():
+        program = torch.export.export(graph, (ids, numeric, lists, tables), dynamic_shapes=shapes, strict=False)
+    # They would be pickled; tables are among them.
+    program.example_inputs = None
+    return program
+
+
+def _check(exported: ExportedModel, graph: ScoringGraph, dataset: Dataset, tables: dict[str, list[Tensor]]) -> None:
+    """Compare what was written with what was meant.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    for rows in CHECKED_ROWS:
+        inputs = random_inputs(dataset, rows)
+        with torch.no_grad():
+            wanted = torch.cat(graph(*to_tensors(inputs), tables), dim=1).numpy()
+        found = exported.score(inputs)
+        if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=0, atol=TOLERANCE):
+            raise RuntimeError(f"the export differs from the model on {rows} rows")
+
+
+def random_inputs(dataset: Dataset, rows: int) -> Inputs:
+    """Random ids and numbers; the first row's lists have items, others may be empty."""
+    rng = np.random.default_rng(rows)
+    sparse = dataset.sparse_features
+    limits = {feature.name: dataset.table(str(feature.table)).rows for feature in sparse}
+    ids = [rng.integers(0, limits[feature.name], rows) for feature in sparse if not is_list(feature)]
+    lists = []
+    for feature in sparse:
+        if is_list(feature):
+            lengths = rng.integers(0, 3, rows).astype(np.int32)
+            lengths[:1] = 2
+            lists.append((rng.integers(0, limits[feature.name], lengths.sum()).astype(np.int32), lengths))
+    width = sum(feature.width for feature in dataset.dense_features)
+    return Inputs(np.array(ids, np.int32).reshape(len(ids), rows), rng.normal(size=(rows, width)).astype("f4"), lists)

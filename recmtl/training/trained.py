@@ -1,0 +1,93 @@
+"""A run folder as something to use: its model, and all that turns raw files into what the model reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from recmtl.config import Config, load_config
+from recmtl.data.recipe import Recipe, load_recipe
+from recmtl.encoding.encoder import Encoder
+from recmtl.errors import UserError
+from recmtl.inference.signature import CONFIG, conditional_columns, output_columns
+from recmtl.models.ranking_model import RankingModel
+from recmtl.schema import ENCODER, RECIPE, Dataset, Task
+from recmtl.training.checkpoint import best_checkpoint
+from recmtl.training.results import RESULTS
+from recmtl.training.runs import trained_dataset
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The best model of a run.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UserError: a file of the run is missing or damaged; so do the properties.
+    """
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> Config:
+        """The run's configuration."""
+        path = self.folder / CONFIG
+        if not path.is_file():
+            raise UserError(f"{self.folder}: no {CONFIG} in it; name a run folder that `recmtl train` wrote")
+        return load_config(str(path))
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """What it was trained on."""
+        return trained_dataset(self.folder)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that it predicts."""
+        return self.dataset.select_tasks(tuple(self.config.training.tasks))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of its data."""
+        return load_recipe(str(self._there(RECIPE)))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of its data."""
+        return Encoder.load(self._there(ENCODER))
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """Of the best epoch."""
+        return best_checkpoint(self.folder)
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What was measured at the end; None: the run is not finished."""
+        path = self.folder / RESULTS
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: damaged ({error}); train the run to its end again") from None
+
+    def make_model(self) -> RankingModel:
+        """The model before its weights, its tables on the meta device."""
+        return RankingModel.from_config(self.config, self.dataset, self.tasks)
+
+    def outputs(self, *, conditional: bool, composes: bool) -> list[str]:
+        """Names of the columns that are predicted."""
+        names = output_columns(self.tasks)
+        return [*names, *conditional_columns(self.tasks)] if conditional and composes else names
+
+    def _there(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            raise UserError(f"{path}: missing; the run was trained on data that `recmtl prepare` did not write")
+        return path

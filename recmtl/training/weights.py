@@ -1,0 +1,77 @@
+"""The weights of a checkpoint in one process, without process group, sharding or optimisers.
+
+Tables go to files that are mapped into memory: one that is larger than the memory can be read too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from recmtl.errors import UserError
+from recmtl.inference.signature import StoredTable
+from recmtl.models.embeddings import table_name
+from recmtl.models.ranking_model import RankingModel
+from recmtl.training.manifest import find_damage
+from recmtl.training.storage import SafePlanner, SafeReader
+from recmtl.training.trained import TrainedRun
+
+TABLE_KEY = "model.model.embeddings.collection.embedding_bags.{}.weight"
+DENSE_KEY = "model.model.dense."
+"""What a checkpoint calls tables and the dense network."""
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raise UserError if a checkpoint that no other can stand in for is damaged."""
+    if damage := find_damage(checkpoint):
+        raise UserError(
+            f"{checkpoint}: damaged ({damage}); it is the checkpoint of the best epoch, train the run again"
+        )
+
+
+def read_weights(
+    checkpoint: Path, model: RankingModel, folder: Path, only: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Fill a model's dense network from a checkpoint; returns its tables [R, D] by name, in the type they were trained.
+
+    Args:
+        checkpoint: of a run, whole.
+        model: its tables are not touched.
+        folder: for the files; made here.
+        only: names of the tables to read; None: all.
+    """
+    reader = SafeReader(checkpoint)
+    described = reader.read_metadata().state_dict_metadata
+    folder.mkdir()
+    tables: dict[str, np.ndarray] = {}
+    state: dict[str, Tensor] = {f"{DENSE_KEY}{name}": value for name, value in model.dense.state_dict().items()}
+    for number, bag in enumerate(model.embeddings.tables):
+        if only is not None and bag.name not in only:
+            continue
+        key = TABLE_KEY.format(bag.name)
+        stored = described[key]
+        assert isinstance(stored, TensorStorageMetadata)
+        kind = np.dtype(str(stored.properties.dtype).removeprefix("torch."))
+        tables[bag.name] = np.memmap(folder / f"{number}", kind, "w+", shape=tuple(stored.size))
+        state[key] = torch.from_numpy(tables[bag.name])
+    dcp.load(dict(state), storage_reader=reader, planner=SafePlanner(), no_dist=True)
+    return tables
+
+
+def stored_tables(model: RankingModel, trained: TrainedRun, files: Mapping[str, tuple[str, ...]]) -> list[StoredTable]:
+    """The copies of all tables of a model, with the files of each."""
+    sets = model.dense.table_sets(trained.config.model, trained.tasks)
+    dims = {bag.name: bag.embedding_dim for bag in model.embeddings.tables}
+    found = []
+    for table in trained.dataset.tables:
+        for table_set in sets:
+            key = table_name(table.name, table_set, sets)
+            copy = "" if len(sets) == 1 else table_set
+            found.append(StoredTable(key, table.name, copy, table.rows, dims[key], files[key]))
+    return found
