@@ -33,6 +33,7 @@ from recmtl.runtime.exit import (
     interrupt_on_sigterm,
     is_first_on_machine,
 )
+from recmtl.runtime.storage import exists, read_text
 from recmtl.schema import SPLITS
 
 
@@ -228,7 +229,7 @@ def evaluate(arguments: list[str]) -> None:
     """Measure a run's best model."""
     args = parse_words(Evaluate, arguments, "evaluate")
     path = args.run / "config.toml"
-    if not path.exists():
+    if not exists(path):
         raise UserError(f"{args.run}: no config.toml in it; name a run folder that `recmtl train` wrote")
     splits = SPLITS if args.split == "all" else (args.split,)
     config = load_config(str(path))
@@ -325,7 +326,7 @@ def presets(arguments: list[str]) -> None:
         return _show("preset", preset_names(), PRESETS, arguments[1:])
     parse_words(Catalogue, arguments, "presets")
     for name in preset_names():
-        first = config_path(name).read_text().splitlines()[0]
+        first = read_text(config_path(name)).splitlines()[0]
         print(f"{name:24} {first.lstrip('# ')}")
 
 
@@ -335,7 +336,7 @@ def _show(kind: str, names: list[str], folder: Path, arguments: list[str]) -> No
     if name not in names:
         raise UserError(f"no {kind} '{name}'; {nearest(name, names)}")
     path = folder / f"{name}.toml"
-    print(path.read_text(encoding="utf-8"), end="")
+    print(read_text(path), end="")
     if parent := read_toml(path).get("extends"):
         print(f"{name} extends {parent}: `recmtl {kind}s show {parent}` prints what it builds on", file=sys.stderr)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recmtl.errors import UserError, nearest
-from recmtl.runtime.storage import write_whole
+from recmtl.runtime.storage import is_file, list_folder, os_errors, read_json, write_whole
 
 FORMAT = 2
 FILE_NAME = "dataset.json"
@@ -229,10 +229,10 @@ class Dataset:
             UserError: the folder was not written by ``recmtl prepare``, by another version of it, or was changed.
         """
         path = folder / FILE_NAME
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f"{folder}: no {FILE_NAME} in it; name a folder that `recmtl prepare` wrote")
         try:
-            values: dict[str, Any] = json.loads(path.read_text())
+            values: dict[str, Any] = read_json(path)
             if values.pop("format") != FORMAT:
                 raise UserError(f"{path}: written by another version of recmtl; prepare the data again")
             written = {name: values.pop(name) for name in ("encoding_fingerprint", "data_fingerprint")}
@@ -256,7 +256,8 @@ class Dataset:
         """
         if split not in SPLITS:
             raise UserError(f"no split {split!r}; {nearest(split, SPLITS)}")
-        files = sorted((folder / split).glob("part-*.parquet"))
+        with os_errors(folder):
+            files = list_folder(folder / split, "part-*.parquet")
         if not files and self.rows.get(split, 0):
             raise UserError(f"{folder / split}: no part-*.parquet files; prepare the data again")
         return files

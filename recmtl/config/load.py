@@ -12,6 +12,7 @@ from recmtl.config.models import find_model
 from recmtl.config.sections import Config
 from recmtl.config.toml import read_toml
 from recmtl.errors import UserError, nearest
+from recmtl.runtime.storage import list_folder
 from recmtl.typed import from_dict
 
 PRESETS = Path(__file__).parent / "presets"
@@ -30,7 +31,7 @@ def config_class(sizes: type) -> type[Config]:
 
 def preset_names() -> list[str]:
     """Names of the presets in the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+    return [path.stem for path in list_folder(PRESETS, "*.toml")]
 
 
 def config_path(name_or_path: str) -> Path:

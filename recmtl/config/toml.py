@@ -10,6 +10,7 @@ from typing import Any
 import tomli_w
 
 from recmtl.errors import UserError
+from recmtl.runtime.storage import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +26,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         # Editors on Windows start a file with a byte order mark, which this encoding takes away.
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(read_text(path, encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -19,6 +19,7 @@ from recmtl.config import read_toml
 from recmtl.data.recipe_checks import check_recipe
 from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS, has_table
+from recmtl.runtime.storage import is_file, list_folder, real_path
 from recmtl.schema import FIRST, Pooling, Relation, Transform
 from recmtl.typed import LARGEST_COUNT, Fraction, NonNegative, PositiveCount, Texts, from_dict
 
@@ -174,7 +175,7 @@ class _File:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in PACKAGED.glob("*.toml"))
+    return [path.stem for path in list_folder(PACKAGED, "*.toml")]
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -193,7 +194,7 @@ def _find(name_or_path: str, folder: Path) -> Path:
     if name_or_path in recipe_names():
         return PACKAGED / f"{name_or_path}.toml"
     path = folder / name_or_path
-    if path.suffix == ".toml" and path.is_file():
+    if path.suffix == ".toml" and is_file(path):
         return path
     raise UserError(f"'{name_or_path}' is neither a recipe nor a .toml file; {nearest(name_or_path, recipe_names())}")
 
@@ -207,9 +208,9 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends: must be the name of a recipe")
     parent_path = _find(parent, path.parent)
-    if parent_path.resolve() in (*children, path.resolve()):
+    if real_path(parent_path) in (*children, real_path(path)):
         raise UserError(f"{path}: extends: {parent!r} extends this recipe in turn")
-    return {**_read(parent_path, (*children, path.resolve())), **keys}
+    return {**_read(parent_path, (*children, real_path(path))), **keys}
 
 
 def _parse(keys: dict[str, Any], origin: str) -> Recipe:

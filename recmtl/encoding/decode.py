@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recmtl.errors import UserError
+from recmtl.runtime.storage import local_path
 from recmtl.schema import FIRST
 
 
@@ -24,7 +25,7 @@ def read_values(vocabularies: Path, table: str) -> pa.Array:
     """
     path = vocabularies / f"{table}.parquet"
     try:
-        return pq.read_table(path, columns=["value"])["value"].combine_chunks()
+        return pq.read_table(local_path(path), columns=["value"])["value"].combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); prepare the data again") from None
 

@@ -10,7 +10,6 @@ memory-mapped vocabulary a table.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from recmtl.encoding.values import arrow_type, canonical, fits, is_list, is_stri
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
 from recmtl.features import DenseKind, TableKind, make_kind
-from recmtl.runtime.storage import write_json
+from recmtl.runtime.storage import make_folder, read_json, write_json
 from recmtl.schema import MISSING, UNSEEN, Feature, Table
 
 FORMAT = 1
@@ -185,7 +184,7 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Write ``encoder.json`` and the vocabularies into a folder, made here."""
-        folder.mkdir()
+        make_folder(folder)
         fields = {
             "format": FORMAT,
             "hash": HASH_NAME,
@@ -207,7 +206,7 @@ class Encoder:
         """
         path = folder / FILE_NAME
         try:
-            fields: dict[str, Any] = json.loads(path.read_text())
+            fields: dict[str, Any] = read_json(path)
             if (fields["format"], fields["hash"]) != (FORMAT, HASH_NAME):
                 raise UserError(f"{path}: written by another version of recmtl; prepare the data again")
             features = tuple(Feature(**feature) for feature in fields["features"])
@@ -217,7 +216,7 @@ class Encoder:
             raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the data again") from None
         except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise UserError(f"{path}: damaged ({error!r}); prepare the data again") from None
-        lookups = {t.name: Hashed(t.rows) if t.hashed else Vocabulary.open(folder / t.name) for t in tables}
+        lookups = {t.name: Hashed(t.rows) if t.hashed else Vocabulary.load(folder / t.name) for t in tables}
         return cls(features, tables, lookups, schema)
 
 

@@ -16,6 +16,7 @@ from recmtl.encoding.decode import decode, read_values
 from recmtl.encoding.hashing import hash_texts
 from recmtl.encoding.values import canonical, keys
 from recmtl.errors import UserError
+from recmtl.runtime.storage import local_path, open_write
 from recmtl.schema import FIRST, UNSEEN
 
 BATCH_ROWS = 2**18
@@ -57,10 +58,10 @@ class Vocabulary:
         Raises:
             UserError: two values have one key; names both.
         """
-        rows = pq.ParquetFile(path).metadata.num_rows
-        all_keys, ids = np.empty(rows, np.uint64), np.empty(rows, np.int32)
         done = 0
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(local_path(path)) as file:
+            rows = file.metadata.num_rows
+            all_keys, ids = np.empty(rows, np.uint64), np.empty(rows, np.int32)
             for batch in file.iter_batches(BATCH_ROWS):
                 values, _ = canonical(batch.column(0), kind)
                 some = slice(done, done + batch.num_rows)
@@ -76,18 +77,19 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write ``PATH.keys.npy`` and ``PATH.ids.npy``."""
-        np.save(_file(path, "keys"), self.keys)
-        np.save(_file(path, "ids"), self.ids)
+        for part, values in (("keys", self.keys), ("ids", self.ids)):
+            with open_write(_file(path, part)) as file:
+                np.save(file, values)
 
     @classmethod
-    def open(cls, path: Path) -> Vocabulary:
+    def load(cls, path: Path) -> Vocabulary:
         """Map what `save` wrote.
 
         Raises:
             UserError: a file is missing or damaged.
         """
         try:
-            return cls(*(np.load(_file(path, part), mmap_mode="r") for part in ("keys", "ids")))
+            return cls(*(np.load(local_path(_file(path, part)), mmap_mode="r") for part in ("keys", "ids")))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: the vocabulary cannot be read ({error}); prepare the data again") from None
 

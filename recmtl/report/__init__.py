@@ -12,6 +12,7 @@ from recmtl.report.rows import Row, by_dataset
 from recmtl.report.runs import Run, RunWithoutResults, load_run
 from recmtl.report.table import csv, markdown, tabulate
 from recmtl.report.without_results import html_section, markdown_section
+from recmtl.runtime.storage import make_folder, write_whole
 
 
 def report(runs: list[Path], out: Path) -> str:
@@ -45,8 +46,8 @@ def report(runs: list[Path], out: Path) -> str:
     files = _files(by_dataset(measured), others)
     for name, text in files.items():
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / name).write_text(text + "\n", encoding="utf-8")
+            make_folder(out)
+            write_whole(out / name, text + "\n")
         except OSError as problem:
             raise UserError(f"{out / name}: cannot be written ({problem.strerror})") from None
     return files["report.md"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recmtl.errors import UserError
+from recmtl.runtime.storage import exists, read_json
 
 Shares = dict[str, float]
 """A fraction of the rows, by split."""
@@ -53,10 +53,10 @@ class Data:
         Raises:
             UserError: it is damaged.
         """
-        if not path.exists():
+        if not exists(path):
             return None
         try:
-            fields: dict[str, Any] = json.loads(path.read_text())
+            fields: dict[str, Any] = read_json(path)
             return Data(
                 rows={split: int(count) for split, count in fields["rows"].items()},
                 base_rates={task["name"]: _shares(task, "base_rate") for task in fields["tasks"]},

@@ -13,6 +13,7 @@ from typing import Any
 from recmtl.config import read_toml
 from recmtl.errors import UserError
 from recmtl.report.data import Data
+from recmtl.runtime.storage import exists, list_folder, os_errors, read_json, read_text
 from recmtl.schema import FILE_NAME, Dataset
 
 RESULTS = "results.json"
@@ -102,7 +103,7 @@ class Run:
         """
         path, config = folder / RESULTS, folder / "config.toml"
         try:
-            fields: dict[str, Any] = json.loads(path.read_text())
+            fields: dict[str, Any] = read_json(path)
             folds = {task: metrics.pop("auc_folds", None) for task, metrics in fields["test"].items()}
             return Run(
                 folder=folder,
@@ -124,8 +125,8 @@ class Run:
                 versions={name: str(version) for name, version in fields["versions"].items()},
                 seconds=_numbers(fields["seconds"]),
                 bins={task: Bins(**bins) for task, bins in fields["calibration_bins"]["test"].items()},
-                config=read_toml(config) if config.exists() else {},
-                config_text=config.read_text(encoding="utf-8") if config.exists() else "",
+                config=read_toml(config) if exists(config) else {},
+                config_text=read_text(config) if exists(config) else "",
                 plan=_plan(folder / "plan.json"),
                 data=Data.load(folder / "dataset.json"),
                 history=_history(folder / "metrics.jsonl"),
@@ -160,10 +161,10 @@ def load_run(folder: Path) -> Run | RunWithoutResults:
     Raises:
         UserError: it is no run folder.
     """
-    if not any((folder / name).exists() for name in (RESULTS, "config.toml", "checkpoints", ".lock")):
+    if not any(exists(folder / name) for name in (RESULTS, "config.toml", "checkpoints", ".lock")):
         raise UserError(f"{folder}: no run in it; name folders that `recmtl train` wrote")
     step = _newest_step(folder)
-    if not (folder / RESULTS).exists():
+    if not exists(folder / RESULTS):
         reason = f"{folder}: unfinished at step {step}, without {RESULTS}; the same `recmtl train` command goes on"
         return _without_results(folder, "unfinished", step, reason)
     try:
@@ -181,13 +182,14 @@ def _without_results(folder: Path, state: str, step: int, reason: str) -> RunWit
     with suppress(UserError, AttributeError):
         model = str(read_toml(folder / "config.toml").get("model", {}).get("name", ""))
     with suppress(UserError):
-        dataset = Dataset.load(folder).name if (folder / FILE_NAME).exists() else ""
+        dataset = Dataset.load(folder).name if exists(folder / FILE_NAME) else ""
     return RunWithoutResults(folder, state, step, reason, model, dataset)
 
 
 def _newest_step(folder: Path) -> int:
     """The step of the newest checkpoint; 0: there is none."""
-    names = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
+    with os_errors(folder):
+        names = [path.name.removeprefix("step-") for path in list_folder(folder / "checkpoints", "step-*")]
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
@@ -202,10 +204,10 @@ def total_logloss(tasks: list[str]) -> Callable[[Run], Value]:
 
 
 def _plan(path: Path) -> Plan | None:
-    if not path.exists():
+    if not exists(path):
         return None
     try:
-        fields = json.loads(path.read_text())
+        fields = read_json(path)
         shards = [Shard(s["table"], s["sharding"], int(s["rank"]), int(s["total_bytes"])) for s in fields["shards"]]
         return Plan(int(fields["cluster"]["world_size"]), int(fields["cluster"]["memory"]), tuple(shards))
     except (ValueError, KeyError, TypeError) as problem:
@@ -215,7 +217,7 @@ def _plan(path: Path) -> Plan | None:
 def _history(path: Path) -> list[dict[str, Any]]:
     """The lines of a log; one that a crash cut off is left out."""
     lines = []
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for text in read_text(path, errors="replace").splitlines() if exists(path) else []:
         try:
             line = json.loads(text)
         except ValueError:

@@ -1,23 +1,22 @@
-"""Folders that are complete or absent, files that are whole, and locks that end with their process."""
+"""Where recmtl's files lie: the one place that reads, writes, lists and removes files and folders of the user's.
+
+All functions raise OSError where the system refuses, as those of `pathlib` do; `os_errors` makes it the user's. What
+other libraries open by themselves has a place of its own: DuckDB and pyarrow the raw files, PyTorch a checkpoint's
+tensors, and ``prepare`` its intermediate rows, which lie on this machine's disk (`recmtl.runtime.folders`).
+"""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
-import socket
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from recmtl.errors import UserError
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems without locks answer."""
 
 
 @contextmanager
@@ -29,15 +28,29 @@ def os_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as problem:
-        raise UserError(f"{problem.filename or path}: {problem.strerror or problem}") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
+
+
+def read_text(path: Path, *, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """The text of a file."""
+    return path.read_text(encoding, errors)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    return json.loads(read_text(path))
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all, also when the machine loses power."""
     partial = path.with_name(path.name + ".tmp")
     try:
-        with partial.open("w") as file:
+        with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -57,20 +70,102 @@ def write_json(path: Path, value: Any) -> None:
         write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
-def link_folder(source: Path, target: Path) -> None:
-    """Give `target` the files of a folder that are never written again: as links where the file system has them, so
-    that they take no space twice, else as copies. It is complete or absent; what is there already is replaced.
+def open_read(path: Path) -> IO[bytes]:
+    """A file, to read its bytes."""
+    return path.open("rb")
+
+
+def open_write(path: Path) -> IO[bytes]:
+    """A file, emptied or made, to write its bytes; whoever reads it meanwhile sees a part."""
+    return path.open("wb")
+
+
+def open_append(path: Path) -> IO[str]:
+    """A file, made where it is missing, to write text to its end."""
+    return path.open("a", encoding="utf-8")
+
+
+def local_path(path: Path) -> Path:
+    """Where this machine has a file, for libraries that open it by its name or map it into memory."""
+    return path
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder."""
+    return path.exists()
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file."""
+    return path.is_file()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder."""
+    return path.is_dir()
+
+
+def is_link(path: Path) -> bool:
+    """Whether a file or folder is a link to one."""
+    return path.is_symlink()
+
+
+def real_path(path: Path) -> Path:
+    """The absolute path of what links lead to."""
+    return Path(os.path.realpath(path))
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file."""
+    return path.stat().st_size
+
+
+def list_folder(folder: Path, pattern: str = "*") -> list[Path]:
+    """What lies in a folder and has a name like `pattern`, in order; nothing where there is no folder."""
+    try:
+        return sorted(path for path in folder.iterdir() if fnmatchcase(path.name, pattern))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, where they are missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def make_afresh(folder: Path) -> None:
+    """Make an empty folder; what is there already is removed.
+
+    Raises:
+        FileExistsError: it cannot be removed.
     """
-    unfinished = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    for path in source.iterdir():
-        try:
-            os.link(path, unfinished / path.name)
-        except OSError:
-            shutil.copyfile(path, unfinished / path.name)
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
+    remove_folder(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def rename(source: Path, target: Path) -> Path:
+    """Give a file or folder another name on the same disk, at once; returns `target`."""
+    return source.rename(target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:
+    """Remove a folder with all that is in it.
+
+    Args:
+        folder: what to remove.
+        ignore_errors: leave what cannot be removed, the folder itself if it is not there.
+    """
+    shutil.rmtree(folder, ignore_errors=ignore_errors)
+
+
+def remove_empty_folder(folder: Path) -> None:
+    """Remove a folder that has nothing in it."""
+    folder.rmdir()
 
 
 def sync_folder(folder: Path) -> None:
@@ -80,111 +175,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def locked(path: Path, what: Path) -> Iterator[None]:
-    """Hold the lock of a file, made where it is missing; the system lets go of it when the process ends, however.
-
-    Args:
-        path: the lock file. Nobody may remove it but its holder.
-        what: what it guards, for the message.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    while True:
-        # For appending: an exclusive lock over NFS wants a file open for writing, and the holder's line must stay.
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise UserError(f"{what}: in use by {holder}; wait for it to end or name another folder") from None
-        except OSError as problem:
-            if problem.errno not in NO_LOCKS:
-                raise
-            note = f"{what}: its file system has no locks; take care that no other job writes to it"
-            print(note, file=sys.stderr)
-        with suppress(FileNotFoundError):  # its holder removed it between our opening and locking it
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                break
-        file.close()
-    with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-@contextmanager
-def complete_or_absent(out: Path, check_replaceable: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """A hidden folder beside `out`: its ``data`` becomes `out` if nothing goes wrong, and the rest is removed.
-
-    What a killed process left there is removed first; where it was killed while it replaced `out`, the old `out` comes
-    back.
-
-    Args:
-        out: folder to write; absent or empty, unless it may be replaced.
-        check_replaceable: raises UserError unless `out`, which is not empty, may be replaced. It is asked before the
-            work and again before `out` is removed.
-
-    Raises:
-        UserError: `out` is not empty, cannot be written, or another process is writing it.
-    """
-    target = out.absolute()
-    work = target.with_name(f".{target.name}.tmp")
-    replaced = work / "replaced"
-
-    def check() -> None:
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-            return
-        if check_replaceable is None:
-            raise UserError(f"{out}: exists and is not empty; remove it or name another folder")
-        check_replaceable(out)
-
-    if not replaced.exists():
-        check()
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        with locked(work / "lock", out):
-            try:
-                if replaced.exists() and not target.exists():
-                    replaced.rename(target)
-                check()
-                for left in work.iterdir():
-                    if left.name != "lock":
-                        shutil.rmtree(left)
-                (work / "data").mkdir()
-                yield work
-                check()
-                if target.exists():
-                    target.rename(replaced)
-                (work / "data").rename(target)
-            finally:
-                if replaced.exists() and not target.exists():
-                    replaced.rename(target)
-                shutil.rmtree(work, ignore_errors=True)
-    except OSError as problem:
-        raise UserError(f"{out}: cannot be written ({problem.strerror or problem})") from None
-
-
-@contextmanager
-def file_complete_or_absent(out: Path) -> Iterator[Path]:
-    """A hidden file beside `out` that becomes `out` if nothing goes wrong, and is removed otherwise.
-
-    Raises:
-        UserError: `out` exists or cannot be written.
-    """
-    if out.exists():
-        raise UserError(f"{out}: exists; remove it or name another file")
-    unfinished = out.absolute().with_name(f".{out.name}.tmp")
-    with os_errors(out):
-        try:
-            unfinished.parent.mkdir(parents=True, exist_ok=True)
-            yield unfinished
-            unfinished.replace(out)
-        finally:
-            unfinished.unlink(missing_ok=True)

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recmtl.errors import UserError
+from recmtl.runtime.folders import complete_or_absent
 from recmtl.runtime.progress import Progress
-from recmtl.runtime.storage import complete_or_absent
+from recmtl.runtime.storage import make_folder
 from recmtl.synthetic.marketplace import EVENT_TYPES, Catalogue, Ints
 from recmtl.synthetic.simulation import Events, Simulation
 
@@ -87,7 +88,7 @@ def synthesize(out: Path, events: int, *, seed: int = 0) -> None:
     with complete_or_absent(out) as work, Progress() as progress, progress.stage("events", events) as advance:
         folder = work / "data"
         for kind in (folder, folder / TRUTH_FOLDER):
-            (kind / MONTH_FOLDER).mkdir(parents=True)
+            make_folder(kind / MONTH_FOLDER)
         simulation = Simulation(events, seed, min(SHARD_EVENTS, events // MIN_SHARDS))
         shards = _Shards(simulation.catalogue)
         done = 0

@@ -8,7 +8,6 @@ with a dot are on their way: ``.step-<n>.tmp`` is being written, ``.step-<n>.old
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -25,7 +24,18 @@ from recmtl.config import Config
 from recmtl.distributed.context import DistContext
 from recmtl.distributed.plan import Plan
 from recmtl.errors import UserError, is_out_of_memory
-from recmtl.runtime.storage import sync_folder, write_whole
+from recmtl.runtime.storage import (
+    exists,
+    is_folder,
+    list_folder,
+    make_afresh,
+    os_errors,
+    read_json,
+    remove_folder,
+    rename,
+    sync_folder,
+    write_whole,
+)
 from recmtl.training.manifest import MANIFEST, Entries, entry, find_damage
 from recmtl.training.storage import SafePlanner, SafeReader, Writer
 
@@ -120,7 +130,7 @@ class Checkpoints:
         final = self.path(train_state.step)
         unfinished = self.folder / f".{final.name}.tmp"
         try:
-            self.context.run_on_rank0(lambda: _make_afresh(unfinished))
+            self.context.run_on_rank0(lambda: make_afresh(unfinished))
             try:
                 dcp.save(self._state(), storage_writer=Writer(unfinished), process_group=self.context.cpu_group)
             except CheckpointException as problem:
@@ -130,7 +140,7 @@ class Checkpoints:
             self.context.run_on_rank0(lambda: self._complete(train_state, unfinished, final, entries))
         except (UserError, MemoryError) as problem:
             if self.context.is_first:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                remove_folder(unfinished, ignore_errors=True)
             if isinstance(problem, MemoryError):
                 raise
             raise UserError(f"{final}: cannot be written ({problem}); checkpoints before it are untouched") from None
@@ -147,20 +157,20 @@ class Checkpoints:
         write_whole(unfinished / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         sync_folder(unfinished)
         replaced = self.folder / f".{final.name}.old"
-        if final.exists():  # the same step again: the old one goes only when the new one is there
-            final.rename(replaced)
-        unfinished.rename(final)
+        if exists(final):  # the same step again: the old one goes only when the new one is there
+            rename(final, replaced)
+        rename(unfinished, final)
         sync_folder(self.folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove_folder(replaced, ignore_errors=True)
 
     def tidy(self) -> None:
         """Bring back or remove what a killed process left on its way; only the holder of the run's lock may."""
-        for old in self.folder.glob(".step-*.old"):
+        for old in list_folder(self.folder, ".step-*.old"):
             final = self.folder / old.name[1 : -len(".old")]
-            if not final.exists():
-                old.rename(final)
-        for left in self.folder.glob(".step-*"):
-            shutil.rmtree(left)
+            if not exists(final):
+                rename(old, final)
+        for left in list_folder(self.folder, ".step-*"):
+            remove_folder(left)
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is whole, and a line on each that is not and was put aside.
@@ -194,7 +204,7 @@ class Checkpoints:
         Raises:
             UserError: row-wise optimiser state of tables that were cut otherwise, or files of another origin.
         """
-        described = json.loads((path / TRAIN_STATE).read_text())
+        described = read_json(path / TRAIN_STATE)
         self._check_widths(path, described.pop("widths"), with_optimizer)
         kind = self._kind_of_ranks()
         same_ranks = {key: described.pop(key) for key in kind} == kind
@@ -278,7 +288,7 @@ class Checkpoints:
         gone = []
         for path in self.paths()[: -self.session.config.checkpoint.keep]:
             if _step(path) not in best_steps:
-                gone.append(path.rename(self.folder / f".{path.name}.gone"))
+                gone.append(rename(path, self.folder / f".{path.name}.gone"))
         self._pruning = threading.Thread(target=_remove, args=(gone,))
         self._pruning.start()
 
@@ -288,23 +298,18 @@ class Checkpoints:
             self._pruning.join()
 
 
-def _make_afresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
 def _remove(folders: list[Path]) -> None:
     for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder, ignore_errors=True)
 
 
 def _put_aside(path: Path, aside: Path) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
+    remove_folder(aside, ignore_errors=True)
+    rename(path, aside)
 
 
 def _entries(folder: Path, pattern: str) -> Entries:
-    return {path.name: entry(path) for path in folder.glob(pattern)}
+    return {path.name: entry(path) for path in list_folder(folder, pattern)}
 
 
 def _reason(problem: CheckpointException) -> str:
@@ -327,13 +332,14 @@ def _step(path: Path) -> int:
 
 def checkpoint_paths(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    with os_errors(folder):
+        return [path for path in list_folder(folder, "step-*") if is_folder(path)]
 
 
 def read_state(path: Path) -> TrainState | None:
     """Where the run stood at a checkpoint; None: the file is damaged."""
     try:
-        described = json.loads((path / TRAIN_STATE).read_text())
+        described = read_json(path / TRAIN_STATE)
         return TrainState(**{field.name: described[field.name] for field in fields(TrainState)})
     except (OSError, ValueError, KeyError, TypeError):
         return None

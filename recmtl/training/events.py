@@ -20,6 +20,8 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from recmtl.runtime.storage import make_folder, open_write
+
 
 class Events:
     """One file of events in a folder.
@@ -33,9 +35,9 @@ class Events:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.path = folder / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = self.path.open("wb")
+        self._file = open_write(self.path)
         self._records = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
         if step:

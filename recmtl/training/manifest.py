@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from pathlib import Path
 from typing import Any
+
+from recmtl.runtime.storage import file_size, open_read, read_json
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 2**24
@@ -17,7 +18,7 @@ Entries = dict[str, dict[str, int]]
 def entry(path: Path) -> dict[str, int]:
     """Size and CRC-32 of a file."""
     size = checksum = 0
-    with path.open("rb") as file:
+    with open_read(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
     return {"bytes": size, "crc32": checksum}
@@ -35,7 +36,7 @@ def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
         One phrase that names the file; None: nothing.
     """
     try:
-        entries: Entries = json.loads((folder / MANIFEST).read_text())
+        entries: Entries = read_json(folder / MANIFEST)
         expected = {name: (value["bytes"], value["crc32"]) for name, value in sorted(entries.items())}
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
@@ -50,8 +51,8 @@ def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
 
 def _file_damage(path: Path, size: Any, checksum: Any) -> str | None:
     try:
-        if path.stat().st_size != size:
-            return f"{path.name} has {path.stat().st_size:,} bytes, not {size:,}"
+        if (found := file_size(path)) != size:
+            return f"{path.name} has {found:,} bytes, not {size:,}"
         return None if entry(path)["crc32"] == checksum else f"{path.name} is not what was written"
     except FileNotFoundError:
         return f"{path.name} is missing"

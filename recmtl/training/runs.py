@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -14,7 +12,20 @@ from recmtl.config import Config, check_continues
 from recmtl.data.difference import data_difference, encoding_difference
 from recmtl.distributed.context import DistContext, process_group
 from recmtl.errors import UserError
-from recmtl.runtime.storage import locked, os_errors, write_json
+from recmtl.runtime.locks import locked
+from recmtl.runtime.storage import (
+    exists,
+    is_file,
+    is_folder,
+    list_folder,
+    make_folder,
+    os_errors,
+    read_json,
+    remove,
+    remove_empty_folder,
+    remove_folder,
+    write_json,
+)
 from recmtl.schema import FILE_NAME, Dataset, Task
 from recmtl.training.checkpoint import Checkpoints, best_checkpoint, checkpoint_paths, read_state
 from recmtl.training.evaluation import logloss_sum
@@ -95,7 +106,7 @@ def _write_evaluation(run: Path, dataset: Dataset, split: str, results: Results)
     """Another data's results have another name, so that none are overwritten."""
     folder = run / EVALUATIONS
     with os_errors(folder):
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
     write_json(folder / f"{dataset.data_fingerprint}-{split}.json", results)
 
 
@@ -119,10 +130,10 @@ def run_folder(run: Path, context: DistContext) -> Iterator[None]:
 
 def _take(run: Path, held: ExitStack) -> list[Path] | None:
     """Make and lock a run folder; returns the folders made, the innermost first. None: there was something in it."""
-    made = [path for path in (run, *run.parents) if not path.exists()]
+    made = [path for path in (run, *run.parents) if not exists(path)]
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        empty = not any(run.iterdir())
+        make_folder(run)
+        empty = not list_folder(run)
         held.enter_context(locked(run / LOCK, run))
     except OSError as problem:
         raise UserError(f"--run: {run} cannot be written ({problem.strerror})") from None
@@ -132,14 +143,14 @@ def _take(run: Path, held: ExitStack) -> list[Path] | None:
 def _clear(run: Path, made: list[Path]) -> None:
     """Empty a run folder and remove the folders made for it; other ranks may be doing the same."""
     with suppress(OSError):
-        for path in run.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+        for path in list_folder(run):
+            if is_folder(path):
+                remove_folder(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                remove(path)
     with suppress(OSError):
         for path in made:
-            path.rmdir()
+            remove_empty_folder(path)
 
 
 def finished_results(config: Config, data: Path, dataset: Dataset, run: Path) -> Results | None:
@@ -149,7 +160,7 @@ def finished_results(config: Config, data: Path, dataset: Dataset, run: Path) ->
         UserError: the run is not one that `config` may go on with.
     """
     paths = checkpoint_paths(run / "checkpoints")
-    if paths or (run / FILE_NAME).exists():
+    if paths or exists(run / FILE_NAME):
         check_data(run, dataset, data)
     if not paths:
         return None
@@ -158,7 +169,7 @@ def finished_results(config: Config, data: Path, dataset: Dataset, run: Path) ->
     check_continues(run / "config.toml", config)
     state = read_state(paths[-1])
     try:
-        results: Results = json.loads((run / RESULTS).read_text())
+        results: Results = read_json(run / RESULTS)
     except (FileNotFoundError, ValueError):
         return None
     finished = state and is_done(state, config.training) and results.get("steps") == state.step
@@ -211,6 +222,6 @@ def trained_dataset(run: Path) -> Dataset:
         UserError: the run does not say, or its file is damaged.
     """
     path = run / FILE_NAME
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path}: missing, so nothing says what data the run was trained on; name another run folder")
     return Dataset.load(run)

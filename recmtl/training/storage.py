@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from recmtl.runtime.private_api import INDEX_CLASSES
+from recmtl.runtime.storage import open_read
 
 
 class Writer(FileSystemWriter):
@@ -74,7 +75,7 @@ class SafeReader(FileSystemReader):
 
     def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
         """The index. (PyTorch looks for an index of every rank's own where one of these has the name `kwargs`.)"""
-        with (Path(self.path) / ".metadata").open("rb") as file:
+        with open_read(Path(self.path) / ".metadata") as file:
             metadata = IndexUnpickler(file).load()
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()

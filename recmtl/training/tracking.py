@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from recmtl.metrics.measure import Values
-from recmtl.runtime.storage import os_errors, write_whole
+from recmtl.runtime.storage import exists, open_append, os_errors, read_text, write_whole
 
 
 class Tracker:
@@ -34,9 +34,9 @@ class Tracker:
             return
         self._path = path = run / "metrics.jsonl"
         with os_errors(path):
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= step] if path.exists() else []
+            kept = [line for line in read_text(path).splitlines() if _step(line) <= step] if exists(path) else []
             write_whole(path, "".join(line + "\n" for line in kept))
-            self._lines = path.open("a")
+            self._lines = open_append(path)
         if tensorboard:
             from recmtl.training.events import Events  # TensorBoard takes its time to import
 

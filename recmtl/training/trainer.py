@@ -12,8 +12,9 @@ from recmtl.config import TrainingConfig, sha256, to_toml
 from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.errors import Stopped, UserError
 from recmtl.optim.schedule import Warmup
+from recmtl.runtime.folders import link_folder
 from recmtl.runtime.progress import Progress
-from recmtl.runtime.storage import link_folder, os_errors, write_json, write_whole
+from recmtl.runtime.storage import is_folder, os_errors, read_text, remove, write_json, write_whole
 from recmtl.runtime.versions import versions
 from recmtl.schema import ENCODER, RECIPE, VOCABULARIES
 from recmtl.training.checkpoint import Checkpoints, TrainState
@@ -99,15 +100,15 @@ class Trainer:
     def _describe_run(self) -> None:
         """Write what the run is from here on; results of where it stood before would no longer be its own."""
         with os_errors(self.run):
-            (self.run / RESULTS).unlink(missing_ok=True)
+            remove(self.run / RESULTS)
             write_whole(self.run / "config.toml", to_toml(self.config))
             write_json(self.run / "plan.json", self.session.plan.to_json())
             self.session.dataset.save(self.run)
             # With these, the run is all that it takes to score new raw files.
-            if (self.session.data / ENCODER).is_dir():
+            if is_folder(self.session.data / ENCODER):
                 for folder in (ENCODER, VOCABULARIES):
                     link_folder(self.session.data / folder, self.run / folder)
-                write_whole(self.run / RECIPE, (self.session.data / RECIPE).read_text(encoding="utf-8"))
+                write_whole(self.run / RECIPE, read_text(self.session.data / RECIPE))
 
     def _epoch(self) -> None:
         """Train to the end of an epoch, then validate and checkpoint; or only up to the last step allowed."""

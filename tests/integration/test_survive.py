@@ -22,7 +22,7 @@ from toy import write_toy
 
 from recmtl import cli
 from recmtl.errors import UserError
-from recmtl.runtime.storage import locked
+from recmtl.runtime.locks import locked
 
 STEPS = 120  # more than two epochs of 47
 command = partial(training, training__max_steps=STEPS)

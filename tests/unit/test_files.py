@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from recmtl.errors import UserError
-from recmtl.runtime.storage import complete_or_absent, locked, os_errors, write_json
+from recmtl.runtime.folders import complete_or_absent
+from recmtl.runtime.locks import locked
+from recmtl.runtime.storage import os_errors, write_json
 
 HOLD = """
 import os, signal, sys
 from pathlib import Path
-from recmtl.runtime.storage import locked
+from recmtl.runtime.locks import locked
 with locked(Path(sys.argv[1]), Path("what")):
     print("held", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)

@@ -12,7 +12,7 @@ from prepared import events, only, read_all, run
 from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
 from recmtl.errors import UserError
-from recmtl.runtime.storage import complete_or_absent
+from recmtl.runtime.folders import complete_or_absent
 from recmtl.schema import Dataset
 
 

@@ -135,10 +135,10 @@ class TestFolders:
             found(tmp_path, "items.parquet")
 
     def test_a_folder_that_may_not_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(path: Path) -> None:
+        def refuse(path: Path) -> list[Path]:
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr("recmtl.data.prepare.raw_files.os.scandir", refuse)
+        monkeypatch.setattr(Path, "iterdir", refuse)
         with pytest.raises(UserError, match=f"{tmp_path}: Permission denied"):
             found(tmp_path)
 

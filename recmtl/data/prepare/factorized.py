@@ -20,6 +20,7 @@ from recmtl.data.prepare.partitions import MOST_PARTITIONS, number_of_partitions
 from recmtl.data.prepare.stored import BATCH_ROWS, Stored
 from recmtl.encoding.encoder import Encoder, Factorized, TableValues
 from recmtl.encoding.values import arrow_type
+from recmtl.runtime.storage import file_size, make_folder, remove
 
 CODES = pa.large_list(pa.int32())
 CODE = "#code "
@@ -56,7 +57,7 @@ class FactorizedRows:
     """
 
     def __init__(self, folder: Path, encoder: Encoder, others: pa.Schema) -> None:
-        folder.mkdir()
+        make_folder(folder)
         self.folder, self.encoder, self.others = folder, encoder, others
         fields = [pa.field(_code(k.feature.name), CODES if k.is_list else pa.int32()) for k in encoder.table_kinds]
         fields += [pa.field(_code(k.feature.name), pa.list_(pa.float64(), k.width)) for k in encoder.dense_kinds]
@@ -127,13 +128,13 @@ class FactorizedRows:
 
     def ranges(self, memory: int) -> int:
         """Into how many ranges of the hash to cut the rows so that one of each split fits a share of the memory."""
-        size = (self.folder / ROWS).stat().st_size
+        size = file_size(self.folder / ROWS)
         return min(max(number_of_partitions(self.rows, memory), SORTED_SHARE * size // memory), MOST_PARTITIONS)
 
     def remove(self) -> None:
         """Delete the files."""
         for path in (self.folder / ROWS, *(self._path(table.name) for table in self.encoder.tables)):
-            path.unlink()
+            remove(path)
 
     def _path(self, table: str) -> Path:
         return self.folder / f"values of {table}.arrow"

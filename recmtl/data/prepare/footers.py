@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from recmtl.data.prepare.duck import is_out_of_memory, literal, message
 from recmtl.data.prepare.types import MOST_DIGITS, TOO_LONG
 from recmtl.errors import UserError
+from recmtl.runtime.storage import open_read
 
 THREADS = 8
 """That read footers: most of the time goes by waiting for the disk."""
@@ -60,7 +61,7 @@ def read_footer(path: Path) -> pq.FileMetaData:
         UserError: it has none.
     """
     try:
-        with path.open("rb") as file:
+        with open_read(path) as file:
             return pq.read_metadata(file)
     except (OSError, pa.ArrowException) as error:
         raise UserError(unreadable(path, error)) from None

@@ -17,6 +17,7 @@ from recmtl.data.prepare.duck import arrow_batches, quote
 from recmtl.data.prepare.examples import HASH, ORDER, ROW, STORED, hash_of
 from recmtl.data.prepare.stored import CHUNK_ROWS, Stored, overwrite
 from recmtl.data.recipe import Recipe
+from recmtl.runtime.storage import remove
 
 HASHES_SHARE = 8
 """At most this part of the memory is for hashes that are sorted; of more rows they are sorted range by range."""
@@ -51,7 +52,7 @@ def number_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe, stored: Stored, r
     for batch in arrow_batches(db, query, CHUNK_ROWS):
         overwrite(stored, HASH_NAME, batch.column(0).to_numpy(), batch.column(1).to_numpy())
     db.execute(f"drop table {NUMBERED}")
-    repeated.unlink()
+    remove(repeated)
 
 
 def _store_repeated(stored: Stored, rows: int, memory: int, path: Path) -> int:

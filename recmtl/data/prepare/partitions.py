@@ -19,6 +19,7 @@ from recmtl.data.prepare.sources import count_raw_rows
 from recmtl.data.prepare.stored import CHUNK_ROWS, Stored, scatter, show
 from recmtl.data.recipe import Recipe, Source
 from recmtl.runtime.progress import Progress, polled
+from recmtl.runtime.storage import remove
 
 PARTITION_ROWS = 2**20
 """Rows of a partition, at most about: few enough for the processor's caches."""
@@ -79,4 +80,4 @@ def iter_partitions(db: duckdb.DuckDBPyConnection, source: Source, partitions: i
         show(db, Stored(path, partition, partitions), quote(source.name), columns)
         yield partition
     db.execute(f"drop view {quote(source.name)}")
-    path.unlink()
+    remove(path)

@@ -45,8 +45,9 @@ from recmtl.data.prepare.vocabularies import make_lookup
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
+from recmtl.runtime.folders import complete_or_absent
 from recmtl.runtime.progress import Progress
-from recmtl.runtime.storage import complete_or_absent, write_whole
+from recmtl.runtime.storage import make_folder, real_path, write_whole
 from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset
 
 
@@ -79,7 +80,7 @@ def prepare(
     """
     files = find_files(recipe, raw)
     cut_short = None if limit is None else limit_files(recipe, files, limit)
-    if overwrite and raw.resolve().is_relative_to(out.resolve()):
+    if overwrite and real_path(raw).is_relative_to(real_path(out)):
         raise UserError(f"{out}: holds the raw folder {raw}; name another folder to write")
     with complete_or_absent(out, check_replaceable if overwrite else None) as work:
         db = connect(memory_limit, threads, work / "spill")
@@ -128,7 +129,7 @@ def _run(
         progress.note(f"{recipe.origin}: {note}")
 
     vocabularies = folder / VOCABULARIES
-    vocabularies.mkdir()
+    make_folder(vocabularies)
     with progress.stage("numbering values", len(recipe.tables)) as advance:
         found = []
         for done, spec in enumerate(recipe.tables, 1):

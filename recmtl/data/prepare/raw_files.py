@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections import deque
 from fnmatch import fnmatchcase
@@ -12,7 +10,7 @@ from pathlib import Path
 from recmtl.data.prepare.duck import literal
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError
-from recmtl.runtime.storage import os_errors
+from recmtl.runtime.storage import is_file, is_folder, is_link, list_folder, os_errors, read_json, real_path
 from recmtl.schema import FILE_NAME
 
 Globs = frozenset[tuple[str, ...]]
@@ -34,7 +32,7 @@ def find_files(recipe: Recipe, raw: Path) -> dict[str, list[Path]]:
         UserError: there is no raw folder, a file or folder cannot be read or is no Parquet, or a source that is not
             optional has no files.
     """
-    if not raw.is_dir():
+    if not is_folder(raw):
         raise UserError(f"{raw}: no such folder; give the folder with the raw Parquet files")
     with os_errors(raw):
         return {source.name: _find(source, raw) for source in recipe.sources if source.files}
@@ -78,7 +76,7 @@ class _Search:
 
     def __init__(self, raw: Path) -> None:
         self.raw = raw
-        self.found: dict[str, Path] = {}
+        self.found: dict[Path, Path] = {}
         """Path below the raw folder, by real path."""
         self.again: list[tuple[Path, Path]] = []
         """Another path of a file, and the one it was found by."""
@@ -95,36 +93,37 @@ class _Search:
         visited = set()
         while plain or links:
             path, left = plain.popleft() if plain else links.popleft()
-            if not path.is_dir():
+            if not is_folder(path):
                 self._add(path)
                 continue
             # The same folder with the same globs holds the same files: this also ends loops of links.
-            key = (os.path.realpath(path), left)
-            if key in visited or self._is_left_out(path):
+            key, entries = (real_path(path), left), list_folder(path)
+            if key in visited or self._is_left_out(path, entries):
                 continue
             visited.add(key)
-            for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+            for entry in entries:
                 below = _below(left, entry.name)
                 if _is_hidden(entry.name) or not below:
                     continue
-                if entry.is_dir():
-                    _check_folder(path / entry.name, below)
+                if is_folder(entry):
+                    _check_folder(entry, below)
                 elif () not in below:
                     continue
-                self.linked = self.linked or entry.is_symlink()
-                (links if entry.is_symlink() else plain).append((path / entry.name, below))
+                linked = is_link(entry)
+                self.linked = self.linked or linked
+                (links if linked else plain).append((entry, below))
 
     def _add(self, path: Path) -> None:
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f"{path}: is not a file, or a link to one that is gone; remove it")
-        real = os.path.realpath(path) if self.linked else str(path)
+        real = real_path(path) if self.linked else path
         if self.found.setdefault(real, path) != path:
             self.again.append((path, self.found[real]))
 
-    def _is_left_out(self, folder: Path) -> bool:
+    def _is_left_out(self, folder: Path, entries: list[Path]) -> bool:
         """Look at what a folder is by the names in it."""
-        logs = ("_delta_log", ".hoodie", "metadata/*.metadata.json")
-        if any(True for log in logs for _ in folder.glob(log)):
+        names = {entry.name for entry in entries}
+        if names & {"_delta_log", ".hoodie"} or list_folder(folder / "metadata", "*.metadata.json"):
             self.lakes.append(folder)
         if folder == self.raw or not _is_prepared(folder):
             return False
@@ -171,7 +170,7 @@ def _is_hidden(name: str) -> bool:
 
 def _is_prepared(folder: Path) -> bool:
     try:
-        described = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        described = read_json(folder / FILE_NAME)
     except (OSError, ValueError):
         return False
     return isinstance(described, dict) and {"format", "rows", "features", "tasks"} <= described.keys()

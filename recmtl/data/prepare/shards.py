@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from recmtl.data.prepare.content import ContentDigests
 from recmtl.features import make_kind
+from recmtl.runtime.storage import make_folder
 from recmtl.schema import GROUP_COLUMN, ROW_GROUP_ROWS, SPLITS, Dataset, label_column, oracle_column
 
 SHARD_ROWS = 256 * ROW_GROUP_ROWS
@@ -42,7 +43,7 @@ def write_shards(
     rows = _Rows(batches, layout)
     written = 0
     for split in SPLITS:
-        (folder / split).mkdir()
+        make_folder(folder / split)
         left = dataset.rows[split]
         for number in range(-(-left // SHARD_ROWS)):
             # Plain and uncompressed: decoding is a copy, several times faster than any codec on one core.

@@ -31,6 +31,7 @@ from recmtl.data.prepare.raw_files import some
 from recmtl.data.prepare.union import Column, having, unite
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError, is_out_of_memory
+from recmtl.runtime.storage import open_read
 from recmtl.schema import SourceColumns
 
 FILENAME, FILE_ROW_NUMBER = "filename", "file_row_number"
@@ -261,7 +262,7 @@ def diagnose(files: dict[str, list[Path]], error: Exception) -> str | None:
         return unreadable(named, message(error))
     for path in paths:
         try:
-            with path.open("rb") as opened, pq.ParquetFile(opened) as file:
+            with open_read(path) as opened, pq.ParquetFile(opened) as file:
                 for _ in file.iter_batches():
                     pass
         except (OSError, pa.ArrowException) as damage:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from recmtl.errors import UserError
 from recmtl.features import DenseKind, TableKind, make_kind
+from recmtl.runtime.storage import local_path
 from recmtl.schema import GROUP_COLUMN, Dataset, Task, label_column, oracle_column
 
 Gather = Callable[[Callable[[], dict[int, list[int]]]], list[dict[int, list[int]]]]
@@ -186,7 +187,7 @@ class ParquetSplit:
     def _check_file(self, path: Path) -> list[int]:
         """The rows of every row group of a file that is as it should be, as far as its footer tells."""
         try:
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(local_path(path))
         except (OSError, pa.ArrowException) as problem:
             raise _damaged(path, problem) from None
         with file:
@@ -244,7 +245,7 @@ class ParquetSplit:
         try:
             if file not in self._open:
                 # Not mapped into memory: there, a file that is cut short while it is read ends the process.
-                opened = pq.ParquetFile(path)
+                opened = pq.ParquetFile(local_path(path))
                 if _row_counts(opened) != self._counts[file]:
                     raise UserError(f"{path}: changed since the run began; prepare the data again")
                 self._open[file] = opened

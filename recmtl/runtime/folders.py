@@ -1,0 +1,99 @@
+"""Folders that are complete or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recmtl.errors import UserError
+from recmtl.runtime.locks import locked
+from recmtl.runtime.storage import exists, is_folder, list_folder, make_afresh, make_folder, remove_folder, rename
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Give `target` the files of a folder that are never written again: as links where the file system has them, so
+    that they take no space twice, else as copies. It is complete or absent; what is there already is replaced.
+    """
+    unfinished = target.with_name(f".{target.name}.tmp")
+    make_afresh(unfinished)
+    for path in list_folder(source):
+        try:
+            os.link(path, unfinished / path.name)
+        except OSError:
+            shutil.copyfile(path, unfinished / path.name)
+    remove_folder(target, ignore_errors=True)
+    rename(unfinished, target)
+
+
+@contextmanager
+def complete_or_absent(out: Path, check_replaceable: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """A hidden folder beside `out`: its ``data`` becomes `out` if nothing goes wrong, and the rest is removed.
+
+    What a killed process left there is removed first; where it was killed while it replaced `out`, the old `out` comes
+    back.
+
+    Args:
+        out: folder to write; absent or empty, unless it may be replaced.
+        check_replaceable: raises UserError unless `out`, which is not empty, may be replaced. It is asked before the
+            work and again before `out` is removed.
+
+    Raises:
+        UserError: `out` is not empty, cannot be written, or another process is writing it.
+    """
+    target = out.absolute()
+    work = target.with_name(f".{target.name}.tmp")
+    replaced = work / "replaced"
+
+    def check() -> None:
+        if not exists(out) or (is_folder(out) and not list_folder(out)):
+            return
+        if check_replaceable is None:
+            raise UserError(f"{out}: exists and is not empty; remove it or name another folder")
+        check_replaceable(out)
+
+    try:
+        if not exists(replaced):
+            check()
+        make_folder(work)
+        with locked(work / "lock", out):
+            try:
+                if exists(replaced) and not exists(target):
+                    rename(replaced, target)
+                check()
+                for left in list_folder(work):
+                    if left.name != "lock":
+                        remove_folder(left)
+                make_folder(work / "data")
+                yield work
+                check()
+                if exists(target):
+                    rename(target, replaced)
+                rename(work / "data", target)
+            finally:
+                if exists(replaced) and not exists(target):
+                    rename(replaced, target)
+                remove_folder(work, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
+def file_complete_or_absent(out: Path) -> Iterator[Path]:
+    """A hidden file beside `out` that becomes `out` if nothing goes wrong, and is removed otherwise.
+
+    Raises:
+        UserError: `out` exists or cannot be written.
+    """
+    if exists(out):
+        raise UserError(f"{out}: exists; remove it or name another file")
+    unfinished = out.absolute().with_name(f".{out.name}.tmp")
+    with os_errors(out):
+        try:
+            make_folder(unfinished.parent)
+            yield unfinished
+            rename(unfinished, out)
+        finally:
+            remove(unfinished)
