@@ -117,8 +117,8 @@ def choose_rows(options: Options, dataset: Dataset) -> tuple[list[Row], dict[str
         if not named and not alone:
             try:
                 RankingModel(dataset, dataset.tasks, config.model, dim=config.embedding.dim)
-            except UserError as problem:
-                left_out[preset] = str(problem)
+            except UserError as error:
+                left_out[preset] = str(error)
                 continue
         if not alone:
             rows.append(Row(preset))
@@ -240,8 +240,8 @@ def main() -> None:
         data = prepare(options, work)
         dataset = Dataset.load(data)
         rows, left_out = choose_rows(options, dataset)
-    except UserError as problem:
-        sys.exit(f"error: {problem}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
     results = train(options, rows, data, work / "runs")
     notes = [f"Left out: {preset} ({reason})." for preset, reason in left_out.items()]
     body = [

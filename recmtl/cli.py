@@ -378,28 +378,28 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads on, as in `recmtl presets | head`
         os._exit(UNREAD)
-    except UserError as problem:
-        exit_process(f"error: {problem}", EXIT_USER_ERROR, after=0.0 if is_first_on_machine() else GRACE_SECONDS)
+    except UserError as error:
+        exit_process(f"error: {error}", EXIT_USER_ERROR, after=0.0 if is_first_on_machine() else GRACE_SECONDS)
     except Stopped as end:
         exit_process(str(end) if _is_first_rank() else "", TERMINATED, after=0.0 if _is_first_rank() else 1.0)
     except KeyboardInterrupt:
         exit_interrupted()
-    except Exception as problem:
-        if _is_lost_rank(problem):
-            reason = str(problem).splitlines()[0]
+    except Exception as error:
+        if _is_lost_rank(error):
+            reason = str(error).splitlines()[0]
             exit_process(f"error: rank {os.environ['RANK']} lost another rank ({reason})", BUG, after=GRACE_SECONDS)
-        if is_out_of_memory(problem):
+        if is_out_of_memory(error):
             exit_process("error: out of memory", EXIT_USER_ERROR)
         traceback.print_exc()
         exit_process("error: recmtl failed unexpectedly; the lines above say where", BUG)
 
 
-def _is_lost_rank(problem: Exception) -> bool:
+def _is_lost_rank(error: Exception) -> bool:
     if "RANK" not in os.environ:
         return False
     from recmtl.distributed.context import is_lost_rank
 
-    return is_lost_rank(problem)
+    return is_lost_rank(error)
 
 
 def _parse_run(places: type, arguments: list[str], command: str) -> tuple[Any, dict[str, Any]]:

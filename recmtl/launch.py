@@ -53,10 +53,10 @@ def main() -> None:
     logging.disable(logging.ERROR)
     try:
         torchrun([*options, "-m", "--", "recmtl", *command])
-    except (ValueError, AssertionError) as problem:  # of its options: other words for ranks, GPUs that are not there
-        exit_process(f"error: recmtl.launch: {problem}", EXIT_USER_ERROR)
-    except RendezvousError as problem:
-        exit_process(f"error: recmtl.launch: {_why_apart(problem, parsed.rdzv_endpoint)}", BUG)
+    except (ValueError, AssertionError) as error:  # of its options: other words for ranks, GPUs that are not there
+        exit_process(f"error: recmtl.launch: {error}", EXIT_USER_ERROR)
+    except RendezvousError as error:
+        exit_process(f"error: recmtl.launch: {_why_apart(error, parsed.rdzv_endpoint)}", BUG)
     except SignalException as ended:
         sys.exit(128 + ended.sigval)
     except ChildFailedError as failed:
@@ -99,11 +99,11 @@ def _number(value: str | float) -> float | None:
         return None
 
 
-def _why_apart(problem: RendezvousError, place: str) -> str:
+def _why_apart(error: RendezvousError, place: str) -> str:
     """Why the launchers of several machines are not, or no longer, one job."""
-    if isinstance(problem, RendezvousTimeoutError):
+    if isinstance(error, RendezvousTimeoutError):
         return f"not all machines came to {place} in time; see which of them have not started"
-    if isinstance(problem, RendezvousClosedError):
+    if isinstance(error, RendezvousClosedError):
         return f"the job that met at {place} has ended; give the next one another --rdzv-id"
     return f"no answer from {place}, where the machines meet; the log there may say why"
 

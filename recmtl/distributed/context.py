@@ -125,8 +125,8 @@ def _attempt(make: Callable[[], T]) -> tuple[T | None, str | None]:
     try:
         with os_errors(Path.cwd()):
             return make(), None
-    except UserError as problem:
-        return None, str(problem)
+    except UserError as error:
+        return None, str(error)
 
 
 def host_memory() -> int:
@@ -200,13 +200,13 @@ def process_group(device: str) -> Iterator[DistContext]:
 def _taken_port_told() -> Iterator[None]:
     try:
         yield
-    except dist.DistNetworkError as problem:
-        if "EADDRINUSE" not in str(problem):
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
             raise
         port = os.environ["MASTER_PORT"]
         raise UserError(f"another process has port {port}, where the ranks were to meet; start again") from None
 
 
-def is_lost_rank(problem: BaseException) -> bool:
+def is_lost_rank(error: BaseException) -> bool:
     """Whether an error says that another rank is gone or does not answer."""
-    return isinstance(problem, dist.DistError) or (isinstance(problem, RuntimeError) and "/gloo/" in str(problem))
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

@@ -48,8 +48,8 @@ def report(runs: list[Path], out: Path) -> str:
         try:
             make_folder(out)
             write_whole(out / name, text + "\n")
-        except OSError as problem:
-            raise UserError(f"{out / name}: cannot be written ({problem.strerror})") from None
+        except OSError as error:
+            raise UserError(f"{out / name}: cannot be written ({error.strerror})") from None
     return files["report.md"]
 
 

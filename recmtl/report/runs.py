@@ -131,11 +131,11 @@ class Run:
                 data=Data.load(folder / "dataset.json"),
                 history=_history(folder / "metrics.jsonl"),
             )
-        except OSError as problem:
-            raise UserError(f"{path}: cannot be read ({problem.strerror})") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path}: damaged ({problem!r}); remove it, then the same `recmtl train` command measures again"
+                f"{path}: damaged ({error!r}); remove it, then the same `recmtl train` command measures again"
             ) from None
 
 
@@ -210,8 +210,8 @@ def _plan(path: Path) -> Plan | None:
         fields = read_json(path)
         shards = [Shard(s["table"], s["sharding"], int(s["rank"]), int(s["total_bytes"])) for s in fields["shards"]]
         return Plan(int(fields["cluster"]["world_size"]), int(fields["cluster"]["memory"]), tuple(shards))
-    except (ValueError, KeyError, TypeError) as problem:
-        raise UserError(f"{path}: damaged ({problem!r}); remove it or train again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); remove it or train again") from None
 
 
 def _history(path: Path) -> list[dict[str, Any]]:

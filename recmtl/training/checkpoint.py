@@ -133,17 +133,17 @@ class Checkpoints:
             self.context.run_on_rank0(lambda: make_afresh(unfinished))
             try:
                 dcp.save(self._state(), storage_writer=Writer(unfinished), process_group=self.context.cpu_group)
-            except CheckpointException as problem:
-                raise UserError(_reason(problem)) from None
+            except CheckpointException as error:
+                raise UserError(_reason(error)) from None
             # Read back where it was written: it is still in this machine's memory.
             entries = self.context.gather(lambda: _entries(unfinished, f"__{self.context.rank}_*"))
             self.context.run_on_rank0(lambda: self._complete(train_state, unfinished, final, entries))
-        except (UserError, MemoryError) as problem:
+        except (UserError, MemoryError) as error:
             if self.context.is_first:
                 remove_folder(unfinished, ignore_errors=True)
-            if isinstance(problem, MemoryError):
+            if isinstance(error, MemoryError):
                 raise
-            raise UserError(f"{final}: cannot be written ({problem}); checkpoints before it are untouched") from None
+            raise UserError(f"{final}: cannot be written ({error}); checkpoints before it are untouched") from None
         self.saved_step = train_state.step
         if self.context.is_first:
             self._prune(train_state.best_steps())
@@ -196,7 +196,7 @@ class Checkpoints:
         """What is wrong with a checkpoint; None: nothing. Every rank looks at its share of the files."""
         context = self.context
         found = context.gather(lambda: find_damage(path, context.rank, context.world_size))
-        return next((problem for problem in found if problem), None)
+        return next((damage for damage in found if damage), None)
 
     def load(self, path: Path, *, with_optimizer: bool = True) -> TrainState:
         """Restore a checkpoint that is whole, whatever number of ranks wrote it.
@@ -221,8 +221,8 @@ class Checkpoints:
             dcp.load(
                 state, storage_reader=SafeReader(path), planner=SafePlanner(), process_group=self.context.cpu_group
             )
-        except CheckpointException as problem:
-            raise UserError(f"{path}: cannot be loaded ({_reason(problem)})") from None
+        except CheckpointException as error:
+            raise UserError(f"{path}: cannot be loaded ({_reason(error)})") from None
         model.load_state_dict(model_state)
         if with_optimizer:
             optimizer.load_state_dict(state["optimizer"])
@@ -312,18 +312,18 @@ def _entries(folder: Path, pattern: str) -> Entries:
     return {path.name: entry(path) for path in list_folder(folder, pattern)}
 
 
-def _reason(problem: CheckpointException) -> str:
+def _reason(error: CheckpointException) -> str:
     """What went wrong on the first rank that failed, in one line.
 
     Raises:
         MemoryError: memory ran out, which is no matter of the checkpoint.
     """
-    _, (error, _) = min(problem.failures.items())
-    if is_out_of_memory(error):
-        raise MemoryError(str(error))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    _, (cause, _) = min(error.failures.items())
+    if is_out_of_memory(cause):
+        raise MemoryError(str(cause))
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
 
 
 def _step(path: Path) -> int:

@@ -43,9 +43,9 @@ def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is damaged"
     for name in list(expected)[rank::world_size]:
-        problem = _file_damage(folder / name, *expected[name])
-        if problem:
-            return problem
+        damage = _file_damage(folder / name, *expected[name])
+        if damage:
+            return damage
     return None
 
 
@@ -56,5 +56,5 @@ def _file_damage(path: Path, size: Any, checksum: Any) -> str | None:
         return None if entry(path)["crc32"] == checksum else f"{path.name} is not what was written"
     except FileNotFoundError:
         return f"{path.name} is missing"
-    except OSError as problem:
-        return f"{path.name} cannot be read ({problem.strerror})"
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"

@@ -135,8 +135,8 @@ def _take(run: Path, held: ExitStack) -> list[Path] | None:
         make_folder(run)
         empty = not list_folder(run)
         held.enter_context(locked(run / LOCK, run))
-    except OSError as problem:
-        raise UserError(f"--run: {run} cannot be written ({problem.strerror})") from None
+    except OSError as error:
+        raise UserError(f"--run: {run} cannot be written ({error.strerror})") from None
     return made if empty else None
 
 

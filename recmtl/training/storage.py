@@ -35,11 +35,11 @@ class Writer(FileSystemWriter):
         """
         try:
             return super().write_data(plan, planner)
-        except RuntimeError as problem:
-            behind: BaseException | None = problem
+        except RuntimeError as error:
+            behind: BaseException | None = error
             while behind and not isinstance(behind, OSError):
                 behind = behind.__context__
-            raise behind or problem from None
+            raise behind or error from None
 
 
 def enum_member(enum: Any, name: str) -> Any:

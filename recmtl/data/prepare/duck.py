@@ -74,8 +74,8 @@ def connect(memory_limit: str, threads: int | None, spill: Path, *, ordered: boo
         # Casts between times and dates must not depend on where the machine stands.
         connection.execute("set timezone = 'UTC'")
         connection.execute("set enable_progress_bar = false")
-    except duckdb.Error as problem:
-        raise UserError(f"--memory-limit {memory_limit}: {message(problem)}; raise it") from None
+    except duckdb.Error as error:
+        raise UserError(f"--memory-limit {memory_limit}: {message(error)}; raise it") from None
     return connection
 
 
@@ -101,15 +101,15 @@ def refusal(text: str) -> str | None:
     return found and " ".join(found[1].replace("''", "'").split())
 
 
-def message(problem: Exception) -> str:
+def message(error: Exception) -> str:
     """What DuckDB says, in one line, without its excerpt of the query."""
-    text = re.split(r"\n+LINE \d+:", str(problem))[0]
+    text = re.split(r"\n+LINE \d+:", str(error))[0]
     return refusal(text) or " ".join(text.split())
 
 
-def line_number(problem: Exception) -> int | None:
+def line_number(error: Exception) -> int | None:
     """The line of the statement that DuckDB complains about, from 1."""
-    found = re.search(r"\nLINE (\d+):", str(problem))
+    found = re.search(r"\nLINE (\d+):", str(error))
     return int(found[1]) if found else None
 
 
@@ -123,28 +123,28 @@ def one_line_errors(where: str, memory_limit: str) -> Iterator[None]:
     """
     try:
         yield
-    except ENGINE_ERRORS as problem:
-        text = message(problem)
-        if is_of_the_system(problem):
+    except ENGINE_ERRORS as error:
+        text = message(error)
+        if is_of_the_system(error):
             raise
-        if is_interrupted(problem):
+        if is_interrupted(error):
             raise KeyboardInterrupt from None
-        if is_out_of_memory(problem):
+        if is_out_of_memory(error):
             hint = f"--memory-limit {memory_limit} is too small; raise it, or lower --threads"
             raise UserError(f"{where}: {hint} ({text})") from None
-        if isinstance(problem, duckdb.Error):
+        if isinstance(error, duckdb.Error):
             raise UserError(f"{where}: {text}") from None
         raise
 
 
-def is_of_the_system(problem: Exception) -> bool:
+def is_of_the_system(error: Exception) -> bool:
     """Whether the operating system refused something, such as space on a disk."""
-    return getattr(problem, "errno", None) is not None
+    return getattr(error, "errno", None) is not None
 
 
-def is_interrupted(problem: Exception) -> bool:
+def is_interrupted(error: Exception) -> bool:
     """Whether the query was stopped by Ctrl-C: in the engine, or in a stream of rows that it reads."""
-    text = str(problem)
+    text = str(error)
     return "interrupted" in text.lower() or "KeyboardInterrupt" in text
 
 
@@ -157,7 +157,7 @@ def first_row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...] | No
 
 def column_types(db: duckdb.DuckDBPyConnection, view: str) -> dict[str, str]:
     """Names and types of a view's columns."""
-    return {name: kind for name, kind, *_ in db.execute(f"describe {view}").fetchall()}
+    return {name: sql_type for name, sql_type, *_ in db.execute(f"describe {view}").fetchall()}
 
 
 def query_progress(db: duckdb.DuckDBPyConnection) -> Callable[[], float]:

@@ -78,7 +78,7 @@ class Shares:
             numbers = batch.features.numbers[dense.feature.name]
             self._missing[dense.feature.name] += _count(splits[np.isnan(numbers).all(axis=1)])
 
-    def of(self, feature: Feature) -> Feature:
+    def describe(self, feature: Feature) -> Feature:
         """The feature with its shares; no entry for a split without rows."""
         there = [split for split, rows in zip(SPLITS, self._rows, strict=True) if rows]
         missing = _share(self._missing[feature.name], self._rows)

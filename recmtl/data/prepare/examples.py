@@ -69,17 +69,19 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
         check_feature(feature, types, f"{where}: [[feature]] {feature.name!r}")
     for task in recipe.tasks:
         entry = f"{where}: [[task]] {task.name!r}"
-        kind = _type(types, task.label, f"{entry}: label")
-        if not is_number(kind):
-            raise UserError(f"{entry}: label: column {task.label!r} is {kind}; it must be a boolean or 0 and 1")
-        if task.oracle is not None and not is_number(kind := _type(types, task.oracle, f"{entry}: oracle")):
-            raise UserError(f"{entry}: oracle: column {task.oracle!r} is {kind}; it must be a probability")
+        sql_type = _type(types, task.label, f"{entry}: label")
+        if not is_number(sql_type):
+            raise UserError(f"{entry}: label: column {task.label!r} is {sql_type}; it must be a boolean or 0 and 1")
+        if task.oracle is not None and not is_number(sql_type := _type(types, task.oracle, f"{entry}: oracle")):
+            raise UserError(f"{entry}: oracle: column {task.oracle!r} is {sql_type}; it must be a probability")
     for column in recipe.split.key:
         _type(types, column, f"{where}: [split]: key")
     if recipe.split.column is not None:
         _check_split_column(recipe, types, recipe.split.column)
-    if recipe.group is not None and not is_simple(kind := _type(types, recipe.group, f"{where}: group")):
-        raise UserError(f"{where}: group: column {recipe.group!r} is {kind}; a user is a single value: cast it in sql")
+    if recipe.group is not None and not is_simple(sql_type := _type(types, recipe.group, f"{where}: group")):
+        raise UserError(
+            f"{where}: group: column {recipe.group!r} is {sql_type}; a user is a single value: cast it in sql"
+        )
 
 
 def _type(types: dict[str, str], column: str, where: str) -> str:
@@ -93,10 +95,10 @@ def _type(types: dict[str, str], column: str, where: str) -> str:
 
 
 def _check_split_column(recipe: Recipe, types: dict[str, str], column: str) -> None:
-    kind = _type(types, column, f"{recipe.origin}: [split]: column")
-    is_time = kind == "DATE" or kind.startswith("TIMESTAMP") or (is_number(kind) and kind != "BOOLEAN")
+    sql_type = _type(types, column, f"{recipe.origin}: [split]: column")
+    is_time = sql_type == "DATE" or sql_type.startswith("TIMESTAMP") or (is_number(sql_type) and sql_type != "BOOLEAN")
     if recipe.split.by == "time" and not is_time:
-        found = f"{recipe.origin}: [split]: column {column!r} is {kind}"
+        found = f"{recipe.origin}: [split]: column {column!r} is {sql_type}"
         raise UserError(f"{found}; by = 'time' needs a number, a date or a timestamp: cast it in sql")
 
 
@@ -121,14 +123,14 @@ def key_columns(recipe: Recipe, types: dict[str, str]) -> list[str]:
     return [column for column in dict.fromkeys(columns) if column not in recipe.predicted]
 
 
-def _split_value(column: str, kind: str) -> str:
+def _split_value(column: str, sql_type: str) -> str:
     """The split's column, in which -0.0 is 0.0: they are the same time."""
     name = quote(column)
-    if kind in FLOATS:
-        return f"case when {name} = 0 then cast(0 as {kind}) else {name} end"
-    if kind in ("HUGEINT", "UHUGEINT"):
+    if sql_type in FLOATS:
+        return f"case when {name} = 0 then cast(0 as {sql_type}) else {name} end"
+    if sql_type in ("HUGEINT", "UHUGEINT"):
         return f"cast({name} as DECIMAL(38, 0))"
-    return for_arrow(column, kind)
+    return for_arrow(column, sql_type)
 
 
 def hash_of(columns: Iterable[str]) -> str:
@@ -193,11 +195,11 @@ def _value_type(recipe: Recipe, table: str, types: dict[str, str]) -> str:
         kind = KINDS[spec.kind]
         assert issubclass(kind, TableKind)
         found[spec.name] = kind.value_sql_type(types[spec.column], spec.separator)
-    kinds = set(map(value_type, found.values()))
-    if len(kinds) > 1:
-        listed = ", ".join(f"{name} is {kind}" for name, kind in found.items())
+    value_types = set(map(value_type, found.values()))
+    if len(value_types) > 1:
+        listed = ", ".join(f"{name} is {sql_type}" for name, sql_type in found.items())
         raise UserError(f"{recipe.origin}: [[table]] {table!r}: its features differ in type ({listed}); cast in sql")
-    return kinds.pop()
+    return value_types.pop()
 
 
 def other_columns(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> pa.Schema:

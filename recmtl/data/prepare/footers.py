@@ -110,7 +110,9 @@ def _types(db: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
         if is_out_of_memory(error):
             raise
         raise UserError(unreadable(path, message(error))) from None
-    return {name: _label(kind, column) for (name, kind, *_), column in zip(described, schema.types, strict=True)}
+    return {
+        name: _label(sql_type, column) for (name, sql_type, *_), column in zip(described, schema.types, strict=True)
+    }
 
 
 def fold(name: str) -> str:
@@ -118,12 +120,12 @@ def fold(name: str) -> str:
     return name.encode().lower().decode()
 
 
-def _label(kind: str, column: pa.DataType) -> str:
+def _label(sql_type: str, column: pa.DataType) -> str:
     """The SQL type; with the Arrow type where DuckDB does not see what the values mean."""
     leaves = list(_leaves(column))
     if any(pa.types.is_decimal(leaf) and leaf.precision > MOST_DIGITS for leaf in leaves):
         return f"{column} {TOO_LONG}"
-    return f"{kind} ({column})" if any(map(pa.types.is_duration, leaves)) else kind
+    return f"{sql_type} ({column})" if any(map(pa.types.is_duration, leaves)) else sql_type
 
 
 def _leaves(column: pa.DataType) -> Iterator[pa.DataType]:

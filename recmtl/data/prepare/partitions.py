@@ -66,7 +66,7 @@ def partition_by(db: duckdb.DuckDBPyConnection, source: Source, partitions: int,
     """Write the rows of a source into partitions; yields the number of rows written so far."""
     assert source.partition_by is not None
     key = f"cast(hash({quote(source.partition_by)}) % {partitions} as usmallint)"
-    columns = [quote(name) for name, kind in column_types(db, quote(source.name)).items() if not refusal(kind)]
+    columns = [quote(name) for name, sql_type in column_types(db, quote(source.name)).items() if not refusal(sql_type)]
     query = f"select {', '.join([*columns, key])} from {quote(source.name)}"
     # What a log is joined with is smaller.
     with joined_as_written(db):

@@ -155,7 +155,7 @@ def _run(
             advance(written)
     encoder.save(folder / ENCODER)
     write_whole(folder / RECIPE, recipe.toml)
-    dataset = replace(dataset, features=tuple(map(shares.of, dataset.features)), content=content.hexdigests())
+    dataset = replace(dataset, features=tuple(map(shares.describe, dataset.features)), content=content.hexdigests())
     for note in notes(dataset):
         progress.note(f"{recipe.origin}: {note}")
     return dataset

@@ -25,7 +25,7 @@ def schema(dataset: Dataset) -> pa.Schema:
             columns.append((oracle_column(task.name), pa.float32()))
     if dataset.group:
         columns.append((GROUP_COLUMN, pa.int64()))
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
+    return pa.schema([pa.field(name, arrow_type, nullable=False) for name, arrow_type in columns])
 
 
 def write_shards(

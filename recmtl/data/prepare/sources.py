@@ -156,7 +156,7 @@ def columns_hint(column: str, names: Iterable[str]) -> str:
 
 def _empty(columns: dict[str, str]) -> str:
     columns = {**columns, FILENAME: "VARCHAR", FILE_ROW_NUMBER: "BIGINT"}
-    nulls = ", ".join(f"cast(null as {kind}) as {quote(name)}" for name, kind in columns.items())
+    nulls = ", ".join(f"cast(null as {sql_type}) as {quote(name)}" for name, sql_type in columns.items())
     return f"select {nulls} where false"
 
 
@@ -192,7 +192,7 @@ def _select(
     extra += [FILE_ROW_NUMBER, f"{relative} as {FILENAME}"]
     branches = []
     for schema in read:
-        values = [f"{column.of(schema)} as {quote(names[fold(column.name)])}" for column in columns]
+        values = [f"{column.sql_for(schema)} as {quote(names[fold(column.name)])}" for column in columns]
         options = f", filename = '{path}', file_row_number = true"
         branches.append(f"select {', '.join(values + extra)} from {scan(schema.files, options)}")
     return "\nunion all\n".join(branches), lacking
@@ -223,7 +223,7 @@ def leave_out_refused(types: dict[str, str]) -> dict[str, str]:
     """The columns of a query that can be read; says which are left out, and why."""
     for line in filter(None, map(refusal, types.values())):
         _note(f"left out: {line}")
-    return {name: kind for name, kind in types.items() if not refusal(kind)}
+    return {name: sql_type for name, sql_type in types.items() if not refusal(sql_type)}
 
 
 def count_raw_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> int:

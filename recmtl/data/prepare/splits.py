@@ -57,11 +57,11 @@ def _time(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> tuple[str
 
 def _check_times(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> None:
     """Raises UserError where a row has no time, or one that is no moment: NaN and infinity sort after all others."""
-    kind = column_types(db, STORED)[SPLIT_VALUE.strip('"')]
+    sql_type = column_types(db, STORED)[SPLIT_VALUE.strip('"')]
     bad = {"null": f"{SPLIT_VALUE} is null"}
-    if kind in FLOATS:
+    if sql_type in FLOATS:
         bad["NaN"] = f"isnan({SPLIT_VALUE})"
-    if kind in FLOATS or kind == "DATE" or kind.startswith("TIMESTAMP"):
+    if sql_type in FLOATS or sql_type == "DATE" or sql_type.startswith("TIMESTAMP"):
         bad["infinite"] = f"isinf({SPLIT_VALUE})"
     for name, condition in bad.items():
         if count := _count(db, condition):

@@ -105,13 +105,13 @@ def show(db: duckdb.DuckDBPyConnection, stored: Stored, view: str, columns: dict
     """Let a view of these columns and types show stored rows."""
     name = f"#behind {view}"
     db.register(name, stored)
-    values = {column: _value(column, kind) for column, kind in columns.items()}
+    values = {column: _value(column, sql_type) for column, sql_type in columns.items()}
     selected = ", ".join(f"{value} as {quote(column)}" for column, value in values.items())
     db.execute(f"create or replace view {view} as select {selected} from {quote(name)}")
 
 
-def _value(column: str, kind: str) -> str:
+def _value(column: str, sql_type: str) -> str:
     """A stored column; one that cannot be read is not stored, and stays what it was."""
-    line = refusal(kind)
+    line = refusal(sql_type)
     # In Arrow an enum is text.
-    return refused_column(line) if line else f"cast({quote(column)} as {kind})"
+    return refused_column(line) if line else f"cast({quote(column)} as {sql_type})"

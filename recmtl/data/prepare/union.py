@@ -17,18 +17,18 @@ class Column:
 
     name: str
     """As the first file writes it."""
-    type: str
+    sql_type: str
     refusal: str = ""
     """Why no type holds all its values."""
 
-    def of(self, schema: Schema) -> str:
+    def sql_for(self, schema: Schema) -> str:
         """SQL of this column in files of a schema."""
         own = {fold(name): name for name in schema.types}.get(fold(self.name))
         if self.refusal:
             return refused_column(self.refusal)
         if own is None or schema.types[own] == NULL:
             return "null"
-        return quote(own) if schema.types[own] == self.type else f"cast({quote(own)} as {self.type})"
+        return quote(own) if schema.types[own] == self.sql_type else f"cast({quote(own)} as {self.sql_type})"
 
 
 def unite(schemas: list[Schema]) -> list[Column]:
@@ -53,32 +53,34 @@ def _column(name: str, parts: list[tuple[Schema, int, str]]) -> Column:
     # A file without rows has no values that a type must hold.
     parts = [part for part in parts if part[0].rows] or parts[:1]
     by_type: dict[str, Path] = {}
-    for schema, _, kind in parts:
-        by_type.setdefault(kind, schema.files[0])
+    for schema, _, sql_type in parts:
+        by_type.setdefault(sql_type, schema.files[0])
     target = unify(by_type)
     if target is None:
         return Column(name, NULL, _no_type(name, by_type))
-    for schema, place, kind in parts:
-        most = limit(kind, target)
+    for schema, place, sql_type in parts:
+        most = limit(sql_type, target)
         path = None if most is None else first_beyond(schema.files, place, most)
         if path is not None:
             reason = f"whose values in {path}, as its footer says, {target} may not hold exactly"
-            other = next(other for other in by_type if other != kind)
-            return Column(name, NULL, _line(name, {kind: path, other: by_type[other]}, reason))
+            other = next(other for other in by_type if other != sql_type)
+            return Column(name, NULL, _line(name, {sql_type: path, other: by_type[other]}, reason))
     return Column(name, target)
 
 
 def _no_type(name: str, by_type: dict[str, Path]) -> str:
-    for kind, path in by_type.items():
-        if unify([kind]) is None:
-            return f"column {name!r} is {kind} in {path}, and would be rounded; write it with fewer"
+    for sql_type, path in by_type.items():
+        if unify([sql_type]) is None:
+            return f"column {name!r} is {sql_type} in {path}, and would be rounded; write it with fewer"
     pairs = combinations(by_type, 2)
     pair = next((pair for pair in pairs if unify(pair) is None), tuple(by_type))
-    return _line(name, {kind: by_type[kind] for kind in pair}, "and no type holds the values of all exactly")
+    return _line(
+        name, {sql_type: by_type[sql_type] for sql_type in pair}, "and no type holds the values of all exactly"
+    )
 
 
 def _line(name: str, by_type: dict[str, Path], reason: str) -> str:
     """Which files have a column of which types, and what to do."""
-    types = " and ".join(f"{kind} in {path}" for kind, path in by_type.items())
+    types = " and ".join(f"{sql_type} in {path}" for sql_type, path in by_type.items())
     remedy = "write files anew with one type, or make each type a source and join them in sql"
     return f"column {name!r} is {types}, {reason}; {remedy}"

@@ -43,7 +43,7 @@ class Lists:
     def nbytes(self) -> int:
         return self.lengths.nbytes + self.starts.nbytes + self.values.nbytes
 
-    def of(self, feature: int) -> np.ndarray:
+    def feature_ids(self, feature: int) -> np.ndarray:
         """The ids of a feature in all rows, of which there is at least one; without copying."""
         return self.values[self.starts[feature, 0] : self.starts[feature, -1] + self.lengths[feature, -1]]
 
@@ -188,8 +188,8 @@ class ParquetSplit:
         """The rows of every row group of a file that is as it should be, as far as its footer tells."""
         try:
             file = pq.ParquetFile(local_path(path))
-        except (OSError, pa.ArrowException) as problem:
-            raise _damaged(path, problem) from None
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(path, error) from None
         with file:
             present = {field.name: field.type for field in file.schema_arrow}
             for column, wanted in self.types.items():
@@ -250,8 +250,8 @@ class ParquetSplit:
                     raise UserError(f"{path}: changed since the run began; prepare the data again")
                 self._open[file] = opened
             table = self._open[file].read_row_group(group, columns=list(self.types), use_threads=False)
-        except (OSError, pa.ArrowException) as problem:
-            raise _damaged(path, problem) from None
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(path, error) from None
         return Decoder(self, path, table, int(self.starts[number]), int(self.starts[number - group])).rows()
 
 
@@ -360,8 +360,8 @@ def _is_type(found: pa.DataType, wanted: pa.DataType) -> bool:
     return found.id == wanted.id and found.value_type == wanted.value_type and len(set(sizes)) == 1
 
 
-def _damaged(path: Path, problem: Exception) -> UserError:
-    reason = str(problem).splitlines()[0]
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
     return UserError(
         f"{path}: not readable as Parquet ({reason}); the file is missing or cut short, prepare the data again"
     )

@@ -40,8 +40,8 @@ class Prefetcher(Iterator[Batch]):
                 if self._stop.is_set():
                     return
             self._put(StopIteration())
-        except BaseException as problem:  # raised again where the batches are used
-            self._put(problem)
+        except BaseException as error:  # raised again where the batches are used
+            self._put(error)
 
     def _put(self, item: Batch | BaseException) -> None:
         while not self._stop.is_set():

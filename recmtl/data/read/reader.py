@@ -154,7 +154,7 @@ class Reader:
         lengths = np.zeros((features, self.local_batch_size), np.int32)
         if lists:
             np.concatenate([piece.lengths for piece in lists], axis=1, out=lengths[:, :rows])
-        values = [piece.of(feature) for feature in range(features) for piece in lists]
+        values = [piece.feature_ids(feature) for feature in range(features) for piece in lists]
         return KeyedJaggedTensor(
             self.keys,
             torch.from_numpy(np.concatenate([ids.reshape(-1), *values])),
