@@ -80,7 +80,7 @@ def run(preset: str, dtype: str, micro_batch_size: int, data: Path, options: Opt
         reader = session.readers["train"]
         with Prefetcher(reader.batches(0, 0, min(options.steps, reader.steps)), config.reader.prefetch) as batches:
             for _ in range(min(options.steps, reader.steps)):
-                session.step(batches)
+                session.run_batch(batches)
         measured = {"host": peak_resident(), "bare": bare}
         if context.device.type == "cuda":
             free, total = torch.cuda.mem_get_info()

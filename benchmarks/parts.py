@@ -124,7 +124,7 @@ class Bench:
 
     def train(self, batches: Iterator[Batch], steps: int) -> Timing:
         """Time of a training step on batches of one of the sources."""
-        step = self.session.step
+        step = self.session.run_batch
         # The pipeline holds two batches of the last source, and the prefetcher has had time to run ahead.
         for _ in range(self.session.config.reader.prefetch + 2):
             step(batches)
@@ -169,7 +169,7 @@ def busy(options: Options, bench: Bench) -> float | None:
         return None
     with Prefetcher(bench.endless, bench.session.config.reader.prefetch) as feed:
         bench.train(feed, 1)
-        return profile(lambda: [bench.session.step(feed) for _ in range(PROFILED)], bench.context.device, trace)
+        return profile(lambda: [bench.session.run_batch(feed) for _ in range(PROFILED)], bench.context.device, trace)
 
 
 def summed_cpu(timings: dict[str, list[Timing]], context: DistContext) -> dict[str, list[Timing]]:

@@ -57,8 +57,8 @@ class Options:
 def seconds(session: TrainSession, batches: itertools.cycle, steps: int) -> Timing:
     """Time of one step, after two that fill the pipeline."""
     for _ in range(2):
-        session.step(batches)
-    return timing(lambda: session.step(batches), steps, session.context.device)
+        session.run_batch(batches)
+    return timing(lambda: session.run_batch(batches), steps, session.context.device)
 
 
 def main(options: Options) -> None:

@@ -81,7 +81,7 @@ class RecmtlTables:
         feed = (batch if isinstance(batch, Batch) else self._batch(*batch) for batch in batches)
         while True:
             try:
-                output = self.session.step(feed)
+                output = self.session.run_batch(feed)
             except StopIteration:
                 return
             yield output

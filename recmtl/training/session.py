@@ -128,7 +128,7 @@ class TrainSession:
             pin_memory=context.device.type == "cuda",
         )
 
-    def step(self, batches: Iterator[Batch]) -> Output:
+    def run_batch(self, batches: Iterator[Batch]) -> Output:
         """Run the next batch through the model; in training mode, update it."""
         output: Output = self.pipeline.progress(batches)
         if not self._checked and isinstance(self.pipeline, TrainPipelineSparseDist):
@@ -151,7 +151,7 @@ class TrainSession:
         """
         metrics, bins = evaluate(
             self.model,
-            self.step,
+            self.run_batch,
             self.readers[split],
             self.context,
             title=title,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from recmtl.config import TrainingConfig, sha256, to_toml
+from recmtl.data.read.batch import Batch
 from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.errors import Stopped, UserError
 from recmtl.optim.schedule import Warmup
@@ -140,11 +142,7 @@ class Trainer:
             bar.stage(f"epoch {state.epoch + 1}", stop, done=state.step_in_epoch, unit="step") as advance,
         ):
             for step_in_epoch in range(state.step_in_epoch, stop):
-                self.warmup.set(state.step)
-                session.weighting.step = state.step
-                task_losses, _, _ = session.step(batches)
-                losses += task_losses
-                state.step, state.step_in_epoch = state.step + 1, step_in_epoch + 1
+                losses += self.train_step(batches)
                 state.examples += reader.rows_in_step(step_in_epoch)
                 every, last = config.checkpoint.every_steps, step_in_epoch + 1 == stop
                 save = bool(every) and state.step % every == 0 and not last
@@ -170,6 +168,15 @@ class Trainer:
                     began = logged = time.monotonic()
         self._spent(began, batches)
         return state.step_in_epoch == reader.steps
+
+    def train_step(self, batches: Iterator[Batch]) -> torch.Tensor:
+        """Train on the next batch; returns its mean loss of every task, [T], on the device."""
+        state, session = self.state, self.session
+        self.warmup.set(state.step)
+        session.weighting.step = state.step
+        losses, _, _ = session.run_batch(batches)  # forward, backward and both optimisers, in a pipeline
+        state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
+        return losses
 
     def _spent(self, began: float, batches: Prefetcher) -> None:
         """Book the time since `began` as training, and what it waited for the reader since the last call."""
