@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 from tyro.conf import Positional, arg
 
+from recmtl import __version__
 from recmtl.config import MODELS, PRESETS, config_path, load_config, preset_names, read_toml
 from recmtl.errors import Stopped, UserError, is_out_of_memory, nearest
 from recmtl.inference.signature import is_export
@@ -363,7 +364,10 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: recmtl COMMAND ...\n")
         print("\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()))
-        print("\n`recmtl COMMAND --help` shows a command's options.")
+        print("\n`recmtl COMMAND --help` shows a command's options, `recmtl --version` the version.")
+        return
+    if arguments[0] == "--version":
+        print(f"recmtl {__version__}")
         return
     interrupt_on_sigterm()
     try:

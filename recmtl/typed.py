@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
@@ -100,6 +101,8 @@ def from_words(kind: Any, words: list[str]) -> Any:
         pairs = zip(words[::2], words[1::2], strict=True)
         return {from_words(args[0], [key]): from_words(args[1], [value]) for key, value in pairs}
     [word] = words
+    if plain is Path and not word:  # it would be the current folder
+        raise ValueError(word)
     if plain is bool and word not in ("True", "False"):  # pydantic also takes yes, on, t, 1 ...
         raise ValueError(word)
     if word == "None" and type(None) in typing.get_args(kind):

@@ -57,12 +57,17 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
         where: the file, for messages.
 
     Raises:
-        UserError: no model is named, a key is unknown, a value of the wrong type or out of range; names file and key.
+        UserError: no model is named or none has the name, a key is unknown, a value of the wrong type or out of range;
+            names file and key.
     """
     model = values.get("model")
     if not isinstance(model, dict) or "name" not in model:
         raise UserError(f"{where}: key 'model.name' is missing; `recmtl models` lists the models")
-    return from_dict(config_class(find_model(model["name"]).config.resolve(model)), values, where)
+    try:
+        sizes = find_model(model["name"]).config.resolve(model)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return from_dict(config_class(sizes), values, where)
 
 
 def load_config(name_or_path: str) -> Config:

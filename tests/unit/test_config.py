@@ -250,6 +250,12 @@ def test_a_file_without_a_models_name(tmp_path, text):
         load_config(str(tmp_path / "run.toml"))
 
 
+def test_a_file_with_the_name_of_no_model(tmp_path):
+    (tmp_path / "run.toml").write_text('[model]\nname = "mmo"\n')
+    with pytest.raises(UserError, match=r"run.toml: model.name: no model 'mmo'; did you mean 'mmoe'\?$"):
+        load_config(str(tmp_path / "run.toml"))
+
+
 @pytest.mark.parametrize(("name", "hint"), [("mmoo", "did you mean 'mmoe'"), ("mine", "choose one of adatt, .*stem$")])
 def test_a_preset_that_is_not_there(name, hint):
     with pytest.raises(UserError, match=f"^'{name}' is neither a preset nor a .toml file; {hint}"):

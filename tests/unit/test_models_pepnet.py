@@ -204,8 +204,8 @@ def test_backbone_is_a_section_of_the_configuration():
     ("backbone", "message"),
     [
         ("mmoe", "here: model.backbone: write a section, not 'mmoe'"),
-        ({"name": "mmo"}, "model.backbone.name: no model 'mmo'; did you mean 'mmoe'"),
-        ({"name": "pepnet"}, "model.backbone.name: pepnet has no towers that could be gated"),
+        ({"name": "mmo"}, "here: model.backbone.name: no model 'mmo'; did you mean 'mmoe'"),
+        ({"name": "pepnet"}, "here: model.backbone.name: pepnet has no towers that could be gated"),
         ({"name": "mmoe", "bottom": [8]}, "here: unknown key 'model.backbone.bottom'"),
         (
             {"name": "mmoe", "expert_widths": [8, 0]},

@@ -106,6 +106,9 @@ MISTAKES = [
     (["a", "b", "--uot", "c"], "recmtl go: unknown option '--uot'; did you mean --out?"),
     (["a", "b", "x", "--out", "c"], f"recmtl go: nothing takes 'x'; {USAGE}"),
     ([*PLACES, "d"], "--out: write one path, not 'c d'"),
+    (["a", "", "--out", "c"], "SECOND: write one path, not ''"),
+    (["a", "b", "--out", ""], "--out: write one path, not ''"),
+    (["a", "b", "--out="], "--out: write one path, not ''"),
     (
         [*PLACES, "--layers.batchsize", "5"],
         "recmtl go: unknown option '--layers.batchsize'; did you mean --layers.batch_size?",
@@ -165,3 +168,5 @@ def test_several_places():
     assert parse_words(Report, ["a", "b", "--out", "c", "d"], "report").runs == (Path("a"), Path("b"), Path("d"))
     with pytest.raises(UserError, match=r"^recmtl report: RUNS missing; the command is recmtl report RUNS --out OUT$"):
         parse_words(Report, ["--out", "c"], "report")
+    with pytest.raises(UserError, match=r"^RUNS: write one path, or several with spaces between, not 'a '$"):
+        parse_words(Report, ["a", "", "--out", "c"], "report")

@@ -1,10 +1,10 @@
-"""`recmtl recipes` and `recmtl presets`: the lists, and the file of one."""
+"""What recmtl tells of itself: the lists of recipes and presets, the file of one, its version."""
 
 from __future__ import annotations
 
 import pytest
 
-from recmtl import cli
+from recmtl import __version__, cli
 from recmtl.config import PRESETS
 from recmtl.data.recipe import PACKAGED
 from recmtl.errors import UserError
@@ -49,3 +49,9 @@ def test_mistakes_are_one_line(kind: str, words: list[str], message: str) -> Non
         COMMANDS[kind][0](words)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["recmtl", "--version"])
+    cli.main()
+    assert capsys.readouterr().out == f"recmtl {__version__}\n"
