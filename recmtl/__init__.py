@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(export: str | PathLike[str]) -> ExportedModel:
+def load(export: str | Path) -> ExportedModel:
     """Open an exported model.
 
     Args:
@@ -23,8 +23,6 @@ def load(export: str | PathLike[str]) -> ExportedModel:
     Raises:
         recmtl.errors.UserError: a file in it is missing or damaged; names it.
     """
-    from pathlib import Path
-
     from recmtl.inference.exported import ExportedModel  # not before: it imports PyTorch
 
     return ExportedModel(Path(export))

@@ -34,6 +34,7 @@ from recmtl.runtime.exit import (
     interrupt_on_sigterm,
     is_first_on_machine,
 )
+from recmtl.runtime.folders import folder_size
 from recmtl.runtime.storage import exists, read_text
 from recmtl.schema import SPLITS
 
@@ -269,7 +270,7 @@ def export(arguments: list[str]) -> None:
     from recmtl.training.export import export_run
 
     signature = export_run(args.run, args.out, args.dtype)
-    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    size = folder_size(args.out)
     print(f"{args.out}: {signature.model} for {', '.join(signature.tasks)}; {size / 1e6:,.1f} MB, tables {args.dtype}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from recmtl.errors import UserError
+from recmtl.runtime.storage import local_path
 
 PICKLED = ("custom_obj", "opaque_obj", "script_obj")
 """Parts of names of what `torch.export.load` unpickles."""
@@ -23,7 +24,7 @@ def check_archive(path: Path) -> None:
         UserError: it would, or the file is no such archive; names the entry.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(local_path(path)) as archive:
             for entry in archive.infolist():
                 parts = entry.filename.split("/")
                 pickled = any(part.startswith(PICKLED) for part in parts) or entry.filename.endswith((".pkl", ".pth"))
@@ -51,7 +52,7 @@ def load_graph(path: Path) -> Callable[..., tuple[torch.Tensor, ...]]:
     """
     check_archive(path)
     try:
-        return torch.export.load(path).module()
+        return torch.export.load(local_path(path)).module()
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(

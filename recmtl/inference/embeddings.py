@@ -15,8 +15,8 @@ from recmtl.errors import UserError, nearest
 from recmtl.inference.exported import ExportedModel
 from recmtl.inference.signature import StoredTable
 from recmtl.inference.tables import iter_rows, open_table
+from recmtl.runtime.folders import file_complete_or_absent
 from recmtl.runtime.progress import Progress
-from recmtl.runtime.storage import file_complete_or_absent
 from recmtl.schema import VOCABULARIES
 
 Copies = list[tuple[StoredTable, Iterator[np.ndarray]]]

@@ -20,6 +20,7 @@ from recmtl.inference.inputs import Collator, Inputs
 from recmtl.inference.manifest import check_manifest
 from recmtl.inference.signature import MODEL, Signature
 from recmtl.inference.tables import open_table
+from recmtl.runtime.storage import is_folder
 from recmtl.schema import ENCODER, RECIPE, SourceColumns
 
 ROWS_AT_ONCE = 8192
@@ -44,7 +45,7 @@ class ExportedModel:
     """
 
     def __init__(self, folder: Path, *, verify: bool = True) -> None:
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise UserError(f"{folder}: no such folder; give one that `recmtl export` wrote")
         self.folder = folder
         self.version = check_manifest(folder) if verify else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recmtl.errors import UserError
 from recmtl.inference.signature import MANIFEST
-from recmtl.runtime.storage import write_whole
+from recmtl.runtime.storage import is_file, list_folder, open_read, read_text, write_whole
 
 FORMAT = 1
 BLOCK = 2**22
@@ -18,7 +18,7 @@ BLOCK = 2**22
 
 def write_manifest(folder: Path) -> None:
     """Describe all files of a folder. It is the last file written."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = _files(folder)
     digests = dict(zip((path.relative_to(folder).as_posix() for path in files), _digests(files), strict=True))
     write_whole(folder / MANIFEST, _text(digests))
 
@@ -34,7 +34,7 @@ def check_manifest(folder: Path) -> str:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         found = json.loads(text)
         digests: dict[str, str] = found["files"]
         if found["format"] != FORMAT:
@@ -47,7 +47,7 @@ def check_manifest(folder: Path) -> str:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}); export the run again") from None
-    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {MANIFEST}
+    there = {file.relative_to(folder).as_posix() for file in _files(folder)} - {MANIFEST}
     if missing := sorted(digests.keys() - there):
         raise UserError(f"{folder / missing[0]}: missing; export the run again")
     if unknown := sorted(there - digests.keys()):
@@ -68,6 +68,11 @@ def _text(digests: dict[str, str]) -> str:
     return json.dumps({"format": FORMAT, "files": digests, "sha256": own}, indent=2) + "\n"
 
 
+def _files(folder: Path) -> list[Path]:
+    """All files in a folder and those below it."""
+    return [path for path in list_folder(folder, "**/*") if is_file(path)]
+
+
 def _digests(files: list[Path]) -> list[str]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(_digest, files))
@@ -75,9 +80,8 @@ def _digests(files: list[Path]) -> list[str]:
 
 def _digest(path: Path) -> str:
     """SHA-256 of a file; hashing lets other threads run."""
-    digest, buffer = hashlib.sha256(), bytearray(BLOCK)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
+    digest = hashlib.sha256()
+    with open_read(path) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
     return digest.hexdigest()

@@ -16,8 +16,9 @@ from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
 from recmtl.inference.inputs import Collator, Inputs
+from recmtl.runtime.folders import complete_or_absent
 from recmtl.runtime.progress import Progress
-from recmtl.runtime.storage import complete_or_absent
+from recmtl.runtime.storage import list_folder, local_path
 from recmtl.schema import SourceColumns
 
 PART_ROWS = 2**21
@@ -127,5 +128,5 @@ def _write(folder: Path, rows: NewRows, outputs: list[str], scored: Iterable[tup
 
 
 def _part(folder: Path, first_row: int, layout: pa.Schema) -> pq.ParquetWriter:
-    number = len(list(folder.glob("part-*.parquet"))) if first_row else 0
-    return pq.ParquetWriter(folder / f"part-{number:05d}.parquet", layout)
+    number = len(list_folder(folder, "part-*.parquet")) if first_row else 0
+    return pq.ParquetWriter(local_path(folder / f"part-{number:05d}.parquet"), layout)

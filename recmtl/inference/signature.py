@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from recmtl.errors import UserError
+from recmtl.runtime.storage import is_file, read_json
 from recmtl.schema import SourceColumns, Task
 
 FORMAT = 1
@@ -67,7 +67,7 @@ class Signature:
         """
         path = folder / SIGNATURE
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if values["format"] != FORMAT:
                 raise UserError(f"{path}: written by another version of recmtl; export the run again")
             found = {slot.name: values[slot.name] for slot in fields(cls)}
@@ -83,7 +83,7 @@ class Signature:
 
 def is_export(folder: Path) -> bool:
     """Whether a folder is an export, and no run folder."""
-    return (folder / SIGNATURE).is_file() or (folder / MANIFEST).is_file()
+    return is_file(folder / SIGNATURE) or is_file(folder / MANIFEST)
 
 
 def output_columns(tasks: Iterable[Task]) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recmtl.errors import UserError
 from recmtl.inference.signature import TABLES, StoredTable
+from recmtl.runtime.storage import local_path
 
 DTYPES = ("float32", "float16", "int8")
 BLOCK_ROWS = 2**16
@@ -46,7 +47,7 @@ def write_table(source: np.ndarray, folder: Path, key: str, dtype: str) -> tuple
     names = table_files(key, dtype)
     rows, dim = source.shape
     files = [
-        np.lib.format.open_memmap(folder / name, "w+", kind, shape)
+        np.lib.format.open_memmap(local_path(folder / name), "w+", kind, shape)
         for name, (kind, shape) in zip(names, _layout(rows, dim, dtype), strict=True)
     ]
     for start in range(0, rows, BLOCK_ROWS):
@@ -92,7 +93,7 @@ def open_table(folder: Path, table: StoredTable, dtype: str) -> list[Tensor]:
         path = folder / TABLES / name
         try:
             # Copy on write: nobody writes, and PyTorch wants memory that could be written to.
-            values = np.load(path, mmap_mode="c", allow_pickle=False)
+            values = np.load(local_path(path), mmap_mode="c", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be mapped ({error}); export the run again") from None
         if values.shape != shape or values.dtype != kind:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from recmtl.errors import UserError
 from recmtl.runtime.locks import locked
-from recmtl.runtime.storage import exists, is_folder, list_folder, make_afresh, make_folder, remove_folder, rename
+from recmtl.runtime.storage import (
+    exists,
+    file_size,
+    is_file,
+    is_folder,
+    list_folder,
+    make_afresh,
+    make_folder,
+    os_errors,
+    remove,
+    remove_folder,
+    rename,
+)
 
 
 def link_folder(source: Path, target: Path) -> None:
@@ -81,6 +94,15 @@ def complete_or_absent(out: Path, check_replaceable: Callable[[Path], None] | No
 
 
 @contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """A hidden folder beside a file to be written, gone afterwards; it has a name of its own."""
+    with os_errors(beside):
+        make_folder(beside.absolute().parent)
+        with tempfile.TemporaryDirectory(dir=beside.absolute().parent, prefix=".recmtl-") as folder:
+            yield Path(folder)
+
+
+@contextmanager
 def file_complete_or_absent(out: Path) -> Iterator[Path]:
     """A hidden file beside `out` that becomes `out` if nothing goes wrong, and is removed otherwise.
 
@@ -97,3 +119,8 @@ def file_complete_or_absent(out: Path) -> Iterator[Path]:
             rename(unfinished, out)
         finally:
             remove(unfinished)
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder and those below it."""
+    return sum(file_size(path) for path in list_folder(folder, "**/*") if is_file(path))

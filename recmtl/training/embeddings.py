@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from recmtl.inference.embeddings import copies_of, write_embeddings
 from recmtl.inference.tables import BLOCK_ROWS
+from recmtl.runtime.folders import scratch_folder
 from recmtl.training.trained import TrainedRun
 from recmtl.training.weights import check_whole, read_weights, stored_tables
 
@@ -25,8 +25,8 @@ def run_embeddings(run: Path, table: str, out: Path) -> int:
     files = {bag.name: (bag.name,) for bag in model.embeddings.tables}
     copies = copies_of(stored_tables(model, trained, files), table, str(run))
     check_whole(trained.checkpoint)
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".recmtl-") as folder:
-        weights = read_weights(trained.checkpoint, model, Path(folder) / "tables", only=[copy.key for copy in copies])
+    with scratch_folder(out) as folder:
+        weights = read_weights(trained.checkpoint, model, folder / "tables", only=[copy.key for copy in copies])
         rows = [(copy, _blocks(weights[copy.key])) for copy in copies]
         return write_embeddings(rows, run, trained.encoder, out)
 

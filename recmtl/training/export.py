@@ -32,8 +32,9 @@ from recmtl.inference.signature import (
 )
 from recmtl.inference.tables import open_table, write_table
 from recmtl.models.ranking_model import RankingModel
+from recmtl.runtime.folders import complete_or_absent, link_folder
 from recmtl.runtime.progress import Progress
-from recmtl.runtime.storage import complete_or_absent, link_folder, write_json, write_whole
+from recmtl.runtime.storage import local_path, make_folder, write_json, write_whole
 from recmtl.runtime.versions import versions
 from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset
 from recmtl.training.card import model_card
@@ -64,7 +65,7 @@ def export_run(run: Path, out: Path, dtype: str = "float32") -> Signature:
     recipe = trained.recipe
     with complete_or_absent(out) as work, Progress(timed=False) as progress:
         folder = work / "data"
-        (folder / TABLES).mkdir()
+        make_folder(folder / TABLES)
         model = trained.make_model()
         with progress.stage("writing tables", 2 * len(model.embeddings.tables)) as advance:
             read = read_weights(checkpoint, model, work / "read")
@@ -87,7 +88,7 @@ def export_run(run: Path, out: Path, dtype: str = "float32") -> Signature:
         tables = {table.key: open_table(folder, table, dtype) for table in signature.tables}
         with progress.stage("tracing the model", 1):
             graph = ScoringGraph(model, trained.dataset).eval()
-            torch.export.save(trace(graph, trained.dataset, tables), folder / MODEL)
+            torch.export.save(trace(graph, trained.dataset, tables), local_path(folder / MODEL))
         link_folder(run / ENCODER, folder / ENCODER)
         link_folder(run / VOCABULARIES, folder / VOCABULARIES)
         write_whole(folder / RECIPE, recipe.toml)

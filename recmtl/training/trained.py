@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
 from recmtl.inference.signature import CONFIG, conditional_columns, output_columns
 from recmtl.models.ranking_model import RankingModel
+from recmtl.runtime.storage import exists, is_file, read_json
 from recmtl.schema import ENCODER, RECIPE, Dataset, Task
 from recmtl.training.checkpoint import best_checkpoint
 from recmtl.training.results import RESULTS
@@ -37,7 +37,7 @@ class TrainedRun:
     def config(self) -> Config:
         """The run's configuration."""
         path = self.folder / CONFIG
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f"{self.folder}: no {CONFIG} in it; name a run folder that `recmtl train` wrote")
         return load_config(str(path))
 
@@ -71,7 +71,7 @@ class TrainedRun:
         """What was measured at the end; None: the run is not finished."""
         path = self.folder / RESULTS
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -88,6 +88,6 @@ class TrainedRun:
 
     def _there(self, name: str) -> Path:
         path = self.folder / name
-        if not path.exists():
+        if not exists(path):
             raise UserError(f"{path}: missing; the run was trained on data that `recmtl prepare` did not write")
         return path

@@ -18,6 +18,7 @@ from recmtl.errors import UserError
 from recmtl.inference.signature import StoredTable
 from recmtl.models.embeddings import table_name
 from recmtl.models.ranking_model import RankingModel
+from recmtl.runtime.storage import local_path, make_folder
 from recmtl.training.manifest import find_damage
 from recmtl.training.storage import SafePlanner, SafeReader
 from recmtl.training.trained import TrainedRun
@@ -48,7 +49,7 @@ def read_weights(
     """
     reader = SafeReader(checkpoint)
     described = reader.read_metadata().state_dict_metadata
-    folder.mkdir()
+    make_folder(folder)
     tables: dict[str, np.ndarray] = {}
     state: dict[str, Tensor] = {f"{DENSE_KEY}{name}": value for name, value in model.dense.state_dict().items()}
     for number, bag in enumerate(model.embeddings.tables):
@@ -58,7 +59,7 @@ def read_weights(
         stored = described[key]
         assert isinstance(stored, TensorStorageMetadata)
         kind = np.dtype(str(stored.properties.dtype).removeprefix("torch."))
-        tables[bag.name] = np.memmap(folder / f"{number}", kind, "w+", shape=tuple(stored.size))
+        tables[bag.name] = np.memmap(local_path(folder / f"{number}"), kind, "w+", shape=tuple(stored.size))
         state[key] = torch.from_numpy(tables[bag.name])
     dcp.load(dict(state), storage_reader=reader, planner=SafePlanner(), no_dist=True)
     return tables
