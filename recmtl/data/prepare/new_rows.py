@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +85,13 @@ def open_new_rows(
             yield
 
     def batches() -> Iterator[pa.RecordBatch]:
-        partitions = show_partitions(db, recipe, parse_size(memory_limit), spill.with_name("partitions"), progress)
+        path = spill.with_name("partitions")
         # What is done with a batch is outside: an error there is none of the query's.
-        with plain_arrow(db), in_one_line():
+        with (
+            plain_arrow(db),
+            in_one_line(),
+            closing(show_partitions(db, recipe, parse_size(memory_limit), path, progress)) as partitions,
+        ):
             yield from query_batches(db, partitions)
 
     try:
@@ -104,7 +108,8 @@ def open_new_rows(
             db.execute(f"create view {SELECTED} as select {selected} from {ROWS}{condition}")
             schema = selected_schema(db)
         encoder.check(schema)
-        yield NewRows(schema, kept, batches())
+        with closing(batches()) as running:
+            yield NewRows(schema, kept, running)
     finally:
         db.close()
 

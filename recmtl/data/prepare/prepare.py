@@ -11,6 +11,7 @@ What comes out depends on the recipe and the raw files alone, not on the number 
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,7 +118,8 @@ def _run(
         create_selected(db, recipe, types)
         encoder = make_encoder(db, recipe, types)
         rows = FactorizedRows(folder.with_name("stored"), encoder, other_columns(db, recipe))
-        run_query(db, show_partitions(db, recipe, memory, rows.folder / "parts", progress), rows)
+        with closing(show_partitions(db, recipe, memory, rows.folder / "parts", progress)) as partitions:
+            run_query(db, partitions, rows)
     check_not_empty(recipe, rows)
 
     with progress.stage("splitting", 1):
