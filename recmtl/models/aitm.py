@@ -52,7 +52,7 @@ class AITM(Model):
     Order: the task before t is its parent. Tasks without a parent among the trained ones follow the task before them
     in the recipe's order (moved so that parents come first), so that a recipe without parents is one chain.
 
-    The calibrator (section 3.4) is a part of the loss: `recmtl.objectives.auxiliary.calibrator`.
+    The calibrator (section 3.4) is a part of the loss: `recmtl.objectives.losses.calibrator`.
     """
 
     def __init__(self, config: AITMConfig, inputs: Inputs) -> None:

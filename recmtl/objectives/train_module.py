@@ -14,8 +14,7 @@ from recmtl.data.read.batch import Batch
 from recmtl.errors import UserError
 from recmtl.models.batch_norm import BatchNorm
 from recmtl.models.ranking_model import RankingModel
-from recmtl.objectives.auxiliary import auxiliary_loss
-from recmtl.objectives.losses import task_losses
+from recmtl.objectives.losses import auxiliary_loss, task_losses
 from recmtl.objectives.weighting import make_weighting
 from recmtl.objectives.weighting.base import GivenGradients
 from recmtl.schema import Dataset, Task

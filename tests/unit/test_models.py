@@ -18,7 +18,7 @@ from recmtl.models import Inputs, Model
 from recmtl.models.embeddings import Embeddings
 from recmtl.models.layers import Gates, MLPs, Towers, mix
 from recmtl.models.ranking_model import RankingModel
-from recmtl.objectives.auxiliary import auxiliary_loss
+from recmtl.objectives.losses import auxiliary_loss
 from recmtl.objectives.train_module import TrainModule
 from recmtl.schema import Dataset, Feature, Table, Task
 from recmtl.typed import from_dict

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from recmtl.config import MODELS
 from recmtl.models import Inputs, Model
-from recmtl.objectives.auxiliary import auxiliary_loss
+from recmtl.objectives.losses import auxiliary_loss
 from recmtl.schema import Task
 
 WIDTH, BATCH = 11, 7

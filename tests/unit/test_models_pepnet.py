@@ -14,7 +14,7 @@ from recmtl.config.models import PEPNetConfig
 from recmtl.errors import UserError
 from recmtl.models import Inputs, Model
 from recmtl.models.base import SHARED
-from recmtl.objectives.auxiliary import auxiliary_loss
+from recmtl.objectives.losses import auxiliary_loss
 from recmtl.schema import Task
 
 BATCH = 7
