@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recmtl.errors import UserError
 from recmtl.inference.signature import MANIFEST
-from recmtl.runtime.storage import is_file, list_folder, open_read, read_text, write_whole
+from recmtl.runtime.storage import list_files, open_read, read_text, write_whole
 
 FORMAT = 1
 BLOCK = 2**22
@@ -18,7 +18,7 @@ BLOCK = 2**22
 
 def write_manifest(folder: Path) -> None:
     """Describe all files of a folder. It is the last file written."""
-    files = _files(folder)
+    files = list_files(folder)
     digests = dict(zip((path.relative_to(folder).as_posix() for path in files), _digests(files), strict=True))
     write_whole(folder / MANIFEST, _text(digests))
 
@@ -47,7 +47,7 @@ def check_manifest(folder: Path) -> str:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}); export the run again") from None
-    there = {file.relative_to(folder).as_posix() for file in _files(folder)} - {MANIFEST}
+    there = {file.relative_to(folder).as_posix() for file in list_files(folder)} - {MANIFEST}
     if missing := sorted(digests.keys() - there):
         raise UserError(f"{folder / missing[0]}: missing; export the run again")
     if unknown := sorted(there - digests.keys()):
@@ -66,11 +66,6 @@ def _text(digests: dict[str, str]) -> str:
     """The manifest, with a digest of itself: a changed byte in it is told from one in a file."""
     own = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     return json.dumps({"format": FORMAT, "files": digests, "sha256": own}, indent=2) + "\n"
-
-
-def _files(folder: Path) -> list[Path]:
-    """All files in a folder and those below it."""
-    return [path for path in list_folder(folder, "**/*") if is_file(path)]
 
 
 def _digests(files: list[Path]) -> list[str]:

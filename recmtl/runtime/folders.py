@@ -14,8 +14,8 @@ from recmtl.runtime.locks import locked
 from recmtl.runtime.storage import (
     exists,
     file_size,
-    is_file,
     is_folder,
+    list_files,
     list_folder,
     make_afresh,
     make_folder,
@@ -123,4 +123,4 @@ def file_complete_or_absent(out: Path) -> Iterator[Path]:
 
 def folder_size(folder: Path) -> int:
     """Bytes of all files in a folder and those below it."""
-    return sum(file_size(path) for path in list_folder(folder, "**/*") if is_file(path))
+    return sum(file_size(path) for path in list_files(folder))

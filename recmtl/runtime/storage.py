@@ -128,6 +128,11 @@ def list_folder(folder: Path, pattern: str = "*") -> list[Path]:
         return []
 
 
+def list_files(folder: Path) -> list[Path]:
+    """All files in a folder and those below it, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those that it lies in, where they are missing."""
     folder.mkdir(parents=True, exist_ok=True)
