@@ -46,8 +46,6 @@ class Signature:
     outputs: tuple[str, ...]
     """Columns of predictions: one a task, then of a model that composes probabilities the conditional ones."""
     tables: tuple[StoredTable, ...]
-    lists: int
-    """Number of list features."""
     encoding_fingerprint: str
     """Of the prepared data that the model was trained on."""
     source_columns: SourceColumns

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from recmtl.inference.signature import Signature
-from recmtl.schema import SPLITS
+from recmtl.schema import SPLITS, Dataset
 from recmtl.training.trained import TrainedRun
 
 
@@ -37,6 +37,7 @@ def model_card(trained: TrainedRun, signature: Signature, results: dict[str, Any
         "```",
         "## Data",
         f"- Recipe `{recipe.name}`{f': {recipe.description}' if recipe.description else ''}",
+        f"- Raw files: {_files(dataset)}",
         f"- Rows: {rows}; split: {_split(dataset.split)}",
         f"- Fingerprints: encoding `{dataset.encoding_fingerprint}`, data `{dataset.data_fingerprint}`",
         "## Tasks",
@@ -53,6 +54,11 @@ def model_card(trained: TrainedRun, signature: Signature, results: dict[str, Any
         + "\n".join(f"| `{field.name}` | {field.type} |" for field in trained.encoder.schema),
     ]
     return _joined(parts)
+
+
+def _files(dataset: Dataset) -> str:
+    counts = {source: (len(files), sum(files.values())) for source, files in dataset.sources.items() if files}
+    return "; ".join(f"{source}: {files:,} files, {rows:,} rows" for source, (files, rows) in counts.items()) or "none"
 
 
 def _split(rule: dict[str, Any]) -> str:

@@ -80,7 +80,6 @@ def export_run(run: Path, out: Path, dtype: str = "float32") -> Signature:
             tasks=tuple(task.name for task in trained.tasks),
             outputs=tuple(_outputs(trained, model)),
             tables=tuple(stored_tables(model, trained, files)),
-            lists=sum(is_list(feature) for feature in trained.dataset.sparse_features),
             encoding_fingerprint=trained.dataset.encoding_fingerprint,
             source_columns=trained.dataset.source_columns,
             versions=versions(),

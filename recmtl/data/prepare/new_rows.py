@@ -11,7 +11,16 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from recmtl.data.prepare.duck import connect, literal, message, one_line_errors, parse_size, plain_arrow, quote
+from recmtl.data.prepare.duck import (
+    column_types,
+    connect,
+    literal,
+    message,
+    one_line_errors,
+    parse_size,
+    plain_arrow,
+    quote,
+)
 from recmtl.data.prepare.examples import (
     ROWS,
     SELECTED,
@@ -24,7 +33,7 @@ from recmtl.data.prepare.examples import (
 from recmtl.data.prepare.lineage import columns_behind
 from recmtl.data.prepare.partitions import show_partitions
 from recmtl.data.prepare.raw_files import find_files
-from recmtl.data.prepare.sources import columns_hint, create_views, leave_out_refused, query_errors, source_columns
+from recmtl.data.prepare.sources import columns_hint, create_views, leave_out_refused, query_errors
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
@@ -97,9 +106,10 @@ def open_new_rows(
     try:
         with in_one_line():
             lacking = create_views(db, recipe, files, raw, known=known)
-            types = leave_out_refused(create_query(db, recipe))
+            types = create_query(db, recipe)
             for feature in recipe.features:
                 check_feature(feature, types, f"{recipe.origin}: [[feature]] {feature.name!r}")
+            types = leave_out_refused(types)
             untold = _untold(db, recipe, lacking, types, raw)
             kept = _kept(recipe, types, keep, untold)
             condition = "" if since is None else _since(db, recipe, types, since)
@@ -129,7 +139,8 @@ def _untold(
     absent = {(source, column) for source, columns in lacking.items() for column in columns}
     if not absent:
         return {}
-    behind = columns_behind(recipe, source_columns(db, recipe), types)
+    columns = {source.name: column_types(db, quote(source.name)) for source in recipe.sources if not source.sql}
+    behind = columns_behind(recipe, columns, types)
     untold = {column: sorted(sources & absent) for column, sources in behind.items() if sources & absent}
     for feature in recipe.features:
         for source, column in untold.get(feature.column, []):
