@@ -23,9 +23,10 @@ import psutil
 import torch
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
+from variants import configure
 from workload import LARGE, write_workload
 
-from recmtl.config import load_config, preset_names
+from recmtl.config import preset_names
 from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.distributed.context import process_group, resolve_device
 from recmtl.distributed.memory import CPU_GROWTH, predict
@@ -68,11 +69,14 @@ class Options:
 
 def run(preset: str, dtype: str, micro_batch_size: int, data: Path, options: Options, answer: Any) -> None:
     """Train in this process, which has done nothing else; send what it took and what was predicted."""
-    config = load_config(preset)
-    config.embedding.dim, config.embedding.dtype = options.dim, dtype  # type: ignore[assignment]
-    config.training.batch_size, config.training.device = options.batch_size, options.device  # type: ignore[assignment]
-    config.training.micro_batch_size = micro_batch_size
-    config.validate()
+    settings = {
+        "embedding.dim": options.dim,
+        "embedding.dtype": dtype,
+        "training.batch_size": options.batch_size,
+        "training.micro_batch_size": micro_batch_size,
+        "training.device": options.device,
+    }
+    config = configure(preset, settings)
     bare = psutil.Process().memory_info().rss
     with process_group(options.device) as context:
         dataset, tasks = open_dataset(data, config)

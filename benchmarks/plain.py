@@ -50,9 +50,10 @@ class PlainMMoE(nn.Module):
     def __init__(self, dataset: Dataset, config: MMoEConfig, dim: int) -> None:
         super().__init__()
         features = dataset.sparse_features
-        self.embeddings = nn.ModuleList(nn.Embedding(dataset.table(str(f.table)).rows, dim) for f in features)
-        for embedding in self.embeddings:
+        embeddings = [nn.Embedding(dataset.table(str(f.table)).rows, dim) for f in features]
+        for embedding in embeddings:
             nn.init.normal_(embedding.weight, std=INIT_STD)
+        self.embeddings = nn.ModuleList(embeddings)
         width, tasks = dim * len(features), len(dataset.tasks)
         self.experts = nn.ModuleList(_mlp(width, config.expert_widths) for _ in range(config.experts))
         self.gates = nn.ModuleList(nn.Linear(width, config.experts) for _ in range(tasks))

@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,6 +40,8 @@ class Options:
     """Numbers of events."""
     wide: tuple[str, ...] = tuple(WIDE_ROWS)
     """Cases of many ids a row, as benchmarks/wide_rows.py names them."""
+    wide_rows: int | None = None
+    """Rows of such a case; none: as many as it says itself."""
     rounds: int = 1
     """Turns of preparing and the bare query."""
     memory_limit: str = "4GB"
@@ -90,6 +92,7 @@ def of_events(events: int, folder: Path, options: Options) -> dict[str, Any]:
 def of_wide(name: str, folder: Path, options: Options) -> dict[str, Any]:
     """Measure one case of many ids a row."""
     wide = WIDE_ROWS[name]
+    wide = replace(wide, rows=options.wide_rows or wide.rows)
     write_raw(wide, folder / "raw")
     write_recipe(wide, folder / "wide.toml")
     used = prepare(folder / "wide.toml", folder / "raw", folder / "out", options.wide_memory_limit, options.threads)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import tyro
-from common import RESULTS, machine, markdown_table, write_results
+from common import RESULTS, Timing, machine, markdown_table, write_results
 
 from recmtl.data.prepare.prepare import prepare
 from recmtl.data.read.parquet import ParquetSplit
@@ -36,9 +36,6 @@ from recmtl.synthetic.synthesize import synthesize
 
 TARGET = 1_500_000
 """Rows/s on one core."""
-
-Timing = tuple[float, float]
-"""Seconds by the clock, and of CPU time, which other processes on the core disturb less."""
 
 
 @dataclass
@@ -101,7 +98,8 @@ def measure(data: Path, dataset: Dataset, batch_size: int, rounds: int) -> dict[
 def copy(split: ParquetSplit) -> Timing:
     """Time to copy as many bytes as all decoded rows have, a row group at a time."""
     sizes = np.diff(split.starts)
-    width = 4 * (len(split.categorical) + len(split.numeric) + len(split.tasks))
+    ids = sum(feature.mean_length for feature in split.dataset.sparse_features)
+    width = 4 * round(ids + split.width + len(split.tasks))
     source = np.ones((width, int(sizes.max())), np.int8)
     target = np.empty_like(source)
     began, cpu = time.perf_counter(), time.process_time()

@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 import tyro
-from common import RESULTS, Timing, machine, markdown_table, timing, write_results
+from common import RESULTS, Timing, machine, markdown_table, ratios, timing, write_results
 from variants import configure, names
 from workload import write_workload
 
@@ -89,11 +89,8 @@ def main(options: Options) -> None:
     first = times[options.variants[0]]
     rows = []
     for variant, taken in times.items():
-        clock, cpu = (
-            median(mine[kind] / theirs[kind] for mine, theirs in zip(taken, first, strict=True)) for kind in (0, 1)
-        )
-        took = median(step for step, _ in taken)
-        rows.append((variant, sizes[variant], options.batch_size / took, 1000 * took, clock, cpu))
+        step = median(clock for clock, _ in taken)
+        rows.append((variant, sizes[variant], options.batch_size / step, 1000 * step, *ratios(taken, first)))
     body = (
         f"{sum(table.rows for table in dataset.tables):,} embedding rows a copy of dimension {options.dim}, "
         f"batch {options.batch_size:,}, {torch.get_num_threads()} threads; "
@@ -102,8 +99,8 @@ def main(options: Options) -> None:
             ("variant", "dense parameters", "examples/s", "ms a step", "times the first", "by CPU time"), rows
         )
     )
-    ratios = {variant: {"clock": clock, "cpu": cpu} for variant, _, _, _, clock, cpu in rows}
-    results = {"machine": place, "seconds_and_cpu_seconds": times, "times_the_first": ratios}
+    relative = {variant: {"clock": clock, "cpu": cpu} for variant, _, _, _, clock, cpu in rows}
+    results = {"machine": place, "seconds_and_cpu_seconds": times, "times_the_first": relative}
     write_results(options.out, "steps", names(options.variants), results, body)
 
 

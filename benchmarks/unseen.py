@@ -226,7 +226,8 @@ def of_tasks(runs: list[Results], measure: str, form: str) -> str:
 def main(options: Options) -> None:
     """Train, print and write."""
     place = machine()
-    lines, notes, measured = [], [], {}
+    lines: list[list[str]] = []
+    notes, measured = [], {}
     for named in options.data:
         case = Case(named, options)
         check_same_rows(case)

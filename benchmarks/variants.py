@@ -20,9 +20,7 @@ def configure(variant: str, settings: Mapping[str, Any]) -> Config:
     for key, value in [*settings.items(), *map(_setting, own)]:
         section, _, field = key.partition(".")
         values.setdefault(section, {})[field] = value
-    config = parse_config(values, variant)
-    config.validate()
-    return config
+    return parse_config(values, variant)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -30,10 +30,15 @@ def run(script: str, out: Path, *args: object) -> dict[str, Any]:
 
 
 def test_prepare(tmp_path: Path) -> None:
-    results = run("prepare.py", tmp_path / "out", "--events", 20_000, 5_000, "--work", tmp_path)
+    sizes = ("--events", 20_000, 5_000, "--wide", "list", "shared_table", "--wide-rows", 5_000)
+    results = run("prepare.py", tmp_path / "out", *sizes, "--work", tmp_path)
     assert [found["events"] for found in results["runs"]] == [5_000, 20_000]
-    assert all(found["seconds"] > 0 < found["cpu_seconds"] for found in results["runs"])
-    assert all(found["written_bytes"] >= found["output_bytes"] > 0 for found in results["runs"])
+    for found in results["runs"]:
+        [prepared], [query] = found["prepare"], found["query"]
+        assert found["ratio"] == prepared["cpu_seconds"] / query["cpu_seconds"]
+        assert all(value > 0 for used in (prepared, query) for value in used.values())
+    assert [found["rows"] for found in results["wide"]] == [5_000, 5_000]
+    assert all(found["cpu_seconds"] > 0 < found["peak_bytes"] for found in results["wide"])
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,7 @@ def open_new_rows(
         with one_line_errors(recipe.origin, memory_limit), query_errors(recipe, files):
             yield
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches() -> Generator[pa.RecordBatch, None, None]:
         path = spill.with_name("partitions")
         # What is done with a batch is outside: an error there is none of the query's.
         with (

@@ -9,7 +9,7 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import duckdb
@@ -36,7 +36,7 @@ def number_of_partitions(rows: int, memory: int) -> int:
 
 def show_partitions(
     db: duckdb.DuckDBPyConnection, recipe: Recipe, memory: int, path: Path, progress: Progress
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Let the recipe's views show one partition of the events after the other, where there are many and the recipe
     allows it; else all events at once. Shows how far the work on them is.
 
