@@ -4,13 +4,12 @@ TorchX reads this file alone, its docstrings as help and its annotations as opti
 annotations of `typing`.
 """
 
-import shlex
 from typing import Dict, List, Optional
 
 import torchx.specs as specs
-from torchx.specs import macros
 
-from torchx_specs.arguments import check_numbers, literal, literal_values
+from torchx_specs.arguments import check_numbers
+from torchx_specs.launcher import ranks_role
 
 
 def ddp(
@@ -52,44 +51,21 @@ def ddp(
         rdzv_port: port of the first node where several nodes meet.
         rdzv_timeout: seconds that a node waits for the others; long enough for the slowest to pull its image.
     """
-    check_numbers(1, nodes=nodes, cpu=cpu, memMB=memMB, rdzv_port=rdzv_port, rdzv_timeout=rdzv_timeout)
-    check_numbers(0, ranks=ranks, gpu=gpu, max_retries=max_retries, max_restarts=max_restarts)
-    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
-    ranks = ranks or max(1, resource.gpu)
-    launcher = [
-        "python -m recmtl.launch",
-        f"--nnodes {nodes} --nproc-per-node {ranks} --max-restarts {max_restarts}",
-        f"--rdzv-backend c10d --rdzv-id {macros.app_id} --rdzv-endpoint {_endpoint(nodes, rdzv_port)}",
-        f"--rdzv-conf join_timeout={rdzv_timeout},read_timeout={rdzv_timeout}",
-        "-- train",
-    ]
-    return specs.AppDef(
+    check_numbers(1, cpu=cpu, memMB=memMB)
+    check_numbers(0, gpu=gpu)
+    role = ranks_role(
+        "train",
+        args,
         name=name,
-        roles=[
-            specs.Role(
-                # On Kubernetes the first node's address is in a variable named after the role, so no dashes.
-                name=name.replace("-", "_"),
-                image=image,
-                # A shell, because only the node itself knows the name of the first node.
-                entrypoint="bash",
-                args=["-c", f"exec {' '.join(launcher)} {literal(shlex.join(args))}"],
-                num_replicas=nodes,
-                resource=resource,
-                env={
-                    "OMP_NUM_THREADS": str(max(1, resource.cpu // ranks)),
-                    "LOGLEVEL": "WARNING",
-                    "PYTHONUNBUFFERED": "1",
-                    **literal_values(env),
-                },
-                max_retries=max_retries,
-                port_map={"c10d": rdzv_port},
-                mounts=specs.parse_mounts(mounts or []),
-            )
-        ],
+        image=image,
+        resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+        nodes=nodes,
+        ranks=ranks,
+        env=env,
+        mounts=mounts,
+        max_retries=max_retries,
+        max_restarts=max_restarts,
+        rdzv_port=rdzv_port,
+        rdzv_timeout=rdzv_timeout,
     )
-
-
-def _endpoint(nodes: int, port: int) -> str:
-    """Where the nodes meet: any free port of a single node, else the first node, which the scheduler names."""
-    # Doubled, because TorchX takes a single $ for one of its own macros.
-    return "localhost:0" if nodes == 1 else f"$${{{macros.rank0_env}:=localhost}}:{port}"
+    return specs.AppDef(name=name, roles=[role])

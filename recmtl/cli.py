@@ -252,6 +252,8 @@ def predict(arguments: list[str]) -> None:
     from recmtl.inference.predict import predict as run_predict
 
     if is_export(args.model):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"{args.model}: an export is scored by one process; start one, or name the run folder")
         from recmtl.inference.exported import ExportedModel
 
         opened: AbstractContextManager[Any] = nullcontext(ExportedModel(args.model))

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from jobs import last_step, training
 from launchers.docker import IMAGE, Docker, build_image, docker_daemon
@@ -68,6 +69,24 @@ def test_nothing_but_the_mounted_folder_is_written(docker, work):
     one, two = results_of(work / "one", 1), results_of(work / "two", 2)
     assert one["logloss_sum"] == pytest.approx(two["logloss_sum"], rel=1e-3)
     assert (work / "report" / "report.md").exists()
+
+
+def test_predict_on_an_export(docker, work):
+    def in_image(*args: object) -> None:
+        docker("run", "--rm", "--network=none", "--volume", f"{work}:/mnt", IMAGE, *args)
+
+    in_image("synth", "merrec", "/mnt/raw", "--events", 3000)
+    in_image("prepare", "merrec", "/mnt/raw", "/mnt/merrec")
+    in_image("train", "mmoe", "--data", "/mnt/merrec", "--run", "/mnt/run", "--training.max_steps", 2)
+    in_image("export", "/mnt/run", "/mnt/export", "--dtype", "int8")
+    mount = ("--mounts", f"type=bind,src={work},dst=/mnt")
+    score = ("--", "/mnt/export", "/mnt/raw", "/mnt/predictions", "--keep", "user_id")
+    ended = torchx_run("local_docker", "predict.py:predict", *mount, *score, env=docker.env, folder=work)
+    assert ended.returncode == 0, ended.stderr
+    predictions = pq.read_table(work / "predictions")
+    assert predictions.column_names == ["user_id", "p_view", "p_like"]
+    rows = json.loads((work / "merrec" / "dataset.json").read_text())["rows"]
+    assert predictions.num_rows == sum(rows.values())
 
 
 def test_demo_job_on_local_docker(docker, work):

@@ -9,9 +9,10 @@ import sys
 import time
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from jobs import free_port, last_step, running, standalone, training
-from launchers.torchx import ranks_of, results_of, torchx_start, wait_for
+from launchers.torchx import ranks_of, results_of, torchx_run, torchx_start, wait_for
 from torch.distributed import TCPStore
 from toy import write_toy
 
@@ -133,3 +134,39 @@ def test_a_torchx_job_whose_rank_is_killed_goes_on(tmp_path):
             job.terminate()
     assert job.returncode == 0, said
     assert results_of(run, 2)["steps"] == steps
+
+
+@pytest.mark.slow
+def test_torchx_jobs_that_score_with_an_export_and_on_two_ranks_with_its_run(run_recmtl, tmp_path):
+    raw, data, run, export = (tmp_path / name for name in ("raw", "data", "run", "export"))
+    for step in (
+        ("synth", "merrec", raw, "--events", 3000),
+        ("prepare", "merrec", raw, data),
+        ("train", "mmoe", "--data", data, "--run", run, "--training.max_steps", 2),
+        ("export", run, export),
+    ):
+        ended = run_recmtl(*step)
+        assert ended.returncode == 0, ended.stderr
+
+    def score(model, out, *options):
+        arguments = ("--", model, raw, tmp_path / out)
+        job = torchx_run("local_cwd", "predict.py:predict", *options, *arguments, env={}, folder=tmp_path)
+        assert job.returncode == 0, job.stderr
+        table = pq.read_table(tmp_path / out)
+        kept = [name for name in table.column_names if not name.startswith("p_")]
+        return table.sort_by([(name, "ascending") for name in kept]).to_pydict()
+
+    one, two = score(export, "one"), score(run, "two", "--ranks", 2)
+    assert len(one["p_like"]) > 1000
+    assert one.keys() == two.keys()
+    for name in one:
+        assert two[name] == (pytest.approx(one[name], abs=1e-5) if name.startswith("p_") else one[name])
+
+
+def test_an_export_takes_one_process(run_recmtl, tmp_path):
+    (tmp_path / "signature.json").touch()
+    ended = run_recmtl("predict", tmp_path, tmp_path, tmp_path / "out", ranks=2)
+    assert ended.returncode == 2
+    said = "an export is scored by one process; start one, or name the run folder"
+    assert ended.stderr == f"error: {tmp_path}: {said}\n"
+    assert not (tmp_path / "out").exists()

@@ -20,6 +20,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 TRAIN = f"{CHECKOUT}/components/train.py:ddp"
 PREPARE = f"{CHECKOUT}/components/prepare.py:prepare"
 BENCHMARK = f"{CHECKOUT}/components/benchmark.py:benchmark"
+PREDICT = f"{CHECKOUT}/components/predict.py:predict"
 PIPELINE = f"{CHECKOUT}/components/pipeline.py:pipeline"
 WHOLE = ("--recipe", "merrec", "--raw", "raw", "--out", "out", "--models", "mmoe,conf/my ple.toml")
 
@@ -40,7 +41,7 @@ def script(info, node: int = 0) -> list[str]:
     return shlex.split(replicas[node].args[2])
 
 
-@pytest.mark.parametrize("component", [TRAIN, PREPARE, BENCHMARK, PIPELINE])
+@pytest.mark.parametrize("component", [TRAIN, PREPARE, PREDICT, BENCHMARK, PIPELINE])
 def test_component_is_valid_and_documented(component):
     found = get_component(component)
     assert found.validation_errors == []
@@ -64,6 +65,8 @@ COMMANDS = {
     [
         (TRAIN, ("--nodes", "3", "--ranks", "2", "--", "mmoe", "--data", "a b"), 3),
         (PREPARE, ("--", "merrec", "raw", "out"), 1),
+        (PREDICT, ("--", "export", "a b", "out"), 1),
+        (PREDICT, ("--nodes", "2", "--ranks", "2", "--", "run", "raw", "out"), 2),
         (BENCHMARK, ("--script", "reader", "--", "--out", "out"), 1),
         (PIPELINE, (*WHOLE, "--", "--training.seed", "3"), 1),
     ],
@@ -120,6 +123,16 @@ def test_prepare_runs_recmtl_prepare():
     assert role.entrypoint == "python"
     assert role.args == ["-m", "recmtl", "prepare", "merrec", "raw", "out", "--memory-limit", "2GB"]
     assert role.resource.cpu == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks"),
+    [((), "1"), (("--h", "h100x8"), "1"), (("--ranks", "2"), "2"), (("--ranks", "0", "--gpu", "4"), "4")],
+)
+def test_predict_is_one_process_unless_asked_for_more(options, ranks):
+    words = script(dry_run(PREDICT, *options, "--", "runs/shop", "new logs", "out", "--keep", "user,item"))
+    assert words[words.index("--nproc-per-node") + 1] == ranks
+    assert words[words.index("--") :] == ["--", "predict", "runs/shop", "new logs", "out", "--keep", "user,item"]
 
 
 def test_benchmark_runs_a_script_beside_the_components():
@@ -185,6 +198,8 @@ def test_models_of_a_pipeline_must_not_share_a_run_folder(capsys):
             for option in ("ranks", "gpu", "max_retries", "max_restarts")
             for value in (-1, -9)
         ),
+        *((PREDICT, option, -1, 0) for option in ("ranks", "gpu", "max_retries")),
+        *((PREDICT, option, 0, 1) for option in ("nodes", "cpu", "memMB", "rdzv_port", "rdzv_timeout")),
         *((TRAIN, option, 0, 1) for option in ("nodes", "cpu", "memMB", "rdzv_port", "rdzv_timeout")),
         *((PIPELINE, option, -1, 0) for option in ("ranks", "gpu", "max_retries")),
         *((component, "cpu", 0, 1) for component in (PREPARE, PIPELINE, BENCHMARK)),
@@ -216,7 +231,13 @@ AS_TYPED = (
 
 @pytest.mark.parametrize(
     ("component", "args"),
-    [(TRAIN, ()), (PREPARE, ()), (BENCHMARK, ()), (PIPELINE, (*WHOLE[:-3], "$${app_id} out", "--models", "mmoe"))],
+    [
+        (TRAIN, ()),
+        (PREPARE, ()),
+        (PREDICT, ()),
+        (BENCHMARK, ()),
+        (PIPELINE, (*WHOLE[:-3], "$${app_id} out", "--models", "mmoe")),
+    ],
 )
 def test_arguments_and_environment_arrive_as_typed(tmp_path, component, args):
     """In the place of Python, a script writes down what it is given."""

@@ -20,6 +20,7 @@ GOLDEN = Path(__file__).with_name("kubernetes_train.yaml")
 CLAIM = "type=volume,src=recmtl,dst=/data"
 TRAIN = ["--name", "merrec-mmoe", "--image", "registry.example/recmtl:1", "--mounts", CLAIM]
 COMMAND = ["--", "merrec_mmoe", "--data", "/data/merrec", "--run", "/data/runs/mmoe"]
+SCORE = ["--", "/data/run", "/data/raw", "/data/out"]
 PIPELINE = ["--recipe", "merrec", "--raw", "/data/raw", "--out", "/data/out", "--models", "mmoe,ple"]
 
 
@@ -51,6 +52,8 @@ def hosts_variable(job: dict[str, Any]) -> str:
         ("train.py:ddp", [*TRAIN, "--h", "h100x8", "--nodes", "2", "--max_retries", "3", *COMMAND]),
         ("train.py:ddp", [*TRAIN, "--mounts", "type=bind,src=/logs,dst=/logs,readonly", *COMMAND]),
         ("prepare.py:prepare", ["--mounts", CLAIM, "--", "merrec", "/data/raw", "/data/merrec"]),
+        ("predict.py:predict", ["--mounts", CLAIM, "--", "/data/export", "/data/raw", "/data/out"]),
+        ("predict.py:predict", ["--mounts", CLAIM, "--nodes", "2", "--h", "h100x8", "--ranks", "0", *SCORE]),
         ("benchmark.py:benchmark", ["--mounts", CLAIM, "--h", "h100x1", "--", "--out", "/data/results"]),
         ("pipeline.py:pipeline", [*PIPELINE, "--mounts", CLAIM, "--max_retries", "1"]),
     ],
