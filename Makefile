@@ -35,7 +35,7 @@ $(STAMP): $(addprefix requirements/,common.txt cpu.txt dev.txt nodeps.txt) pypro
 	@touch $@
 	@echo "Installed. Activate it with: source $(VENV)/bin/activate"
 
-demo: setup ## The main job: make events, prepare them, train two models on two ranks, print the table (minutes)
+demo: setup ## The main job: make events, prepare them, train two models on two ranks, print the table and five scores (minutes)
 	rm -rf demo
 	mkdir demo
 	recmtl synth merrec demo/raw --events 300000 --seed 0
@@ -45,6 +45,9 @@ demo: setup ## The main job: make events, prepare them, train two models on two 
 	recmtl evaluate demo/runs/mmoe --data demo/data --split test
 	recmtl evaluate demo/runs/shared_bottom --data demo/data --split test
 	recmtl report demo/runs/* --out demo/report
+	recmtl export demo/runs/mmoe demo/export
+	recmtl predict demo/export demo/raw demo/predictions --keep user_id,product_id,is_like
+	python -c "import duckdb; print(duckdb.sql(\"from 'demo/predictions/*.parquet' order by p_like desc limit 5\"))"
 
 TRAIN = torchx --log_level WARNING run -s local_cwd components/train.py:ddp --name $(1) --ranks 2 -- $(1) --data demo/data --run demo/runs/$(1)
 

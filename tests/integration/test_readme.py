@@ -1,17 +1,22 @@
-"""The README's recipe works as it stands there."""
+"""What README and docs/use.md tell to type works as it stands there."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-README = Path(__file__).parents[2] / "README.md"
+CHECKOUT = Path(__file__).parents[2]
+README, USE = CHECKOUT / "README.md", CHECKOUT / "docs" / "use.md"
 
 
 def write_logs(folder: Path, rows: int = 3000) -> None:
@@ -31,19 +36,64 @@ def write_logs(folder: Path, rows: int = 3000) -> None:
     pq.write_table(pa.table(columns), folder / "day-1.parquet")
 
 
-def test_recipe_for_ones_own_logs(run_recmtl, tmp_path):
+@pytest.fixture(scope="module")
+def shop(run_recmtl, tmp_path_factory) -> Path:
+    """A folder in which the commands of "Your own logs" were run as they stand there, for one epoch."""
+    folder = tmp_path_factory.mktemp("shop")
     [recipe] = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
-    (tmp_path / "shop.toml").write_text(recipe)
-    write_logs(tmp_path / "logs")
-    prepared = run_recmtl("prepare", tmp_path / "shop.toml", tmp_path / "logs", tmp_path / "data")
-    assert prepared.returncode == 0, prepared.stderr
-    dataset = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    (folder / "shop.toml").write_text(recipe)
+    write_logs(folder / "logs")
+    prepare, train = commands("Your own logs")
+    run_in(folder, run_recmtl, prepare, [*train, "--training.max_epochs", "1"])
+    return folder
+
+
+def section(name: str) -> str:
+    """The text of a section without those below it."""
+    [text] = re.findall(rf"^## {name}\n(.*?)^##", README.read_text(), re.DOTALL | re.MULTILINE)
+    return text
+
+
+def commands(name: str) -> list[list[str]]:
+    """The words of every `recmtl` in a section."""
+    return [shlex.split(line)[1:] for line in section(name).splitlines() if line.startswith("    recmtl ")]
+
+
+def run_in(folder: Path, run_recmtl, *all_words: list[str]) -> None:
+    """Run commands in a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for words in all_words:
+            ended = run_recmtl(*words)
+            assert ended.returncode == 0, ended.stderr
+
+
+def run_python(folder: Path, code: str) -> str:
+    """Run a page's example in a folder; returns what it printed."""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_recipe_for_ones_own_logs(shop):
+    dataset = json.loads((shop / "data" / "dataset.json").read_text())
     assert dataset["rows"] == {"train": 2400, "val": 300, "test": 300}
-    trained = run_recmtl(
-        *("train", "mmoe", "--data", tmp_path / "data", "--run", tmp_path / "run", "--training.max_epochs", 1)
-    )
-    assert trained.returncode == 0, trained.stderr
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads((shop / "runs" / "mmoe" / "results.json").read_text())
     assert set(results["test"]) == {"click", "buy"}
     assert results["test"]["click"]["rows"] == 300
     assert results["test"]["click"]["gauc"] is not None
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_used_as_the_pages_say(shop, run_recmtl):
+    run_in(shop, run_recmtl, *commands("Use it"))
+    scored = pq.read_table(shop / "predictions")
+    assert scored.num_rows == 300
+    assert min(scored["ts"].to_pylist()) == datetime(2026, 1, 1, 0, 45)
+    assert scored.column_names[-2:] == ["p_click", "p_buy"]
+    assert pq.read_table(shop / "items.parquet").num_rows > 100
+    [example] = re.findall(r"```python\n(.*?)```", section("Use it"), re.DOTALL)
+    assert run_python(shop, example).startswith("pyarrow.Table\np_click: float\np_buy: float\nitem: string\n")
+    examples = re.findall(r"```python\n(.*?)```", USE.read_text(), re.DOTALL)
+    assert len(examples) > 2
+    run_python(shop, "\n".join(examples))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import recmtl
-from recmtl.runtime.storage import list_folder, make_afresh, make_folder, remove, remove_folder, rename
+from recmtl.runtime.storage import list_files, list_folder, make_afresh, make_folder, remove, remove_folder, rename
 
 PACKAGE = Path(recmtl.__file__).parent
 
@@ -151,6 +151,15 @@ def test_a_folder_is_listed_in_order_and_by_pattern(tmp_path: Path) -> None:
 def test_what_is_no_folder_has_nothing_in_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert list_folder(tmp_path / "absent") == list_folder(tmp_path / "file") == []
+
+
+def test_files_of_a_folder_are_those_below_it_too(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/.hidden", "a/deep/c.txt"):
+        make_folder((tmp_path / name).parent)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    assert [str(path.relative_to(tmp_path)) for path in list_files(tmp_path)] == ["a/.hidden", "a/deep/c.txt", "b.txt"]
+    assert list_files(tmp_path / "absent") == []
 
 
 def test_a_folder_made_afresh_is_empty(tmp_path: Path) -> None:

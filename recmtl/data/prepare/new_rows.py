@@ -170,7 +170,8 @@ def _kept(
 
 def _since(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str], since: str) -> str:
     """The condition that a row is of that moment or later."""
-    column = recipe.split.column
+    # A column that names each row's split tells no times.
+    column = recipe.split.column if recipe.split.by == "time" else None
     if column is None:
         raise UserError(f"--since: {recipe.origin} names no [split] column to tell times by; add one")
     if column not in types:
