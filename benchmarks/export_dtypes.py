@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -61,7 +62,8 @@ def measure(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def main(options: Options) -> None:
     """Export, score, print and write."""
     place = machine()
-    lines, results = [], {}
+    lines: list[list[Any]] = []
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in DTYPES:
             export = Path(folder) / dtype
