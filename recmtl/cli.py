@@ -161,6 +161,8 @@ class Export:
     """Folder to write; must not exist, or be empty."""
     dtype: Literal["float32", "float16", "int8"] = "float32"
     """Of the embedding tables. int8: one byte a number, and four a row."""
+    compile: bool = False
+    """Compile the network too, for machines like this one; takes minutes and a C++ compiler."""
 
 
 @dataclass
@@ -268,10 +270,10 @@ def predict(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     """Write a run's best model."""
-    args = parse_words(Export, arguments, "export")
+    args = parse_words(Export, arguments, "export", flags=True)
     from recmtl.training.export import export_run
 
-    signature = export_run(args.run, args.out, args.dtype)
+    signature = export_run(args.run, args.out, args.dtype, compiled=args.compile)
     size = folder_size(args.out)
     print(f"{args.out}: {signature.model} for {', '.join(signature.tasks)}; {size / 1e6:,.1f} MB, tables {args.dtype}")
 

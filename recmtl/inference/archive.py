@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from recmtl.errors import UserError
 from recmtl.runtime.storage import local_path
 
+Graph = Callable[..., Sequence[torch.Tensor]]
+"""Probabilities from ids, numbers, lists and tables."""
 PICKLED = ("custom_obj", "opaque_obj", "script_obj")
 """Parts of names of what `torch.export.load` unpickles."""
 
@@ -44,7 +47,25 @@ def _says_pickle(config: Any) -> bool:
     return isinstance(config, list) and any(_says_pickle(value) for value in config)
 
 
-def load_graph(path: Path) -> Callable[..., tuple[torch.Tensor, ...]]:
+def this_machine() -> str:
+    """What compiled code depends on: processor, its instructions, and PyTorch's version."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def load_compiled(path: Path) -> Graph:
+    """The function that AOTInductor compiled into a library of machine code.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        return torch._inductor.aoti_load_package(str(local_path(path)))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be loaded ({reason}); export the run again") from None
+
+
+def load_graph(path: Path) -> Graph:
     """The function that an archive holds.
 
     Raises:

@@ -14,11 +14,11 @@ import torch
 from recmtl.data.recipe import Recipe, load_recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
-from recmtl.inference.archive import load_graph
+from recmtl.inference.archive import load_compiled, load_graph, this_machine
 from recmtl.inference.columns import as_arrays
 from recmtl.inference.inputs import Collator, Inputs
 from recmtl.inference.manifest import check_manifest
-from recmtl.inference.signature import MODEL, Signature
+from recmtl.inference.signature import COMPILED, MODEL, Signature
 from recmtl.inference.tables import open_table
 from recmtl.runtime.storage import is_folder
 from recmtl.schema import ENCODER, RECIPE, SourceColumns
@@ -55,7 +55,10 @@ class ExportedModel:
         self._collator = Collator(self.encoder.features)
         dtype = self.signature.dtype
         self._tables = {table.key: open_table(folder, table, dtype) for table in self.signature.tables}
-        self._graph = load_graph(folder / MODEL)
+        if self.signature.compiled_for == this_machine():
+            self._graph = load_compiled(folder / COMPILED)
+        else:
+            self._graph = load_graph(folder / MODEL)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -110,7 +113,7 @@ class ExportedModel:
 
     @torch.inference_mode()
     def _score(self, inputs: Inputs) -> np.ndarray:
-        return torch.cat(self._graph(*to_tensors(inputs), self._tables), dim=1).numpy()
+        return torch.cat(list(self._graph(*to_tensors(inputs), self._tables)), dim=1).numpy()
 
 
 def to_tensors(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:

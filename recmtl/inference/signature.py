@@ -12,7 +12,7 @@ from recmtl.runtime.storage import is_file, read_json
 from recmtl.schema import SourceColumns, Task
 
 FORMAT = 1
-SIGNATURE, MODEL, TABLES = "signature.json", "model.pt2", "tables"
+SIGNATURE, MODEL, COMPILED, TABLES = "signature.json", "model.pt2", "compiled.pt2", "tables"
 CONFIG, METRICS, CARD, MANIFEST = "config.toml", "metrics.json", "README.md", "manifest.json"
 
 
@@ -51,6 +51,8 @@ class Signature:
     source_columns: SourceColumns
     """SQL types of the raw files' columns that the recipe's query read."""
     versions: dict[str, str]
+    compiled_for: str = ""
+    """What machines `COMPILED` is for (`recmtl.inference.archive.this_machine`); empty: it is not there."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields and the format's version."""

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from recmtl.config import to_toml
+from recmtl.errors import UserError
 from recmtl.features import is_list
+from recmtl.inference.archive import this_machine
 from recmtl.inference.exported import ExportedModel, to_tensors
 from recmtl.inference.inputs import Inputs
 from recmtl.inference.manifest import write_manifest
 from recmtl.inference.signature import (
     CARD,
+    COMPILED,
     CONFIG,
     METRICS,
     MODEL,
@@ -48,16 +51,17 @@ CHECKED_ROWS = (0, 1, 2, 64)
 TOLERANCE = 1e-6
 
 
-def export_run(run: Path, out: Path, dtype: str = "float32") -> Signature:
+def export_run(run: Path, out: Path, dtype: str = "float32", *, compiled: bool = False) -> Signature:
     """Write an export.
 
     Args:
         run: the run folder.
         out: folder to write, complete or absent.
         dtype: of the tables: float32, float16 or int8.
+        compiled: also compile the graph to machine code, for machines like this one.
 
     Raises:
-        UserError: the run is not whole, or `out` cannot be written.
+        UserError: the run is not whole, `out` cannot be written, or the graph cannot be compiled.
     """
     trained = TrainedRun(run)
     checkpoint = trained.checkpoint
@@ -83,11 +87,18 @@ def export_run(run: Path, out: Path, dtype: str = "float32") -> Signature:
             encoding_fingerprint=trained.dataset.encoding_fingerprint,
             source_columns=trained.dataset.source_columns,
             versions=versions(),
+            compiled_for=this_machine() if compiled else "",
         )
         tables = {table.key: open_table(folder, table, dtype) for table in signature.tables}
         with progress.stage("tracing the model", 1):
             graph = ScoringGraph(model, trained.dataset).eval()
-            torch.export.save(trace(graph, trained.dataset, tables), local_path(folder / MODEL))
+            program = trace(graph, trained.dataset, tables)
+        if compiled:
+            with progress.stage("compiling the model", 1):
+                compile_graph(program, folder / COMPILED)
+        # They would be pickled; tables are among them.
+        program.example_inputs = None
+        torch.export.save(program, local_path(folder / MODEL))
         link_folder(run / ENCODER, folder / ENCODER)
         link_folder(run / VOCABULARIES, folder / VOCABULARIES)
         write_whole(folder / RECIPE, recipe.toml)
@@ -120,10 +131,20 @@ def trace(graph: ScoringGraph, dataset: Dataset, tables: dict[str, list[Tensor]]
         {key: [None for _ in parts] for key, parts in tables.items()},
     )
     with torch.no_grad():
-        program = torch.export.export(graph, (ids, numeric, lists, tables), dynamic_shapes=shapes, strict=False)
-    # They would be pickled; tables are among them.
-    program.example_inputs = None
-    return program
+        return torch.export.export(graph, (ids, numeric, lists, tables), dynamic_shapes=shapes, strict=False)
+
+
+def compile_graph(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Compile a traced graph with AOTInductor: minutes, and a C++ compiler is needed.
+
+    Raises:
+        UserError: it cannot be compiled.
+    """
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(local_path(path)))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--compile: PyTorch cannot compile this model here ({reason}); leave it out") from None
 
 
 def _check(exported: ExportedModel, graph: ScoringGraph, dataset: Dataset, tables: dict[str, list[Tensor]]) -> None:
