@@ -160,4 +160,4 @@ def report(options: Options, place: dict, dataset: Dataset, seconds: dict[str, l
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, description=__doc__))
