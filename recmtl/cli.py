@@ -36,6 +36,7 @@ from recmtl.runtime.exit import (
 )
 from recmtl.runtime.folders import folder_size
 from recmtl.runtime.storage import exists, read_text
+from recmtl.runtime.versions import check_training, check_versions
 from recmtl.schema import SPLITS
 
 
@@ -222,6 +223,7 @@ def prepare(arguments: list[str]) -> None:
 def train(arguments: list[str]) -> None:
     """Train a model."""
     config, places = _parse_run(Train, arguments, "train")
+    check_training()
     from recmtl.training.runs import train as run_training
 
     results = run_training(config, places["data"], places["run"])
@@ -237,6 +239,7 @@ def evaluate(arguments: list[str]) -> None:
         raise UserError(f"{args.run}: no config.toml in it; name a run folder that `recmtl train` wrote")
     splits = SPLITS if args.split == "all" else (args.split,)
     config = load_config(str(path))
+    check_training()
     from recmtl.training.runs import evaluate_run
 
     results = evaluate_run(config, args.data, args.run, splits)
@@ -260,6 +263,7 @@ def predict(arguments: list[str]) -> None:
 
         opened: AbstractContextManager[Any] = nullcontext(ExportedModel(args.model))
     else:
+        check_training()
         from recmtl.training.scorer import run_scorer
 
         opened = run_scorer(args.model)
@@ -271,6 +275,7 @@ def predict(arguments: list[str]) -> None:
 def export(arguments: list[str]) -> None:
     """Write a run's best model."""
     args = parse_words(Export, arguments, "export", flags=True)
+    check_training()
     from recmtl.training.export import export_run
 
     signature = export_run(args.run, args.out, args.dtype, compiled=args.compile)
@@ -286,6 +291,7 @@ def embeddings(arguments: list[str]) -> None:
 
         rows = export_embeddings(args.model, args.table, args.out)
     else:
+        check_training()
         from recmtl.training.embeddings import run_embeddings
 
         rows = run_embeddings(args.model, args.table, args.out)
@@ -295,6 +301,7 @@ def embeddings(arguments: list[str]) -> None:
 def plan(arguments: list[str]) -> None:
     """Show where tables would go."""
     config, places = _parse_run(Plan, arguments, "plan")
+    check_training()
     from recmtl.distributed.plan_command import show_plan
 
     print(show_plan(config, **places))
@@ -303,6 +310,7 @@ def plan(arguments: list[str]) -> None:
 def report(arguments: list[str]) -> None:
     """Put runs into a table and a page of plots."""
     args = parse_words(Report, arguments, "report")
+    check_training()
     from recmtl.report import report as write_report
 
     print(write_report(list(args.runs), args.out))
@@ -376,7 +384,6 @@ def main() -> None:
         return
     interrupt_on_sigterm()
     try:
-        from recmtl.runtime.versions import check_versions
         from recmtl.runtime.warnings import silence_third_parties
 
         if arguments[0] not in COMMANDS:

@@ -36,6 +36,19 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def esmm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with raw/, kinds.toml, data/, a short run of esmm in run/ and its export in export/; see `trained`."""
+    from trained import train, write_data
+
+    from recmtl.training.export import export_run  # imports TorchRec
+
+    folder = tmp_path_factory.mktemp("esmm")
+    train(write_data(folder), folder / "run", "esmm")
+    export_run(folder / "run", folder / "export")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def run_recmtl() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the real command line in real processes, and return how they ended and what they said."""
 

@@ -163,6 +163,8 @@ class Encoder:
             return column
         if not self._fits(name, column.type, wanted):
             raise UserError(f"column '{name}' is {column.type}, and the model was trained on {wanted}; cast it")
+        if pa.types.is_floating(column.type) and pa.types.is_decimal(wanted):
+            return column  # the cast would round, and only where all values can be cast
         try:
             return column.cast(wanted)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -8,6 +8,8 @@ text (decimals, times of day, UUIDs ...) or bytes, the key is a hash. −0 is 0,
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +30,8 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "VARCHAR": pa.large_string(),
 }
 """The types of a table's values → the Arrow type they are kept in; values of any other are kept as text."""
+
+DECIMAL = re.compile(r"DECIMAL\((\d+),\s*(\d+)\)")
 
 
 def value_type(sql_type: str) -> str:
@@ -70,9 +74,8 @@ def canonical(values: pa.Array, kind: str) -> tuple[pa.Array, np.ndarray | None]
         found = values
     elif pa.types.is_null(values.type):
         return pa.nulls(len(values), wanted), None
-    elif pa.types.is_decimal(values.type) and pa.types.is_large_string(wanted):
-        # Arrow's own cast writes 0.0000000 as 0E-7.
-        found = pa.array([None if value is None else format(value, "f") for value in values.to_pylist()], wanted)
+    elif decimal := DECIMAL.fullmatch(kind):
+        return _decimals(values, pa.decimal128(int(decimal[1]), int(decimal[2])))
     elif not fits(values.type, wanted):
         raise ValueError(f"{values.type} values where {kind} is wanted")
     else:
@@ -84,6 +87,20 @@ def canonical(values: pa.Array, kind: str) -> tuple[pa.Array, np.ndarray | None]
         # −0 + 0 is 0.
         found = pc.if_else(pc.is_nan(found), pa.scalar(None, wanted), pc.add(found, pa.scalar(0.0, wanted)))
     return found, None
+
+
+def _decimals(values: pa.Array, decimal: pa.DataType) -> tuple[pa.Array, np.ndarray | None]:
+    """Decimals as texts with all their digits, of numbers or of such texts."""
+    if not (fits(values.type, decimal) or is_string(values.type)):
+        raise ValueError(f"{values.type} values where {decimal} is wanted")
+    refused = None
+    try:
+        values = values.cast(decimal)
+    except pa.ArrowInvalid:
+        values, refused = _cast_where_possible(values, decimal)
+    # Arrow's own cast writes 0.0000000 as 0E-7.
+    texts = [None if value is None else format(value, "f") for value in values.to_pylist()]
+    return pa.array(texts, pa.large_string()), refused
 
 
 def is_string(kind: pa.DataType) -> bool:
@@ -99,10 +116,13 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def fits(given: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether values of one type may be values of another: numbers numbers, times times, anything simple text."""
+    """Whether values of one type may be values of another: numbers numbers, times times, text and whole numbers text.
+
+    Times of day, intervals and the like are none of text: Arrow writes them otherwise than SQL.
+    """
     types = pa.types
     if is_string(wanted):
-        return not (types.is_nested(given) or types.is_floating(given) or types.is_boolean(given))
+        return is_string(given) or types.is_integer(given)
     if types.is_large_binary(wanted) or types.is_binary(wanted):
         return types.is_binary(given) or types.is_large_binary(given) or types.is_fixed_size_binary(given)
     if types.is_integer(wanted) or types.is_floating(wanted) or types.is_decimal(wanted):

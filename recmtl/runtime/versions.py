@@ -12,6 +12,9 @@ from recmtl.errors import UserError
 MATCHING = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8"}
 """Release of torch → the release of both torchrec and fbgemm that is built for it."""
 
+TRAINING = ("torchrec", "fbgemm_gpu", "psutil", "tensorboard", "matplotlib")
+"""Modules of the extra `train`: whoever prepares data or uses an export does without."""
+
 DISTRIBUTIONS = {"torch": ("torch",), "torchrec": ("torchrec",), "fbgemm_gpu": ("fbgemm-gpu", "fbgemm-gpu-cpu")}
 """Module → the names of the distributions that bring it."""
 
@@ -19,19 +22,15 @@ DISTRIBUTIONS = {"torch": ("torch",), "torchrec": ("torchrec",), "fbgemm_gpu": (
 def check_versions() -> None:
     """Refuse a stack whose parts don't match. Imports none of them, so it costs milliseconds.
 
-    A module without metadata (unpacked on PYTHONPATH, say) is taken on trust.
+    A module without metadata (unpacked on PYTHONPATH, say) is taken on trust; those of `TRAINING` may be absent.
 
     Raises:
-        UserError: a part is missing, or torch, torchrec and fbgemm are not built for each other.
+        UserError: torch is missing, or torch, torchrec and fbgemm are not built for each other.
     """
-    installed = {}
-    for module in DISTRIBUTIONS:
-        found = _distribution(module)
-        if found is not None:
-            installed[module] = found
-        elif find_spec(module) is None:
-            raise UserError(f"{DISTRIBUTIONS[module][0]} is not installed; the README says how to install the stack")
+    installed = {module: found for module in DISTRIBUTIONS if (found := _distribution(module)) is not None}
     if "torch" not in installed:
+        if find_spec("torch") is None:
+            raise UserError("torch is not installed; the README says how to install the stack")
         return
     torch = installed.pop("torch")[1]
     wanted = MATCHING.get(_release(torch))
@@ -41,6 +40,18 @@ def check_versions() -> None:
     if wrong:
         names = " ".join(f"{name}=={wanted}.*" for name, _ in installed.values())
         raise UserError(f"torch {torch} does not go with {' and '.join(wrong)}; it wants {names}")
+
+
+def check_training() -> None:
+    """Refuse to go on without the extra `train`; imports nothing.
+
+    Raises:
+        UserError: a module of it is missing; says what to install.
+    """
+    for module in TRAINING:
+        if find_spec(module) is None:
+            name = DISTRIBUTIONS.get(module, (module,))[0]
+            raise UserError(f"{name} is not installed; runs and reports need it: pip install 'recmtl[train]'")
 
 
 def versions() -> dict[str, str]:

@@ -36,10 +36,6 @@ COLUMNS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
 }
 
 
-def values_of(sql_type: str) -> str:
-    return "VARCHAR" if sql_type.startswith("DECIMAL") else sql_type
-
-
 def make(folder: Path, value_type: str, column: pa.Array, known: list[Any], **options: Any) -> Encoder:
     """An encoder of one feature whose vocabulary has the canonical values `known`."""
     path = folder / "x.parquet"
@@ -54,16 +50,15 @@ def make(folder: Path, value_type: str, column: pa.Array, known: list[Any], **op
 @pytest.mark.parametrize("sql_type", COLUMNS)
 def test_a_value_comes_back_or_is_missing_or_unseen(sql_type: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     arrow, values = COLUMNS[sql_type]
-    kind = values_of(sql_type)
 
     @settings(max_examples=60, deadline=None)
     @given(st.lists(st.none() | values, min_size=1, max_size=12), st.integers(0, 12))
     def check(rows: list[Any], seen: int) -> None:
         folder = tmp_path_factory.mktemp("vocabulary")
         column = pa.array(rows, arrow)
-        plain = canonical(column, kind)[0].to_pylist()
+        plain = canonical(column, sql_type)[0].to_pylist()
         known = list(dict.fromkeys(value for value in plain[:seen] if value is not None))
-        encoder = make(folder, kind, column, known)
+        encoder = make(folder, sql_type, column, known)
         ids = encoder.encode({"x": column})["x"].to_pylist()
         for row, value, id in zip(rows, plain, ids, strict=True):
             if row is None or (isinstance(row, float) and math.isnan(row)):
@@ -105,6 +100,24 @@ def test_a_slice_of_a_list_column_is_read_from_its_own_start(tmp_path: Path) -> 
     assert encoder.encode({"x": column[1:]})["x"].to_pylist() == [[3, 2], [], [3]]
 
 
+def test_a_decimal_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+    kind = pa.decimal128(9, 2)
+    encoder = make(tmp_path, "DECIMAL(9,2)", pa.array([], kind), ["1.50", "-0.10"])
+    for rows, wanted in (
+        ([1.5, 0.3, math.nan, None, 1e12, -0.1], [2, UNSEEN, MISSING, MISSING, UNSEEN, 3]),
+        (list(map(decimal.Decimal, ("1.500", "1.555", "-0.1", "99999999999"))), [2, UNSEEN, 3, UNSEEN]),
+    ):
+        assert encoder.encode({"x": pa.array(rows)})["x"].to_pylist() == wanted
+        assert [encoder.encode({"x": pa.array([row])})["x"][0].as_py() for row in rows] == wanted
+
+
+def test_what_arrow_writes_otherwise_than_sql_is_no_text(tmp_path: Path) -> None:
+    encoder = make(tmp_path, "TIME", pa.array(["12:00:00"]), ["12:00:00"])
+    assert encoder.encode({"x": pa.array(["12:00:00", "12:00:00.000000"])})["x"].to_pylist() == [2, UNSEEN]
+    with pytest.raises(UserError, match=r"column 'x' is time64\[us\], and the model was trained on string; cast it"):
+        encoder.encode({"x": pa.array([dt.time(12)])})
+
+
 def test_values_that_the_type_cannot_hold_are_unseen(tmp_path: Path) -> None:
     encoder = make(tmp_path, "BIGINT", pa.array([7]), [7, 8])
     for column, wanted in (
@@ -124,13 +137,13 @@ def test_dates_before_1970_and_far_away(tmp_path: Path) -> None:
 
 def test_decimals_of_another_scale_are_the_same_value(tmp_path: Path) -> None:
     prepared = pa.array([decimal.Decimal("1.50")], pa.decimal128(5, 2))
-    encoder = make(tmp_path, "VARCHAR", prepared, ["1.50"])
+    encoder = make(tmp_path, "DECIMAL(5,2)", prepared, ["1.50"])
     assert encoder.encode({"x": pa.array([decimal.Decimal("1.5")])})["x"].to_pylist() == [2]
 
 
 def test_decimals_are_written_as_people_do(tmp_path: Path) -> None:
     column = pa.array([decimal.Decimal(0), decimal.Decimal("0.0000001"), None], pa.decimal128(38, 10))
-    encoder = make(tmp_path, "VARCHAR", column, ["0.0000000000", "0.0000001000"])
+    encoder = make(tmp_path, "DECIMAL(38,10)", column, ["0.0000000000", "0.0000001000"])
     assert encoder.encode({"x": column})["x"].to_pylist() == [2, 3, MISSING]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import recmtl.runtime.versions
 from recmtl.errors import UserError
-from recmtl.runtime.versions import check_versions, versions
+from recmtl.runtime.versions import TRAINING, check_training, check_versions, versions
 
 
 @pytest.fixture
@@ -47,7 +47,6 @@ def test_matching_stack_passes(pretend, stack):
         ({"torch": "2.13.0", "torchrec": "1.6.1", "fbgemm-gpu": "1.8.0"}, ["torch 2.13.0", "torchrec 1.6.1"]),
         ({"torch": "2.11.0", "torchrec": "1.6.1", "fbgemm-gpu-cpu": "1.8.0"}, ["fbgemm-gpu-cpu 1.8.0", "==1.6.*"]),
         ({"torch": "2.1.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0"}, ["torch 2.1.0", "2.11", "2.13"]),
-        ({"torch": "2.13.0", "torchrec": "1.8.0"}, ["fbgemm-gpu is not installed"]),
         ({}, ["torch is not installed"]),
     ],
 )
@@ -57,6 +56,22 @@ def test_other_stack_is_one_clear_line(pretend, stack, words):
         check_versions()
     assert "\n" not in str(problem.value)
     assert all(word in str(problem.value) for word in words)
+
+
+def test_what_only_training_needs_may_be_absent(pretend):
+    pretend({"torch": "2.13.0"})
+    check_versions()
+    assert versions()["torchrec"] == "unknown"
+
+
+@pytest.mark.parametrize("module", TRAINING)
+def test_training_without_a_part_says_what_to_install(pretend, module):
+    pretend({}, modules=tuple(name for name in TRAINING if name != module))
+    with pytest.raises(UserError, match=r"^[\w-]+ is not installed; .* pip install 'recmtl\[train\]'$") as error:
+        check_training()
+    assert str(error.value).startswith(module.replace("_", "-"))
+    pretend({}, modules=TRAINING)
+    check_training()
 
 
 def test_modules_without_metadata_are_trusted(pretend):
