@@ -19,6 +19,9 @@ from recmtl.inference.tables import DTYPES, iter_rows, open_table, quantize, wri
 ONE_PART_IN = 1e-3
 """Of a scale: what float32 arithmetic may add to half a scale."""
 
+SMALLEST = float(np.finfo(np.float32).smallest_normal)
+"""Below it numbers have fewer bits, or are taken as 0."""
+
 
 def rows_of(magnitude: float) -> st.SearchStrategy[np.ndarray]:
     numbers = st.floats(-1, 1, width=32).map(lambda x: np.float32(x * magnitude))
@@ -33,7 +36,7 @@ def check(rows: np.ndarray) -> None:
     assert (scale >= 0).all()
     assert (offset <= rows.min(1, keepdims=True)).all()
     error = np.abs(codes.double().numpy() * scale + offset - rows.astype(np.float64))
-    assert (error <= scale * (0.5 + ONE_PART_IN)).all()
+    assert (error <= scale * (0.5 + ONE_PART_IN) + SMALLEST).all()
     # No larger than it must be: the range over 255, each of its two ends rounded to 8 bits.
     widest = np.ptp(rows.astype(np.float64), axis=1, keepdims=True) + np.abs(rows).max(1, keepdims=True) / 100
     assert (scale <= widest / 255 * 1.02 + 1e-40).all()
