@@ -12,6 +12,7 @@ import pytest
 from trained import LABELS, ROWS, evaluated, raw_rows, train, write_data, write_raw
 
 import recmtl
+from recmtl import cli
 from recmtl.config import MODELS
 
 FAST = ("esmm", "stem")
@@ -43,16 +44,18 @@ def test_predictions_are_those_of_the_evaluation(run_recmtl, root, tmp_path, nam
     wanted = np.stack([found[number] for number in range(ROWS)])
     assert wanted.std(0).min() > 1e-3
     tasks = ["p_click"] if name == "single_task" else ["p_click", "p_like"]
-    ended = run_recmtl("export", run, export)
-    assert ended.returncode == 0, ended.stderr
+    cli.export([str(run), str(export)])
 
     outputs = {}
     for kind, model, ranks in (("run", run, 1), ("two ranks", run, 2), ("export", export, 1)):
-        out = tmp_path / kind
-        ended = run_recmtl("predict", model, root / "raw", out, "--conditional", ranks=ranks)
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout == f"{out}: {ROWS:,} rows\n"
-        assert "Traceback" not in ended.stderr
+        out = tmp_path / "out" / kind
+        if kind == "run":
+            cli.predict([str(run), str(root / "raw"), str(out), "--conditional"])
+        else:
+            ended = run_recmtl("predict", model, root / "raw", out, "--conditional", ranks=ranks)
+            assert ended.returncode == 0, ended.stderr
+            assert ended.stdout == f"{out}: {ROWS:,} rows\n"
+            assert "Traceback" not in ended.stderr
         outputs[kind] = read(out)
     for kind, table in outputs.items():
         np.testing.assert_allclose(by_number(table, tasks), wanted, rtol=0, atol=TOLERANCE, err_msg=kind)
