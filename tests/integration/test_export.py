@@ -89,7 +89,7 @@ def test_mistakes_of_export_are_one_line(stem, tmp_path):
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UserError, match="exists and is not empty"):
         cli.export([str(stem / "run"), str(tmp_path / "out")])
-    with pytest.raises(UserError, match=r"no config\.toml in it; name a run folder that `recmtl train` wrote"):
+    with pytest.raises(UserError, match="data: no checkpoint in it; train the run first"):
         cli.export([str(stem / "data"), str(tmp_path / "new")])
     damaged = Path(shutil.copytree(stem / "run", tmp_path / "run"))
     path = max((damaged / "checkpoints").rglob("*.distcp"), key=lambda path: path.stat().st_size)

@@ -107,7 +107,15 @@ def test_without_labels_and_what_only_they_need(predict, tmp_path, esmm, run_rec
     assert not set(LABELS) & set(found.column_names)
     run_recmtl("predict", esmm / "export", esmm / "raw", tmp_path / "with labels")
     whole = read(tmp_path / "with labels")
-    assert set(whole.column_names) == {*raw_rows().column_names, "previous", "place", "p_click", "p_like"} - {
+    assert set(whole.column_names) == {
+        *raw_rows().column_names,
+        "previous",
+        "place",
+        "filename",
+        "file_row_number",
+        "p_click",
+        "p_like",
+    } - {
         "words",
         "items",
     }
