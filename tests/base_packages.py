@@ -9,6 +9,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,9 +31,10 @@ def make_site(folder: Path) -> set[str]:
     while waiting:
         wanted = waiting.pop()
         applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-        if not applies or wanted.name.lower() in found:
+        name = canonicalize_name(wanted.name)
+        if not applies or name in found:
             continue
-        found.add(wanted.name.lower())
+        found.add(name)
         installed = distribution(wanted.name)
         assert installed.files is not None
         for top in {path.parts[0] for path in installed.files} - {"..", "__pycache__"}:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from trained import LABELS, ROWS, evaluated, raw_rows, train, write_data, write_
 import recmtl
 from recmtl import cli
 from recmtl.config import MODELS
+from recmtl.errors import UserError
 
 FAST = ("esmm", "stem")
 """A model with conditional probabilities, and one with several copies of every table."""
@@ -76,15 +79,18 @@ def test_predictions_are_those_of_the_evaluation(run_recmtl, root, tmp_path, nam
         np.testing.assert_allclose([one[t][0].as_py() for t in tasks], wanted[row["number"]], rtol=0, atol=TOLERANCE)
 
 
-@pytest.fixture(scope="module")
-def predict(run_recmtl, esmm):
-    """Run `recmtl predict EXPORT RAW OUT ...`, on raw files that are a table; the outcome, and OUT."""
+@pytest.fixture
+def predict(esmm):
+    """`recmtl predict EXPORT RAW OUT ...` within this process, on raw files that are a table: exit code, stderr, OUT."""
 
     def run(folder: Path, table: pa.Table, *options: object) -> tuple[int, str, Path]:
-        write_raw(folder / "raw", table)
-        ended = run_recmtl("predict", esmm / "export", folder / "raw", folder / "out", *options)
-        assert "Traceback" not in ended.stderr
-        return ended.returncode, ended.stderr, folder / "out"
+        raw, out = write_raw(folder / "raw", table), folder / "out"
+        with redirect_stderr(io.StringIO()) as said:
+            try:
+                cli.predict([str(esmm / "export"), str(raw), str(out), *map(str, options)])
+            except UserError as error:
+                return 2, f"{said.getvalue()}error: {error}\n", out
+        return 0, said.getvalue(), out
 
     return run
 
@@ -105,7 +111,8 @@ def test_without_labels_and_what_only_they_need(predict, tmp_path, esmm, run_rec
     assert "not kept: clicked, liked; the raw files lack 'clicked', 'liked'" in said
     found = read(out)
     assert not set(LABELS) & set(found.column_names)
-    run_recmtl("predict", esmm / "export", esmm / "raw", tmp_path / "with labels")
+    ended = run_recmtl("predict", esmm / "export", esmm / "raw", tmp_path / "with labels")
+    assert ended.returncode == 0, ended.stderr
     whole = read(tmp_path / "with labels")
     assert set(whole.column_names) == {
         *raw_rows().column_names,
@@ -153,14 +160,14 @@ test = 0.2
     assert "names no [split] column to tell times by; add one" in ended.stderr
 
 
-def test_since_scores_later_rows_whose_windows_see_all(predict, tmp_path, esmm, run_recmtl):
+def test_since_scores_later_rows_whose_windows_see_all(predict, tmp_path, esmm):
     moment = raw_rows()["seen"][300].as_py()
     code, said, out = predict(tmp_path, raw_rows(), "--since", moment, "--keep", "number,previous,seen")
     assert code == 0, said
     found = read(out)
     assert sorted(found["number"].to_pylist()) == list(range(300, ROWS))
     assert pc.min(found["seen"]).as_py() == moment
-    run_recmtl("predict", esmm / "export", esmm / "raw", tmp_path / "all")
+    cli.predict([str(esmm / "export"), str(esmm / "raw"), str(tmp_path / "all")])
     every = {row["number"]: row for row in read(tmp_path / "all").to_pylist()}
     for row in found.to_pylist():
         assert row["previous"] == every[row["number"]]["previous"]
@@ -209,7 +216,7 @@ def test_a_mistake_is_one_line(predict, tmp_path, options, words):
     refused(predict(tmp_path, raw_rows().drop_columns(["clicked"]), *options), *words)
 
 
-def test_a_column_called_as_what_is_predicted(run_recmtl, predict, tmp_path):
+def test_a_column_called_as_what_is_predicted(predict, tmp_path):
     table = raw_rows().append_column("p_like", pa.array(np.zeros(ROWS)))
     refused(predict(tmp_path, table), "column 'p_like' is also what is predicted; call it otherwise in sql")
 
