@@ -81,7 +81,7 @@ def test_predictions_are_those_of_the_evaluation(run_recmtl, root, tmp_path, nam
 
 @pytest.fixture
 def predict(esmm):
-    """`recmtl predict EXPORT RAW OUT ...` within this process, on raw files that are a table: exit code, stderr, OUT."""
+    """`recmtl predict EXPORT RAW OUT ...` within this process, on a table as raw files: exit code, stderr, OUT."""
 
     def run(folder: Path, table: pa.Table, *options: object) -> tuple[int, str, Path]:
         raw, out = write_raw(folder / "raw", table), folder / "out"

