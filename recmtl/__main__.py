@@ -2,4 +2,5 @@
 
 from recmtl.cli import main
 
-main()
+if __name__ == "__main__":  # workers of `recmtl serve` import this module by another name
+    main()

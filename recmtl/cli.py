@@ -36,8 +36,9 @@ from recmtl.runtime.exit import (
 )
 from recmtl.runtime.folders import folder_size
 from recmtl.runtime.storage import exists, read_text
-from recmtl.runtime.versions import check_training, check_versions
+from recmtl.runtime.versions import check_serving, check_training, check_versions
 from recmtl.schema import SPLITS
+from recmtl.serving.limits import Limits
 
 
 @dataclass
@@ -167,6 +168,29 @@ class Export:
 
 
 @dataclass
+class Serve:
+    """Serve an export over HTTP."""
+
+    export: Annotated[Path, Positional, arg(metavar="EXPORT")]
+    """An export of `recmtl export`, or a link to one: where the link comes to lead elsewhere, that model takes over."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0: all of this machine's."""
+    port: Annotated[int, Interval(ge=0, le=65535)] = 8080
+    """Port; 0: any that is free."""
+    name: str = ""
+    """Name of the model in URLs; none: the recipe's."""
+    workers: Annotated[int, Interval(ge=1, le=1024)] = 1
+    """Processes; they share the tables' memory."""
+    watch_seconds: Annotated[float, Interval(gt=0)] = 5.0
+    """Between two looks at where the link leads."""
+    log_features: Path | None = None
+    """Folder to write what is scored to, as Parquet; none: nothing is written."""
+    log_share: Annotated[float, Interval(ge=0, le=1)] = 1.0
+    """Share of the requests that are written there."""
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass
 class Embeddings:
     """Write what a model learned of the values of a table."""
 
@@ -283,6 +307,17 @@ def export(arguments: list[str]) -> None:
     print(f"{args.out}: {signature.model} for {', '.join(signature.tasks)}; {size / 1e6:,.1f} MB, tables {args.dtype}")
 
 
+def serve(arguments: list[str]) -> None:
+    """Serve an export."""
+    args = parse_words(Serve, arguments, "serve", flags=True)
+    check_serving()
+    from recmtl.serving.app import Settings
+    from recmtl.serving.command import serve as run_server
+
+    settings = Settings(args.export, args.name, args.limits, args.watch_seconds, args.log_features, args.log_share)
+    run_server(settings, args.host, args.port, args.workers)
+
+
 def embeddings(arguments: list[str]) -> None:
     """Write what a model learned of the values of a table."""
     args = parse_words(Embeddings, arguments, "embeddings")
@@ -362,6 +397,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "evaluate": (evaluate, "measure a trained model on a split"),
     "predict": (predict, "score new raw files with a run or an export"),
     "export": (export, "write a run's best model as a folder that needs nothing else"),
+    "serve": (serve, "serve an export over HTTP"),
     "embeddings": (embeddings, "write what a model learned of a table's values"),
     "plan": (plan, "show the sharding plan and memory a rank, on paper"),
     "report": (report, "put runs into a table and a page of plots"),

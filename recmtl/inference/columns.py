@@ -30,7 +30,7 @@ def as_arrays(columns: pa.Table | pa.RecordBatch | Mapping[str, Any], schema: pa
         raise UserError(f"no column {absent[0]!r}; the model needs {', '.join(schema.names)}")
     if twice := [name for name in schema.names if names.count(name) > 1]:
         raise UserError(f"column {twice[0]!r} is there {names.count(twice[0])} times; give one")
-    found = {field.name: _array(columns[field.name], field) for field in schema}
+    found = {field.name: as_array(columns[field.name], field) for field in schema}
     lengths = {name: len(values) for name, values in found.items()}
     if len(set(lengths.values())) > 1:
         first, rows = next(iter(lengths.items()))
@@ -39,7 +39,8 @@ def as_arrays(columns: pa.Table | pa.RecordBatch | Mapping[str, Any], schema: pa
     return found
 
 
-def _array(values: Any, field: pa.Field) -> pa.Array:
+def as_array(values: Any, field: pa.Field) -> pa.Array:
+    """One column of `as_arrays`. Raises as that does."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):

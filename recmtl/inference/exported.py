@@ -52,7 +52,7 @@ class ExportedModel:
         """12 hexadecimal digits that tell one export from another."""
         self.signature = Signature.load(folder)
         self.encoder = Encoder.load(folder / ENCODER)
-        self._collator = Collator(self.encoder.features)
+        self.collator = Collator(self.encoder.features)
         dtype = self.signature.dtype
         self._tables = {table.key: open_table(folder, table, dtype) for table in self.signature.tables}
         if self.signature.compiled_for == this_machine():
@@ -93,7 +93,7 @@ class ExportedModel:
         """
         outputs = self.outputs(conditional=conditional)
         encoded = self.encoder.encode(as_arrays(columns, self.encoder.schema))
-        values = self.score(self._collator.collate(encoded))
+        values = self.score(self.collator.collate(encoded))
         return pa.table({name: values[:, place] for place, name in enumerate(outputs)})
 
     def outputs(self, *, conditional: bool) -> Sequence[str]:

@@ -15,6 +15,9 @@ MATCHING = {"2.11": "1.6", "2.12": "1.7", "2.13": "1.8"}
 TRAINING = ("torchrec", "fbgemm_gpu", "psutil", "tensorboard", "matplotlib")
 """Modules of the extra `train`: whoever prepares data or uses an export does without."""
 
+SERVING = ("fastapi", "uvicorn", "prometheus_client", "orjson")
+"""Modules of the extra `serve`."""
+
 DISTRIBUTIONS = {"torch": ("torch",), "torchrec": ("torchrec",), "fbgemm_gpu": ("fbgemm-gpu", "fbgemm-gpu-cpu")}
 """Module → the names of the distributions that bring it."""
 
@@ -48,10 +51,23 @@ def check_training() -> None:
     Raises:
         UserError: a module of it is missing; says what to install.
     """
-    for module in TRAINING:
+    _check_extra("train", TRAINING, "runs and reports need it")
+
+
+def check_serving() -> None:
+    """Refuse to go on without the extra `serve`; imports nothing.
+
+    Raises:
+        UserError: a module of it is missing; says what to install.
+    """
+    _check_extra("serve", SERVING, "serving needs it")
+
+
+def _check_extra(extra: str, modules: tuple[str, ...], need: str) -> None:
+    for module in modules:
         if find_spec(module) is None:
             name = DISTRIBUTIONS.get(module, (module,))[0]
-            raise UserError(f"{name} is not installed; runs and reports need it: pip install 'recmtl[train]'")
+            raise UserError(f"{name} is not installed; {need}: pip install 'recmtl[{extra}]'")
 
 
 def versions() -> dict[str, str]:

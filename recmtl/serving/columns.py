@@ -1,0 +1,58 @@
+"""What a request says of a column, as an Arrow array of the type that the encoder reads."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from recmtl.errors import UserError
+from recmtl.inference.columns import as_array
+
+
+class BadRequest(UserError):
+    """A mistake of the client: one line that names the column or the key, and the HTTP status."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Request:
+    """Rows to score."""
+
+    rows: int
+    columns: Mapping[str, pa.Array]
+    """By name, `rows` values each, or one that all rows share."""
+
+
+def from_json(values: list[Any], field: pa.Field) -> pa.Array:
+    """An array of JSON values. Dates, times and decimals are texts, as people write them; bytes are base64.
+
+    Raises:
+        BadRequest: the values have no type in common, or none that the column can have.
+    """
+    try:
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            values = [value if value is None else base64.b64decode(value, validate=True) for value in values]
+        found = as_array(values, field)
+        return found.cast(field.type) if _comes_as_text(field.type) else found
+    except BadRequest:
+        raise
+    except UserError as error:
+        raise BadRequest(str(error)) from None
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadRequest(f"column {field.name!r}: {reason}; the model wants {field.type}") from None
+
+
+def _comes_as_text(kind: pa.DataType) -> bool:
+    """Whether JSON has no values of a type, nor of the items of lists of it."""
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _comes_as_text(kind.value_type)
+    return types.is_temporal(kind) or types.is_decimal(kind)

@@ -1,0 +1,122 @@
+"""What a server says of itself: metrics for Prometheus, and a line per request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from datetime import datetime, timezone
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+from recmtl.inference.inputs import Collator, Inputs
+from recmtl.schema import MISSING, UNSEEN
+from recmtl.serving.batcher import BatchReport
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+class Metrics:
+    """The counters of one process; docs/serving.md says what each means.
+
+    Args:
+        several: other processes serve too, and PROMETHEUS_MULTIPROC_DIR says where all keep their numbers.
+    """
+
+    def __init__(self, *, several: bool = False) -> None:
+        self.registry = CollectorRegistry()
+        self._several = several
+        self.requests = Counter(
+            "recmtl_requests_total", "Requests answered", ["path", "status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "recmtl_request_seconds",
+            "From a request's first byte to its answer",
+            ["path"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.rows = Counter("recmtl_rows_total", "Rows scored", registry=self.registry)
+        self.queue = Histogram(
+            "recmtl_queue_seconds", "Time that requests waited for the model", buckets=SECONDS, registry=self.registry
+        )
+        self.model = Histogram(
+            "recmtl_model_seconds", "Encoding and scoring of one batch", buckets=SECONDS, registry=self.registry
+        )
+        self.batch = Histogram("recmtl_batch_rows", "Rows of a batch", buckets=SIZES, registry=self.registry)
+        self.waiting = Gauge(
+            "recmtl_waiting_rows", "Rows that wait now", multiprocess_mode="livesum", registry=self.registry
+        )
+        self.values = Counter(
+            "recmtl_values_total", "Values of a feature that were not missing", ["feature"], registry=self.registry
+        )
+        self.unseen = Counter(
+            "recmtl_unseen_values_total", "Of these, unseen or rare in training", ["feature"], registry=self.registry
+        )
+        self.missing = Counter(
+            "recmtl_missing_rows_total", "Rows in which a feature was missing", ["feature"], registry=self.registry
+        )
+        self.dropped = Counter("recmtl_unlogged_rows_total", "Rows that --log-features lost", registry=self.registry)
+        self.swaps = Counter("recmtl_model_swaps_total", "Exports that took over", registry=self.registry)
+        self.refusals = Counter("recmtl_model_refusals_total", "Exports that were refused", registry=self.registry)
+
+    def batch_done(self, report: BatchReport) -> None:
+        """Count a batch."""
+        self.rows.inc(report.rows)
+        self.batch.observe(report.rows)
+        self.model.observe(report.seconds)
+        for seconds in report.waited:
+            self.queue.observe(seconds)
+
+    def inputs_scored(self, inputs: Inputs, collator: Collator) -> None:
+        """Count missing and unseen values of a batch, by feature."""
+        ids = [*inputs.ids, *(values for values, _ in inputs.lists)]
+        empty = [None] * len(inputs.ids) + [lengths for _, lengths in inputs.lists]
+        for kind, found, lengths in zip([*collator.categorical, *collator.lists], ids, empty, strict=True):
+            name = kind.feature.name
+            missing = int((found == MISSING).sum()) if lengths is None else int((lengths == 0).sum())
+            self.values.labels(name).inc(len(found) - missing if lengths is None else len(found))
+            self.unseen.labels(name).inc(int((found == UNSEEN).sum()))
+            self.missing.labels(name).inc(missing)
+
+    def page(self) -> bytes:
+        """The page that Prometheus reads."""
+        if not self._several:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        multiprocess.MultiProcessCollector(together)
+        return generate_latest(together)
+
+
+class JsonLines(logging.Formatter):
+    """A record as one JSON object on a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        time_ = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        fields = {"time": time_, "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps({**fields, **getattr(record, "fields", {})})
+
+
+def log_json() -> None:
+    """Send the server's log to stderr, a JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in ("recmtl.serving", "uvicorn.error"):
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+        log.setLevel(logging.INFO)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return time.perf_counter() - self._began
