@@ -1,0 +1,183 @@
+"""What the subcommands take: one dataclass a subcommand, a field an argument, its docstring the help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+from tyro.conf import Positional, arg
+
+from recmtl.serving.limits import Limits
+
+
+@dataclass
+class Listing:
+    """List what there is."""
+
+
+@dataclass
+class Catalogue:
+    """List what there is; `show NAME` prints the file of one."""
+
+
+@dataclass
+class Show:
+    """Print a file that comes with recmtl."""
+
+    name: Annotated[str, Positional, arg(metavar="NAME")]
+    """Its name in the list."""
+
+
+@dataclass
+class Synth:
+    """Make raw event logs of a known dataset's shape."""
+
+    dataset: Annotated[str, Positional, arg(metavar="DATASET")]
+    """Which one; there is merrec."""
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
+    """Folder to write; must not exist."""
+    events: int = 1_000_000
+    """Number of events."""
+    seed: int = 0
+    """Seed; the same seed and number of events give the same log."""
+
+
+@dataclass
+class Prepare:
+    """Turn raw logs into training data by a recipe."""
+
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
+    """A recipe's name (see `recmtl recipes`) or the path of a TOML file."""
+    raw: Annotated[Path, Positional, arg(metavar="RAW")]
+    """Folder of the raw Parquet files."""
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
+    """Folder to write; must not exist, or be empty."""
+    memory_limit: str = "4GB"
+    """Memory that DuckDB may use before it spills to disk, such as 4GB."""
+    threads: int | None = None
+    """Threads; none: one a core."""
+    overwrite: bool = False
+    """Replace OUT if it holds prepared data and nothing else; it stays until the new data are whole."""
+    limit: int | None = None
+    """Read only so many raw rows of the recipe's first source, to try a recipe; none: all."""
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Train a model."""
+
+    data: Path
+    """Prepared folder of `recmtl prepare`."""
+    run: Path
+    """Run folder to write, or to go on with."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """Show the sharding plan and the memory of every rank, on paper."""
+
+    data: Path
+    """Prepared folder of `recmtl prepare`."""
+    world_size: Annotated[int, Interval(ge=1)] = 1
+    """Number of ranks."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    """What the ranks run on."""
+    hbm_gib: Annotated[float, Interval(gt=0, le=1_000_000)] = 80.0
+    """Memory of one rank in GiB."""
+    ranks_per_node: Annotated[int, Interval(ge=1)] = 8
+    """Ranks on one machine."""
+
+
+@dataclass
+class Evaluate:
+    """Measure a run's best model."""
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """A run folder of `recmtl train`."""
+    data: Path
+    """A prepared folder of the same encoding: that of the run, or other rows."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Which rows; all: the three splits one after the other."""
+
+
+@dataclass
+class Predict:
+    """Score new raw files with a trained model."""
+
+    model: Annotated[Path, Positional, arg(metavar="MODEL")]
+    """A run folder of `recmtl train`, or an export of `recmtl export`."""
+    raw: Annotated[Path, Positional, arg(metavar="RAW")]
+    """Folder of the raw Parquet files, laid out as those that the model was trained on; labels may be absent."""
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
+    """Folder to write; must not exist, or be empty."""
+    keep: str | None = None
+    """Columns of the recipe's query to write beside the predictions, with commas between; none: all single values."""
+    since: str | None = None
+    """Score only rows whose [split] column is that moment or later; histories see what lies before it."""
+    conditional: bool = False
+    """Write p_TASK_given_PARENT too, where the model composes probabilities."""
+    memory_limit: str = "4GB"
+    """Memory of the query, such as 4GB, beyond which it spills to disk; the model comes on top."""
+    threads: int | None = None
+    """Threads of the query; none: one a core."""
+
+
+@dataclass
+class Export:
+    """Write a run's best model as a folder that needs nothing else."""
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """A run folder of `recmtl train`."""
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
+    """Folder to write; must not exist, or be empty."""
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    """Of the embedding tables. int8: one byte a number, and four a row."""
+    compile: bool = False
+    """Compile the network too, for machines like this one; takes minutes and a C++ compiler."""
+
+
+@dataclass
+class Serve:
+    """Serve an export over HTTP."""
+
+    export: Annotated[Path, Positional, arg(metavar="EXPORT")]
+    """An export of `recmtl export`, or a link to one: where the link comes to lead elsewhere, that model takes over."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0: all of this machine's."""
+    port: Annotated[int, Interval(ge=0, le=65535)] = 8080
+    """Port; 0: any that is free."""
+    name: str = ""
+    """Name of the model in URLs; none: the recipe's."""
+    workers: Annotated[int, Interval(ge=1, le=1024)] = 1
+    """Processes; they share the tables' memory."""
+    watch_seconds: Annotated[float, Interval(gt=0)] = 5.0
+    """Between two looks at where the link leads."""
+    log_features: Path | None = None
+    """Folder to write what is scored to, as Parquet; none: nothing is written."""
+    log_share: Annotated[float, Interval(ge=0, le=1)] = 1.0
+    """Share of the requests that are written there."""
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass
+class Embeddings:
+    """Write what a model learned of the values of a table."""
+
+    model: Annotated[Path, Positional, arg(metavar="MODEL")]
+    """A run folder of `recmtl train`, or an export of `recmtl export`."""
+    table: Annotated[str, Positional, arg(metavar="TABLE")]
+    """An embedding table of the recipe."""
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
+    """Parquet file to write; must not exist."""
+
+
+@dataclass
+class Report:
+    """Put runs into a table and a page of plots."""
+
+    runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUNS")]
+    """Run folders of `recmtl train`."""
+    out: Path
+    """Folder to write the report to."""
