@@ -21,6 +21,7 @@ TRAIN = f"{CHECKOUT}/components/train.py:ddp"
 PREPARE = f"{CHECKOUT}/components/prepare.py:prepare"
 BENCHMARK = f"{CHECKOUT}/components/benchmark.py:benchmark"
 PREDICT = f"{CHECKOUT}/components/predict.py:predict"
+SERVE = f"{CHECKOUT}/components/serve.py:serve"
 PIPELINE = f"{CHECKOUT}/components/pipeline.py:pipeline"
 WHOLE = ("--recipe", "merrec", "--raw", "raw", "--out", "out", "--models", "mmoe,conf/my ple.toml")
 
@@ -41,7 +42,7 @@ def script(info, node: int = 0) -> list[str]:
     return shlex.split(replicas[node].args[2])
 
 
-@pytest.mark.parametrize("component", [TRAIN, PREPARE, PREDICT, BENCHMARK, PIPELINE])
+@pytest.mark.parametrize("component", [TRAIN, PREPARE, PREDICT, SERVE, BENCHMARK, PIPELINE])
 def test_component_is_valid_and_documented(component):
     found = get_component(component)
     assert found.validation_errors == []
@@ -67,6 +68,7 @@ COMMANDS = {
         (PREPARE, ("--", "merrec", "raw", "out"), 1),
         (PREDICT, ("--", "export", "a b", "out"), 1),
         (PREDICT, ("--nodes", "2", "--ranks", "2", "--", "run", "raw", "out"), 2),
+        (SERVE, ("--port", "9000", "--", "a b"), 1),
         (BENCHMARK, ("--script", "reader", "--", "--out", "out"), 1),
         (PIPELINE, (*WHOLE, "--", "--training.seed", "3"), 1),
     ],
@@ -133,6 +135,16 @@ def test_predict_is_one_process_unless_asked_for_more(options, ranks):
     words = script(dry_run(PREDICT, *options, "--", "runs/shop", "new logs", "out", "--keep", "user,item"))
     assert words[words.index("--nproc-per-node") + 1] == ranks
     assert words[words.index("--") :] == ["--", "predict", "runs/shop", "new logs", "out", "--keep", "user,item"]
+
+
+@pytest.mark.parametrize(
+    ("options", "host", "port"), [((), "0.0.0.0", 8080), (("--host", "127.0.0.1", "--port", "9000"), "127.0.0.1", 9000)]
+)
+def test_serve_listens_at_the_port_that_the_container_opens(options, host, port):
+    [role] = app_of(SERVE, *options, "--", "models/shop", "--workers", "2").roles
+    words = ["--host", host, "--port", str(port), "models/shop", "--workers", "2"]
+    assert (role.entrypoint, role.args) == ("python", ["-m", "recmtl", "serve", *words])
+    assert role.port_map == {"http": port}
 
 
 def test_benchmark_runs_a_script_beside_the_components():
@@ -202,8 +214,10 @@ def test_models_of_a_pipeline_must_not_share_a_run_folder(capsys):
         *((PREDICT, option, 0, 1) for option in ("nodes", "cpu", "memMB", "rdzv_port", "rdzv_timeout")),
         *((TRAIN, option, 0, 1) for option in ("nodes", "cpu", "memMB", "rdzv_port", "rdzv_timeout")),
         *((PIPELINE, option, -1, 0) for option in ("ranks", "gpu", "max_retries")),
-        *((component, "cpu", 0, 1) for component in (PREPARE, PIPELINE, BENCHMARK)),
-        *((component, "memMB", -1, 1) for component in (PREPARE, PIPELINE, BENCHMARK)),
+        (SERVE, "port", 0, 1),
+        (SERVE, "max_retries", -1, 0),
+        *((component, "cpu", 0, 1) for component in (PREPARE, SERVE, PIPELINE, BENCHMARK)),
+        *((component, "memMB", -1, 1) for component in (PREPARE, SERVE, PIPELINE, BENCHMARK)),
     ],
 )
 def test_numbers_out_of_range_are_one_line(capsys, component, option, value, least):
@@ -235,6 +249,7 @@ AS_TYPED = (
         (TRAIN, ()),
         (PREPARE, ()),
         (PREDICT, ()),
+        (SERVE, ()),
         (BENCHMARK, ()),
         (PIPELINE, (*WHOLE[:-3], "$${app_id} out", "--models", "mmoe")),
     ],
