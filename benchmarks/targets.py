@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,15 @@ class Options:
 
 
 def newest(folder: Path, benchmark: str) -> dict[str, Any]:
-    """The results of a benchmark that were written last."""
-    return json.loads(max(folder.glob(f"{benchmark}-*.json"), key=lambda path: path.stat().st_mtime).read_text())
+    """The results of a benchmark that were written last.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    written = sorted(folder.glob(f"{benchmark}-*.json"), key=lambda path: path.stat().st_mtime)
+    if not written:
+        sys.exit(f"{folder}: no results of {benchmark} in it; name a folder that benchmarks/gpu.sh wrote to")
+    return json.loads(written[-1].read_text())
 
 
 def main(options: Options) -> None:
