@@ -10,6 +10,7 @@ recipe's query and the encoder as well, which evaluating found done.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Options:
 
 def recmtl(*words: object) -> Usage:
     """Run a command of recmtl."""
-    return usage("recmtl", *words)
+    return usage(sys.executable, "-m", "recmtl", *words)
 
 
 def measure(options: Options, work: Path) -> dict[str, tuple[int, Usage]]:

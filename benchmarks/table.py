@@ -225,7 +225,8 @@ def show(values: Sequence[float], form: str) -> str:
     """Mean ± standard deviation (of a sample, n − 1)."""
     if not values:
         return "–"
-    return f"{fmean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
+    deviation = f" ± {stdev(values):{form.removeprefix('+')}}" if len(values) > 1 else ""
+    return f"{fmean(values):{form}}{deviation}"
 
 
 def main() -> None:

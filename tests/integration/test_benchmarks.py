@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+PATIENCE = 3600.0
+"""Seconds until a script that hangs is given up."""
 
 
 def run(script: str, out: Path, *args: object) -> dict[str, Any]:
     """Run a script; return the JSON it wrote."""
     command = [sys.executable, str(BENCHMARKS / script), "--out", str(out), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     (written,) = out.glob("*.json")
     assert written.with_suffix(".md").exists()
@@ -156,6 +158,41 @@ def test_precision(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_unseen(tmp_path: Path) -> None:
+    sizes = ("--events", 5_000, "--seeds", 1, "--preset", "shared_bottom", "--work", tmp_path / "work")
+    results = run("unseen.py", tmp_path / "out", "merrec_time", *sizes)
+    variants = results["runs"]["merrec_time"]
+    assert len(variants) == 5
+    for [found] in variants.values():
+        assert set(found) == {"all", "unseen"}
+        tested = {rows: measured["test"]["view"]["rows"] for rows, measured in found.items()}
+        assert 0 < tested["unseen"] < tested["all"]
+
+
+@pytest.mark.slow
+def test_predict_and_types_of_an_export(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    results = run("predict.py", tmp_path / "out", "--events", 5_000, "--work", work)
+    commands = [results[name] for name in ("predict, run", "predict, export", "evaluate")]
+    assert len({found["rows"] for found in commands}) == 1
+    assert all(value > 0 for found in commands for value in found.values())
+
+    results = run("export_dtypes.py", tmp_path / "dtypes", work / "run", work / "data")
+    full, half, int8 = (results[dtype] for dtype in ("float32", "float16", "int8"))
+    assert full["table_bytes"] > half["table_bytes"] > int8["table_bytes"] > 0
+    for task, measured in full["test"].items():
+        assert int8["test"][task]["logloss"] == pytest.approx(measured["logloss"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_export_tables(tmp_path: Path) -> None:
+    results = run("export_tables.py", tmp_path / "out", "--embedding-rows", 40_000, "--processes", 1, 2)
+    for place in ("beside", "inside"):
+        assert set(results[place]) == {"1", "2"}
+        assert all(value > 0 for found in results[place].values() for value in found.values())
+
+
+@pytest.mark.slow
 def test_suite_of_a_gpu_runs_where_there_is_none(tmp_path: Path) -> None:
     done = subprocess.run(
         [str(BENCHMARKS / "gpu.sh"), str(tmp_path)],
@@ -167,7 +204,7 @@ def test_suite_of_a_gpu_runs_where_there_is_none(tmp_path: Path) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     written = {path.name.split("-")[0] for path in tmp_path.glob("*.json")}
