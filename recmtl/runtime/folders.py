@@ -103,6 +103,13 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder where the system keeps what is temporary, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="recmtl-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def file_complete_or_absent(out: Path) -> Iterator[Path]:
     """A hidden file beside `out` that becomes `out` if nothing goes wrong, and is removed otherwise.
 

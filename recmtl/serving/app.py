@@ -192,9 +192,12 @@ def create_app(settings: Settings) -> FastAPI:
         return Response(content, media_type=JSON if length is None else BINARY, headers=headers)
 
     @app.get("/v2/health/live")
+    async def live() -> Response:
+        return _json({}, 200 if server.batcher.is_alive else 500)
+
     @app.get("/v2/health/ready")
     async def healthy() -> Response:
-        return _json({})
+        return _json({}, 200 if server.batcher.is_ready else 503)
 
     @app.get("/v2/models/{name}/ready")
     async def ready(name: str) -> Response:

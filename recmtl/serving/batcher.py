@@ -69,6 +69,16 @@ class Batcher:
         """Rows in the queue."""
         return self._rows
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the model's thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes requests."""
+        return self.is_alive and not self._ended
+
     async def score(self, request: Request) -> Served:
         """Wait for a request's probabilities.
 
