@@ -64,7 +64,7 @@ def predict(
         model: what scores.
         raw: folder of the raw files.
         out: folder to write, complete or absent: ``part-*.parquet`` with the kept columns and ``p_TASK``, in the order
-            of the query's rows.
+            in which the query yields rows.
         keep: columns of the query; None: all single values.
         since: only rows whose split column is that moment or later.
         conditional: write also conditional probabilities, of models that compose them.
