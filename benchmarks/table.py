@@ -217,8 +217,14 @@ def peak(run: Results) -> float:
 
 
 def slim(run: Results) -> Results:
-    """A run's results without the points of its calibration plots, nine tenths of them."""
-    return {key: value for key, value in run.items() if key != "calibration_bins"}
+    """A run's results without the points of its calibration plots and the folds behind its errors, most of them."""
+    kept = {key: value for key, value in run.items() if key != "calibration_bins"}
+    for split in ("test", "val"):
+        kept[split] = {
+            task: {name: value for name, value in measured.items() if name != "auc_folds"}
+            for task, measured in run[split].items()
+        }
+    return kept
 
 
 def show(values: Sequence[float], form: str) -> str:
