@@ -51,8 +51,8 @@ demo: setup ## The main job: make events, prepare them, train two models on two 
 
 TRAIN = torchx --log_level WARNING run -s local_cwd components/train.py:ddp --name $(1) --ranks 2 -- $(1) --data demo/data --run demo/runs/$(1)
 
-test: setup ## The fast tests
-	pytest -m "not slow"
+test: setup ## The fast tests, two at a time
+	pytest -n 2 -m "not slow"
 
 test-slow: setup ## The tests that take minutes
 	pytest -m slow
