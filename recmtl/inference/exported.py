@@ -126,5 +126,7 @@ def to_tensors(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, list[tuple[t
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:
-    """A tensor of an array that may be a part of a read-only Arrow buffer."""
-    return torch.from_numpy(values if values.flags.writeable else values.copy())
+    """A tensor of an array that may be a part of a read-only Arrow buffer, or of a larger array: compiled code takes
+    its elements to lie next to each other.
+    """
+    return torch.from_numpy(np.ascontiguousarray(values) if values.flags.writeable else values.copy())

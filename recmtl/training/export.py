@@ -18,7 +18,7 @@ from recmtl.config import to_toml
 from recmtl.errors import UserError
 from recmtl.features import is_list
 from recmtl.inference.archive import this_machine
-from recmtl.inference.exported import ExportedModel, to_tensors
+from recmtl.inference.exported import ROWS_AT_ONCE, ExportedModel, to_tensors
 from recmtl.inference.inputs import Inputs
 from recmtl.inference.manifest import write_manifest
 from recmtl.inference.signature import (
@@ -47,7 +47,7 @@ from recmtl.training.weights import check_whole, read_weights, stored_tables
 
 TRACED_ROWS = 7
 """Rows of the example that is traced; any number but 0 and 1, for which PyTorch would make graphs of their own."""
-CHECKED_ROWS = (0, 1, 2, 64)
+CHECKED_ROWS = (0, 1, 2, 64, ROWS_AT_ONCE + 3)
 TOLERANCE = 1e-6
 
 

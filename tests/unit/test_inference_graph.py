@@ -130,3 +130,12 @@ def test_bfloat16_autocast_is_in_the_graph(tmp_path):
 
 def test_numbers_alone(tmp_path):
     check(build("shared_bottom", NUMBERS_ALONE), NUMBERS_ALONE, tmp_path, "float32")
+
+
+def test_parts_of_a_batch_reach_the_graph_without_gaps() -> None:
+    ids = np.arange(12, dtype=np.int32).reshape(2, 6)
+    part = Inputs(ids, np.zeros((6, 1), np.float32), []).slice(2, 5)
+    found, numeric, _ = to_tensors(part)
+    assert found.is_contiguous()
+    assert numeric.is_contiguous()
+    assert found.tolist() == [[2, 3, 4], [8, 9, 10]]
