@@ -31,7 +31,7 @@ from recmtl.inference.signature import MODEL, TABLES, StoredTable
 from recmtl.inference.tables import open_table, write_table
 from recmtl.models.ranking_model import RankingModel
 from recmtl.schema import Dataset
-from recmtl.training.export import random_inputs, trace
+from recmtl.training.export import random_inputs, save_graph, trace
 from recmtl.training.graph import ScoringGraph
 
 ROWS = 200
@@ -87,13 +87,12 @@ def build(options: Options, folder: Path) -> None:
     for table in dataset.tables:
         write_table(rng.random((table.rows, 32), np.float32), folder / TABLES, table.name, "float32")
     graph, tables = ScoringGraph(model, dataset).eval(), stored(dataset, folder)
-    torch.export.save(trace(graph, dataset, tables), folder / MODEL)
+    save_graph(trace(graph, dataset, tables), folder / MODEL)
     ids, numeric, _ = to_tensors(random_inputs(dataset, 7))
     dynamic = torch.export.Dim.DYNAMIC
     shapes = ({1: dynamic}, {0: dynamic})
     whole = torch.export.export(WithTables(graph, tables), (ids, numeric), dynamic_shapes=shapes, strict=False)
-    whole.example_inputs = None
-    torch.export.save(whole, folder / "inside.pt2")
+    save_graph(whole, folder / "inside.pt2")
 
 
 def stored(dataset: Dataset, folder: Path) -> dict[str, list[torch.Tensor]]:

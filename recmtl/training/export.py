@@ -96,9 +96,7 @@ def export_run(run: Path, out: Path, dtype: str = "float32", *, compiled: bool =
         if compiled:
             with progress.stage("compiling the model", 1):
                 compile_graph(program, folder / COMPILED)
-        # They would be pickled; tables are among them.
-        program.example_inputs = None
-        torch.export.save(program, local_path(folder / MODEL))
+        save_graph(program, folder / MODEL)
         link_folder(run / ENCODER, folder / ENCODER)
         link_folder(run / VOCABULARIES, folder / VOCABULARIES)
         write_whole(folder / RECIPE, recipe.toml)
@@ -132,6 +130,14 @@ def trace(graph: ScoringGraph, dataset: Dataset, tables: dict[str, list[Tensor]]
     )
     with torch.no_grad():
         return torch.export.export(graph, (ids, numeric, lists, tables), dynamic_shapes=shapes, strict=False)
+
+
+def save_graph(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a traced graph as `load_graph` accepts it: without example inputs, which would be pickled, tables among
+    them. The program loses them, too.
+    """
+    program.example_inputs = None
+    torch.export.save(program, local_path(path))
 
 
 def compile_graph(program: torch.export.ExportedProgram, path: Path) -> None:
