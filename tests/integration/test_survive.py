@@ -142,7 +142,9 @@ def test_sigterm_to_a_single_process(data, tmp_path, when):
         assert saved == ["step-000000001"]
         cli.train(list(map(str, command(data, run, training__max_epochs=1)))[1:])
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == [1, 1]
+        assert [line["step"] for line in lines] == [1, 1, 1]
+        for line, name in zip(lines, ("loss", "val/loss", "test/click/auc"), strict=True):
+            assert name in line
         assert json.loads((run / "results.json").read_text())["epochs"] == 1
 
 
