@@ -30,7 +30,7 @@ from recmtl.config import MODELS, config_path, load_config, preset_names
 from recmtl.errors import UserError
 from recmtl.metrics.entropy import entropy
 from recmtl.models.ranking_model import RankingModel
-from recmtl.schema import Dataset
+from recmtl.schema import SPLITS, Dataset
 
 WORK = Path(__file__).resolve().parent / "work"
 FIRST_SEED = 100
@@ -217,9 +217,11 @@ def peak(run: Results) -> float:
 
 
 def slim(run: Results) -> Results:
-    """A run's results without the points of its calibration plots and the folds behind its errors, most of them."""
+    """Results, of a run or of an evaluation of one split, without most of their bytes: the points of calibration plots
+    and the folds behind the errors.
+    """
     kept = {key: value for key, value in run.items() if key != "calibration_bins"}
-    for split in ("test", "val"):
+    for split in kept.keys() & set(SPLITS):
         kept[split] = {
             task: {name: value for name, value in measured.items() if name != "auc_folds"}
             for task, measured in run[split].items()
