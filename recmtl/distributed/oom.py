@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from recmtl.config import Config
+from recmtl.distributed.context import DistContext
 from recmtl.distributed.memory import Memory, predict
 from recmtl.distributed.plan import GIB, Cluster, Plan, make_plan
 from recmtl.errors import UserError, is_out_of_memory
@@ -59,6 +60,29 @@ class MemoryEstimate:
         train_module = on_meta_device(config, dataset, dataset.select_tasks(tuple(config.training.tasks)))
         batch_size = -(-config.training.batch_size // cluster.world_size)
         plan = make_plan(train_module, config, cluster, batch_size)
+        return cls(plan, predict(train_module, plan, config, dataset, batch_size))
+
+    @classmethod
+    def for_ranks(
+        cls, config: Config, dataset: Dataset, tasks: tuple[Task, ...], context: DistContext, batch_size: int
+    ) -> MemoryEstimate:
+        """Plan a run for the ranks that are there.
+
+        Args:
+            config: the run.
+            dataset: its data.
+            tasks: those of the model.
+            context: this process.
+            batch_size: rows of one rank.
+
+        Raises:
+            UserError: the tables do not fit.
+        """
+        train_module = on_meta_device(config, dataset, tasks)
+        memory = int(config.sharding.device_memory_gib * GIB) or int(context.min(context.device_memory()))
+        cluster = Cluster(context.world_size, context.local_world_size, context.device.type, memory)
+        # Made once: it is the same for all, and seconds of work for hundreds of ranks.
+        plan = context.run_on_rank0(lambda: make_plan(train_module, config, cluster, batch_size))
         return cls(plan, predict(train_module, plan, config, dataset, batch_size))
 
     @property

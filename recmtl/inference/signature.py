@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from recmtl.errors import UserError
 from recmtl.runtime.storage import is_file, read_json
-from recmtl.schema import SourceColumns, Task
+from recmtl.schema import SourceColumns
 
 FORMAT = 1
 SIGNATURE, MODEL, COMPILED, TABLES = "signature.json", "model.pt2", "compiled.pt2", "tables"
@@ -84,18 +83,3 @@ class Signature:
 def is_export(folder: Path) -> bool:
     """Whether a folder is an export, and no run folder."""
     return is_file(folder / SIGNATURE) or is_file(folder / MANIFEST)
-
-
-def output_columns(tasks: Iterable[Task]) -> list[str]:
-    """Names of the columns of predicted probabilities, one a task."""
-    return [f"p_{task.name}" for task in tasks]
-
-
-def conditional_columns(tasks: tuple[Task, ...]) -> dict[str, int]:
-    """Names of the columns of conditional probabilities, and the task's place, of those that have a parent."""
-    names = {task.name for task in tasks}
-    return {
-        f"p_{task.name}_{task.relation}_{task.parent}": place
-        for place, task in enumerate(tasks)
-        if task.parent in names
-    }

@@ -74,6 +74,15 @@ def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.uint8), torch.stack([scale, offset], dim=1)
 
 
+def dequantize(rows: list[Tensor]) -> Tensor:
+    """Rows as a table stores them, to float32 [n, D]: of an int8 table code · scale + offset."""
+    values = rows[0].float()
+    if len(rows) == 1:
+        return values
+    scale, offset = rows[1].float().unsqueeze(2).unbind(1)
+    return values * scale + offset
+
+
 def _round(values: Tensor, *, up: bool) -> Tensor:
     """To bfloat16, never below the values (or never above)."""
     rounded = values.to(torch.bfloat16)
@@ -106,8 +115,4 @@ def open_table(folder: Path, table: StoredTable, dtype: str) -> list[Tensor]:
 def iter_rows(table: list[Tensor]) -> Iterator[np.ndarray]:
     """The rows of an opened table as float32 [n, D], block by block."""
     for start in range(0, len(table[0]), BLOCK_ROWS):
-        rows = table[0][start : start + BLOCK_ROWS].float()
-        if len(table) > 1:
-            scale, offset = table[1][start : start + BLOCK_ROWS].float().unsqueeze(2).unbind(1)
-            rows = rows * scale + offset
-        yield rows.numpy()
+        yield dequantize([part[start : start + BLOCK_ROWS] for part in table]).numpy()

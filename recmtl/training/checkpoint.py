@@ -236,9 +236,7 @@ class Checkpoints:
         Raises:
             UserError: it is damaged.
         """
-        damage = self.damage(path)
-        if damage:
-            raise UserError(f"{path}: damaged ({damage}); it is the checkpoint of the best epoch, train the run again")
+        refuse_damaged(path, self.damage(path))
         self.load(path, with_optimizer=False)
 
     def _check_widths(self, path: Path, before: dict[str, int], with_optimizer: bool) -> None:
@@ -343,6 +341,12 @@ def read_state(path: Path) -> TrainState | None:
         return TrainState(**{field.name: described[field.name] for field in fields(TrainState)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def refuse_damaged(path: Path, damage: str | None) -> None:
+    """Raise UserError if there is damage to the checkpoint of the best epoch, which no other can stand in for."""
+    if damage:
+        raise UserError(f"{path}: damaged ({damage}); it is the checkpoint of the best epoch, train the run again")
 
 
 def best_checkpoint(run: Path) -> Path:

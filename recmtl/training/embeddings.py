@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from recmtl.inference.embeddings import copies_of, write_embeddings
-from recmtl.inference.tables import BLOCK_ROWS
+from recmtl.inference.tables import iter_rows
 from recmtl.runtime.folders import scratch_folder
+from recmtl.training.checkpoint import refuse_damaged
+from recmtl.training.manifest import find_damage
 from recmtl.training.trained import TrainedRun
-from recmtl.training.weights import check_whole, read_weights, stored_tables
+from recmtl.training.weights import read_weights, stored_tables
 
 
 def run_embeddings(run: Path, table: str, out: Path) -> int:
@@ -24,13 +25,8 @@ def run_embeddings(run: Path, table: str, out: Path) -> int:
     model = trained.make_model()
     files = {bag.name: (bag.name,) for bag in model.embeddings.tables}
     copies = copies_of(stored_tables(model, trained, files), table, str(run))
-    check_whole(trained.checkpoint)
+    refuse_damaged(trained.checkpoint, find_damage(trained.checkpoint))
     with scratch_folder(out) as folder:
         weights = read_weights(trained.checkpoint, model, folder / "tables", only=[copy.key for copy in copies])
-        rows = [(copy, _blocks(weights[copy.key])) for copy in copies]
+        rows = [(copy, iter_rows([torch.from_numpy(weights[copy.key])])) for copy in copies]
         return write_embeddings(rows, run, trained.encoder, out)
-
-
-def _blocks(weights: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(weights), BLOCK_ROWS):
-        yield np.asarray(weights[start : start + BLOCK_ROWS], np.float32)

@@ -30,20 +30,20 @@ from recmtl.inference.signature import (
     SIGNATURE,
     TABLES,
     Signature,
-    conditional_columns,
-    output_columns,
 )
 from recmtl.inference.tables import open_table, write_table
-from recmtl.models.ranking_model import RankingModel
 from recmtl.runtime.folders import complete_or_absent, link_folder
 from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import local_path, make_folder, write_json, write_whole
 from recmtl.runtime.versions import versions
 from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset
 from recmtl.training.card import model_card
+from recmtl.training.checkpoint import refuse_damaged
 from recmtl.training.graph import ScoringGraph
+from recmtl.training.manifest import find_damage
+from recmtl.training.outputs import output_columns
 from recmtl.training.trained import TrainedRun
-from recmtl.training.weights import check_whole, read_weights, stored_tables
+from recmtl.training.weights import read_weights, stored_tables
 
 TRACED_ROWS = 7
 """Rows of the example that is traced; any number but 0 and 1, for which PyTorch would make graphs of their own."""
@@ -65,7 +65,7 @@ def export_run(run: Path, out: Path, dtype: str = "float32", *, compiled: bool =
     """
     trained = TrainedRun(run)
     checkpoint = trained.checkpoint
-    check_whole(checkpoint)
+    refuse_damaged(checkpoint, find_damage(checkpoint))
     recipe = trained.recipe
     with complete_or_absent(out) as work, Progress(timed=False) as progress:
         folder = work / "data"
@@ -82,7 +82,7 @@ def export_run(run: Path, out: Path, dtype: str = "float32", *, compiled: bool =
             model=trained.config.model.name,
             dtype=dtype,
             tasks=tuple(task.name for task in trained.tasks),
-            outputs=tuple(_outputs(trained, model)),
+            outputs=tuple(output_columns(model)),
             tables=tuple(stored_tables(model, trained, files)),
             encoding_fingerprint=trained.dataset.encoding_fingerprint,
             source_columns=trained.dataset.source_columns,
@@ -111,11 +111,6 @@ def export_run(run: Path, out: Path, dtype: str = "float32", *, compiled: bool =
         if results is None:
             progress.note(f"{run}: not finished; this is its best model so far, and {METRICS} is empty")
         return signature
-
-
-def _outputs(trained: TrainedRun, model: RankingModel) -> list[str]:
-    conditional = conditional_columns(trained.tasks) if model.dense.composes else {}
-    return [*output_columns(trained.tasks), *conditional]
 
 
 def trace(graph: ScoringGraph, dataset: Dataset, tables: dict[str, list[Tensor]]) -> torch.export.ExportedProgram:

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recmtl.features import is_list
-from recmtl.inference.signature import conditional_columns
+from recmtl.inference.tables import dequantize
 from recmtl.models.embeddings import table_name
 from recmtl.models.ranking_model import RankingModel
 from recmtl.schema import Dataset
+from recmtl.training.outputs import conditional_places
 
 Lists = list[tuple[Tensor, Tensor]]
 """Of every list feature its ids, int32 [n], and where each row's begin, int64 [B]."""
@@ -37,8 +38,7 @@ class ScoringGraph(nn.Module):
         super().__init__()
         # Only the dense network has weights that belong into the graph.
         self.dense, self.score, self.conditional_logits = model.dense, model.score, model.conditional_logits
-        tasks = model.dense.inputs.tasks
-        self.conditional = list(conditional_columns(tasks).values()) if model.dense.composes else []
+        self.conditional = conditional_places(model)
         sparse = dataset.sparse_features
         single = [feature.name for feature in sparse if not is_list(feature)]
         several = [feature.name for feature in sparse if is_list(feature)]
@@ -72,12 +72,8 @@ class ScoringGraph(nn.Module):
 
 
 def _rows(table: list[Tensor], ids: Tensor) -> Tensor:
-    """Rows of a table, float32 [n, D]; of an int8 one code · scale + offset."""
-    rows = table[0].index_select(0, ids).float()
-    if len(table) == 1:
-        return rows
-    scale, offset = table[1].index_select(0, ids).float().unsqueeze(2).unbind(1)
-    return rows * scale + offset
+    """Rows of a table, float32 [n, D]."""
+    return dequantize([part.index_select(0, ids) for part in table])
 
 
 def _pool(table: list[Tensor], ids: Tensor, starts: Tensor, mode: str) -> Tensor:

@@ -19,14 +19,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recmtl.data.read.batch import Batch
 from recmtl.distributed.context import DistContext, process_group
-from recmtl.distributed.memory import predict
-from recmtl.distributed.oom import MemoryEstimate, on_meta_device
+from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.parallel import shard
-from recmtl.distributed.plan import Cluster, make_plan
 from recmtl.inference.inputs import Collator, Inputs
-from recmtl.inference.signature import conditional_columns
 from recmtl.models.ranking_model import RankingModel
 from recmtl.training.checkpoint import Checkpoints
+from recmtl.training.outputs import conditional_places, output_columns
 from recmtl.training.session import make_pipeline
 from recmtl.training.trained import TrainedRun
 
@@ -62,15 +60,14 @@ class ScoreModule(nn.Module):
 
     Args:
         model: from ids and numbers to logits. It has the name that it has in a `TrainModule`, and so in checkpoints.
-        conditional: places of the tasks whose conditional probabilities are wanted too.
     """
 
-    def __init__(self, model: RankingModel, conditional: Sequence[int]) -> None:
+    def __init__(self, model: RankingModel) -> None:
         super().__init__()
-        self.model, self.conditional = model, list(conditional)
+        self.model, self.conditional = model, conditional_places(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """No loss, and probabilities, float32 [B, T + C]."""
+        """No loss, and probabilities, float32 [B, T + C], in the order of `output_columns`."""
         pooled = self.model.embed(batch.sparse)
         if isinstance(pooled, Proxy):
             # TorchRec's pipeline traces this function, only to find which part of a batch is looked up.
@@ -106,20 +103,16 @@ class RunScorer:
 
     def __init__(self, trained: TrainedRun, context: DistContext) -> None:
         self.trained, self.context, self.config = trained, context, trained.config
-        dataset, tasks = trained.dataset, trained.tasks
+        dataset = trained.dataset
         self.recipe, self.encoder, self.source_columns = trained.recipe, trained.encoder, dataset.source_columns
         kinds = Collator(dataset.features)
         self.keys = [kind.feature.name for kind in (*kinds.categorical, *kinds.lists)]
-        on_meta = on_meta_device(self.config, dataset, tasks)
-        memory = int(self.config.sharding.device_memory_gib * 2**30) or int(context.min(context.device_memory()))
-        cluster = Cluster(context.world_size, context.local_world_size, context.device.type, memory)
-        self.plan = context.run_on_rank0(lambda: make_plan(on_meta, self.config, cluster, ROWS_AT_ONCE))
-        self.estimate = MemoryEstimate(self.plan, predict(on_meta, self.plan, self.config, dataset, ROWS_AT_ONCE))
+        self.estimate = MemoryEstimate.for_ranks(self.config, dataset, trained.tasks, context, ROWS_AT_ONCE)
+        self.plan = self.estimate.plan
         with self.explain_oom():
             model = trained.make_model()
-            self.composes = model.dense.composes
-            places = conditional_columns(tasks).values() if self.composes else ()
-            module = ScoreModule(model, list(places)).eval()
+            self._outputs = output_columns(model)
+            module = ScoreModule(model).eval()
             module.model.dense.to(context.device)
             self.model = shard(module, self.plan, self.config, context.device)
             self.optimizer = self.model.fused_optimizer
@@ -134,7 +127,7 @@ class RunScorer:
 
     def outputs(self, *, conditional: bool) -> Sequence[str]:
         """Names of the columns that are predicted."""
-        return self.trained.outputs(conditional=conditional, composes=self.composes)
+        return self._outputs if conditional else self._outputs[: len(self.trained.tasks)]
 
     def scores(self, batches: Iterable[Inputs]) -> Iterator[np.ndarray]:
         """Probabilities of every batch; on the first rank only."""

@@ -17,10 +17,9 @@ from recmtl.config import Config
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
 from recmtl.distributed.context import DistContext
-from recmtl.distributed.memory import predict
-from recmtl.distributed.oom import MemoryEstimate, on_meta_device
+from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.parallel import parallelize
-from recmtl.distributed.plan import Cluster, Plan, make_plan
+from recmtl.distributed.plan import Plan
 from recmtl.errors import UserError
 from recmtl.metrics.measure import Bins, Values
 from recmtl.objectives.train_module import Output, TrainModule
@@ -83,13 +82,9 @@ class TrainSession:
             self.readers = {split: self._reader(split, evaluation=True) for split in self.measure}
         else:
             self.readers = {split: self._reader(split, split != "train") for split in SPLITS}
-        on_meta = on_meta_device(config, self.dataset, self.tasks)
-        memory = int(config.sharding.device_memory_gib * 2**30) or int(context.min(context.device_memory()))
-        cluster = Cluster(context.world_size, context.local_world_size, context.device.type, memory)
         batch_size = max(reader.local_batch_size for reader in self.readers.values())
-        # Made once: it is the same for all, and seconds of work for hundreds of ranks.
-        self.plan: Plan = context.run_on_rank0(lambda: make_plan(on_meta, config, cluster, batch_size))
-        self.estimate = MemoryEstimate(self.plan, predict(on_meta, self.plan, config, self.dataset, batch_size))
+        self.estimate = MemoryEstimate.for_ranks(config, self.dataset, self.tasks, context, batch_size)
+        self.plan: Plan = self.estimate.plan
         if not self.measure:  # measuring needs less than what is estimated
             self.estimate.check_surely()
         with self.explain_oom():

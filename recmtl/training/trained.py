@@ -11,7 +11,7 @@ from recmtl.config import Config, load_config
 from recmtl.data.recipe import Recipe, load_recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
-from recmtl.inference.signature import CONFIG, conditional_columns, output_columns
+from recmtl.inference.signature import CONFIG
 from recmtl.models.ranking_model import RankingModel
 from recmtl.runtime.storage import exists, is_file, read_json
 from recmtl.schema import ENCODER, RECIPE, Dataset, Task
@@ -51,12 +51,12 @@ class TrainedRun:
         """The tasks that it predicts."""
         return self.dataset.select_tasks(tuple(self.config.training.tasks))
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         """The recipe of its data."""
         return load_recipe(str(self._there(RECIPE)))
 
-    @property
+    @cached_property
     def encoder(self) -> Encoder:
         """The encoder of its data."""
         return Encoder.load(self._there(ENCODER))
@@ -80,11 +80,6 @@ class TrainedRun:
     def make_model(self) -> RankingModel:
         """The model before its weights, its tables on the meta device."""
         return RankingModel.from_config(self.config, self.dataset, self.tasks)
-
-    def outputs(self, *, conditional: bool, composes: bool) -> list[str]:
-        """Names of the columns that are predicted."""
-        names = output_columns(self.tasks)
-        return [*names, *conditional_columns(self.tasks)] if conditional and composes else names
 
     def _there(self, name: str) -> Path:
         path = self.folder / name

@@ -14,26 +14,16 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from recmtl.errors import UserError
 from recmtl.inference.signature import StoredTable
 from recmtl.models.embeddings import table_name
 from recmtl.models.ranking_model import RankingModel
 from recmtl.runtime.storage import local_path, make_folder
-from recmtl.training.manifest import find_damage
 from recmtl.training.storage import SafePlanner, SafeReader
 from recmtl.training.trained import TrainedRun
 
 TABLE_KEY = "model.model.embeddings.collection.embedding_bags.{}.weight"
 DENSE_KEY = "model.model.dense."
 """What a checkpoint calls tables and the dense network."""
-
-
-def check_whole(checkpoint: Path) -> None:
-    """Raise UserError if a checkpoint that no other can stand in for is damaged."""
-    if damage := find_damage(checkpoint):
-        raise UserError(
-            f"{checkpoint}: damaged ({damage}); it is the checkpoint of the best epoch, train the run again"
-        )
 
 
 def read_weights(

@@ -14,7 +14,7 @@ from recmtl.config import MODELS
 from recmtl.features import is_list
 from recmtl.inference.exported import to_tensors
 from recmtl.inference.inputs import Inputs
-from recmtl.inference.signature import StoredTable, conditional_columns
+from recmtl.inference.signature import StoredTable
 from recmtl.inference.tables import DTYPES, iter_rows, open_table, write_table
 from recmtl.models.ranking_model import RankingModel
 from recmtl.schema import Dataset, Feature, Table, Task
@@ -86,7 +86,7 @@ def check(model: RankingModel, dataset: Dataset, folder: Path, dtype: str, toler
     """Trace the model once and compare it on any number of rows."""
     tables = store(model, dataset, folder, dtype)
     program = trace(ScoringGraph(model, dataset).eval(), dataset, tables).module()
-    places = list(conditional_columns(model.dense.inputs.tasks).values())
+    places = [place for place, task in enumerate(model.dense.inputs.tasks) if task.parent]
     for rows in ROWS:
         inputs = random_inputs(dataset, rows)
         assert rows < 7 or all(0 in lengths for _, lengths in inputs.lists)  # empty lists are among them

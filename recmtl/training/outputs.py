@@ -1,0 +1,19 @@
+"""What a model gives of every row: a probability of each task and, where it composes them, conditional ones."""
+
+from __future__ import annotations
+
+from recmtl.models.ranking_model import RankingModel
+
+
+def conditional_places(model: RankingModel) -> list[int]:
+    """Places of the tasks with a parent, whose conditional probabilities the model gives too; none if it has none."""
+    tasks = model.dense.inputs.tasks
+    names = {task.name for task in tasks}
+    return [place for place, task in enumerate(tasks) if task.parent in names] if model.dense.composes else []
+
+
+def output_columns(model: RankingModel) -> list[str]:
+    """Names of the columns of predictions: one a task, then the conditional ones."""
+    tasks = model.dense.inputs.tasks
+    given = [tasks[place] for place in conditional_places(model)]
+    return [f"p_{task.name}" for task in tasks] + [f"p_{t.name}_{t.relation}_{t.parent}" for t in given]
