@@ -31,7 +31,7 @@ from recmtl.arguments import (
     Synth,
     Train,
 )
-from recmtl.config import MODELS, PRESETS, config_path, load_config, preset_names, read_toml
+from recmtl.config import MODELS, PRESETS, config_path, load_config, load_run_config, preset_names, read_toml
 from recmtl.errors import Stopped, UserError, is_out_of_memory, nearest
 from recmtl.inference.signature import is_export
 from recmtl.options import parse_words
@@ -47,7 +47,7 @@ from recmtl.runtime.exit import (
     is_first_on_machine,
 )
 from recmtl.runtime.folders import folder_size
-from recmtl.runtime.storage import exists, read_text
+from recmtl.runtime.storage import read_text
 from recmtl.runtime.versions import check_serving, check_training, check_versions
 from recmtl.schema import SPLITS
 
@@ -98,11 +98,8 @@ def train(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """Measure a run's best model."""
     args = parse_words(Evaluate, arguments, "evaluate")
-    path = args.run / "config.toml"
-    if not exists(path):
-        raise UserError(f"{args.run}: no config.toml in it; name a run folder that `recmtl train` wrote")
     splits = SPLITS if args.split == "all" else (args.split,)
-    config = load_config(str(path))
+    config = load_run_config(args.run)
     check_training()
     from recmtl.training.runs import evaluate_run
 

@@ -1,6 +1,14 @@
 """The configuration of a run: typed sections, models by name, TOML files and presets. It imports no PyTorch."""
 
-from recmtl.config.load import PRESETS, config_class, config_path, load_config, parse_config, preset_names
+from recmtl.config.load import (
+    PRESETS,
+    config_class,
+    config_path,
+    load_config,
+    load_run_config,
+    parse_config,
+    preset_names,
+)
 from recmtl.config.models import MODELS, ModelConfig, ModelEntry, find_model
 from recmtl.config.resume import RESUME_KEYS, check_continues, sha256
 from recmtl.config.sections import (
@@ -38,6 +46,7 @@ __all__ = [
     "config_path",
     "find_model",
     "load_config",
+    "load_run_config",
     "parse_config",
     "preset_names",
     "read_toml",

@@ -12,7 +12,7 @@ from recmtl.config.models import find_model
 from recmtl.config.sections import Config
 from recmtl.config.toml import read_toml
 from recmtl.errors import UserError, nearest
-from recmtl.runtime.storage import list_folder
+from recmtl.runtime.storage import is_file, list_folder
 from recmtl.typed import from_dict
 
 PRESETS = Path(__file__).parent / "presets"
@@ -68,6 +68,18 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return from_dict(config_class(sizes), values, where)
+
+
+def load_run_config(run: Path) -> Config:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: it has none, or one with a mistake.
+    """
+    path = run / "config.toml"
+    if not is_file(path):
+        raise UserError(f"{run}: no config.toml in it; name a run folder that `recmtl train` wrote")
+    return load_config(str(path))
 
 
 def load_config(name_or_path: str) -> Config:

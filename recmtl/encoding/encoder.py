@@ -23,7 +23,7 @@ from recmtl.encoding.hashing import HASH_NAME
 from recmtl.encoding.values import arrow_type, canonical, fits, is_list, is_string, keys
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
-from recmtl.features import DenseKind, TableKind, make_kind
+from recmtl.features import FeatureKinds, TableKind
 from recmtl.runtime.storage import make_folder, read_json, write_json
 from recmtl.schema import MISSING, UNSEEN, Feature, Table
 
@@ -74,9 +74,8 @@ class Encoder:
         schema: pa.Schema,
     ) -> None:
         self.features, self.tables, self.lookups, self.schema = features, tables, dict(lookups), schema
-        kinds = [make_kind(feature) for feature in features]
-        self.table_kinds = [kind for kind in kinds if isinstance(kind, TableKind)]
-        self.dense_kinds = [kind for kind in kinds if isinstance(kind, DenseKind)]
+        kinds = FeatureKinds(features)
+        self.table_kinds, self.dense_kinds = kinds.with_table, kinds.dense
         self._value_types = {table.name: table.value_type for table in tables}
 
     def encode(self, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:

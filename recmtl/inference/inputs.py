@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from recmtl.features import DenseKind, TableKind, make_kind
-from recmtl.schema import Feature
+from recmtl.features import FeatureKinds
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,8 @@ class Inputs:
         return Inputs(self.ids[:, start:stop], self.numeric[start:stop], lists)
 
 
-class Collator:
-    """Puts the encoder's columns side by side.
-
-    Args:
-        features: of the model, in its order.
-    """
-
-    def __init__(self, features: Iterable[Feature]) -> None:
-        kinds = [make_kind(feature) for feature in features]
-        tables = [kind for kind in kinds if isinstance(kind, TableKind)]
-        self.categorical = [kind for kind in tables if not kind.is_list]
-        self.lists = [kind for kind in tables if kind.is_list]
-        self.dense = [kind for kind in kinds if isinstance(kind, DenseKind)]
+class Collator(FeatureKinds):
+    """Puts the encoder's columns side by side."""
 
     def collate(self, columns: Mapping[str, pa.Array]) -> Inputs:
         """The arrays of what `Encoder.encode` gave."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import tee
+from itertools import count, tee
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from recmtl.errors import UserError
 from recmtl.inference.inputs import Collator, Inputs
 from recmtl.runtime.folders import complete_or_absent
 from recmtl.runtime.progress import Progress
-from recmtl.runtime.storage import list_folder, local_path
+from recmtl.runtime.storage import local_path
 from recmtl.schema import SourceColumns
 
 PART_ROWS = 2**21
@@ -111,12 +111,17 @@ def _scored(rows: NewRows, model: Scorer) -> Iterator[tuple[pa.RecordBatch, np.n
 def _write(folder: Path, rows: NewRows, outputs: list[str], scored: Iterable[tuple[pa.RecordBatch, np.ndarray]]) -> int:
     kept = [rows.schema.field(name) for name in rows.kept]
     layout = pa.schema([*kept, *(pa.field(name, pa.float32()) for name in outputs)])
-    file, in_file, total = _part(folder, 0, layout), 0, 0
+    numbers = count()
+
+    def next_part() -> pq.ParquetWriter:
+        return pq.ParquetWriter(local_path(folder / f"part-{next(numbers):05d}.parquet"), layout)
+
+    file, in_file, total = next_part(), 0, 0
     try:
         for batch, values in scored:
             if in_file and in_file + batch.num_rows > PART_ROWS:
                 file.close()
-                file, in_file = _part(folder, total, layout), 0
+                file, in_file = next_part(), 0
             columns = [batch.column(field.name) for field in kept]
             columns += [pa.array(values[:, place]) for place in range(len(outputs))]
             file.write_batch(pa.RecordBatch.from_arrays(columns, schema=layout))
@@ -125,8 +130,3 @@ def _write(folder: Path, rows: NewRows, outputs: list[str], scored: Iterable[tup
     finally:
         file.close()
     return total
-
-
-def _part(folder: Path, first_row: int, layout: pa.Schema) -> pq.ParquetWriter:
-    number = len(list_folder(folder, "part-*.parquet")) if first_row else 0
-    return pq.ParquetWriter(local_path(folder / f"part-{number:05d}.parquet"), layout)

@@ -61,12 +61,7 @@ class Data:
                 rows={split: int(count) for split, count in fields["rows"].items()},
                 base_rates={task["name"]: _shares(task, "base_rate") for task in fields["tasks"]},
                 tables=[TableSize(t["name"], int(t["rows"]), t.get("dim")) for t in fields["tables"]],
-                features=[
-                    FeatureShares(
-                        f["name"], f["kind"], f.get("table") or "", _shares(f, "missing"), _shares(f, "unseen")
-                    )
-                    for f in fields["features"]
-                ],
+                features=[_feature(fields_of) for fields_of in fields["features"]],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error!r}); train again") from None

@@ -94,19 +94,18 @@ def complete_or_absent(out: Path, check_replaceable: Callable[[Path], None] | No
 
 
 @contextmanager
-def scratch_folder(beside: Path) -> Iterator[Path]:
-    """A hidden folder beside a file to be written, gone afterwards; it has a name of its own."""
-    with os_errors(beside):
-        make_folder(beside.absolute().parent)
-        with tempfile.TemporaryDirectory(dir=beside.absolute().parent, prefix=".recmtl-") as folder:
+def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
+    """A hidden folder with a name of its own, gone afterwards.
+
+    Args:
+        beside: a file to be written, in whose folder it lies; None: where the system keeps what is temporary.
+    """
+    parent = None if beside is None else beside.absolute().parent
+    with os_errors(beside or Path(tempfile.gettempdir())):
+        if parent is not None:
+            make_folder(parent)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".recmtl-") as folder:
             yield Path(folder)
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder where the system keeps what is temporary, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="recmtl-") as folder:
-        yield Path(folder)
 
 
 @contextmanager

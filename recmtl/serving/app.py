@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from recmtl.serving.current import CurrentModel
 from recmtl.serving.feature_log import FeatureLog
 from recmtl.serving.joint import JointScorer
 from recmtl.serving.limits import Limits
-from recmtl.serving.monitoring import Metrics, Stopwatch
+from recmtl.serving.monitoring import Metrics
 
 access = logging.getLogger("recmtl.serving.access")
 JSON, BINARY = "application/json", "application/octet-stream"
@@ -137,24 +138,23 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.middleware("http")
     async def observed(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        watch = Stopwatch()
+        began = time.perf_counter()
         try:
             response = await answer(request)
-        except BadRequest as error:
-            response = _mistake(str(error), error.status)
         except UserError as error:
-            response = _mistake(str(error), 400)
+            response = _mistake(str(error), error.status if isinstance(error, BadRequest) else 400)
+        seconds = time.perf_counter() - began
         route = request.scope.get("route")
         path = getattr(route, "path", "unknown")
         model = server.current.scorer.model
         response.headers.setdefault("X-Model-Version", model.version)
         server.metrics.requests.labels(path, response.status_code).inc()
-        server.metrics.latency.labels(path).observe(watch.seconds)
+        server.metrics.latency.labels(path).observe(seconds)
         fields = {
             "method": request.method,
             "path": request.url.path[:200],
             "status": response.status_code,
-            "ms": round(1000 * watch.seconds, 2),
+            "ms": round(1000 * seconds, 2),
             "rows": getattr(request.state, "rows", None),
             "version": response.headers["X-Model-Version"],
         }

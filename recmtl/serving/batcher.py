@@ -37,7 +37,6 @@ class Waiting:
 class BatchReport:
     """What a batch took, for the metrics."""
 
-    requests: int
     rows: int
     seconds: float
     waited: list[float]
@@ -121,7 +120,7 @@ class Batcher:
                 waiting.loop.call_soon_threadsafe(_settle, waiting.future, scorer, answer)
             rows = sum(waiting.request.rows for waiting in batch)
             waited = [began - waiting.since for waiting in batch]
-            self._report(BatchReport(len(batch), rows, time.perf_counter() - began, waited))
+            self._report(BatchReport(rows, time.perf_counter() - began, waited))
 
     def _take(self) -> list[Waiting]:
         """The requests that wait, as many as fit a batch, those left out that nobody waits for any more."""

@@ -16,7 +16,7 @@ from uvicorn.supervisors import Multiprocess
 
 from recmtl.errors import UserError
 from recmtl.inference.exported import ExportedModel
-from recmtl.runtime.folders import temporary_folder
+from recmtl.runtime.folders import scratch_folder
 from recmtl.serving.app import Settings, create_app
 from recmtl.serving.limits import Limits
 from recmtl.serving.monitoring import log_json
@@ -64,7 +64,7 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
     # Workers that cannot open the export would end one by one and be started again: it is opened here first.
     ExportedModel(settings.export)
     os.environ[SETTINGS] = json.dumps(asdict(settings), default=str)
-    with temporary_folder() as folder:
+    with scratch_folder() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
         logging.getLogger("recmtl.serving").info("listening at %s with %d workers", address, workers)
         Multiprocess(config, [listening]).run()

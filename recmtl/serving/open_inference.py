@@ -91,6 +91,12 @@ def _get(value: Any, key: str, kind: type, where: str) -> Any:
     return found
 
 
+def _parameters(value: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a request, an input or an output."""
+    found = value.get("parameters")
+    return found if isinstance(found, dict) else {}
+
+
 def _tensor(entry: Any, data: memoryview, where: str) -> tuple[Tensor, memoryview]:
     """One input, and the binary data that are left."""
     name, datatype = _get(entry, "name", str, where), _get(entry, "datatype", str, where)
@@ -102,8 +108,7 @@ def _tensor(entry: Any, data: memoryview, where: str) -> tuple[Tensor, memoryvie
         shape = shape[:1]
     if len(shape) != 1 or not isinstance(shape[0], int) or isinstance(shape[0], bool) or shape[0] < 0:
         raise BadRequest(f"{where}: its shape must be [N], or [1] for a value that all rows share")
-    parameters = entry.get("parameters") or {}
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    size = _parameters(entry).get("binary_data_size")
     if size is None:
         return Tensor(name, datatype, _from_json(entry, datatype, shape[0], where)), data
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(data):
@@ -217,8 +222,7 @@ def _lists(name: str, values: pa.Array, lengths: Tensor) -> pa.Array:
 
 
 def _wanted(value: dict[str, Any], model: ExportedModel) -> Wanted:
-    parameters = value.get("parameters") if isinstance(value.get("parameters"), dict) else {}
-    all_binary = bool((parameters or {}).get("binary_data_output"))
+    all_binary = bool(_parameters(value).get("binary_data_output"))
     entries = value.get("outputs")
     there = model.signature.outputs
     if not entries:
@@ -231,9 +235,8 @@ def _wanted(value: dict[str, Any], model: ExportedModel) -> Wanted:
         name = _get(entry, "name", str, f"outputs[{place}]")
         if name not in there:
             raise BadRequest(f"outputs[{place}]: no output {name[:100]!r}; there are {', '.join(there)}")
-        own = entry.get("parameters") if isinstance(entry.get("parameters"), dict) else {}
         names_.append(name)
-        if (own or {}).get("binary_data", all_binary):
+        if _parameters(entry).get("binary_data", all_binary):
             binary.add(name)
     return Wanted(str(value.get("id", ""))[:200], tuple(names_), frozenset(binary))
 

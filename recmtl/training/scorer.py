@@ -21,7 +21,8 @@ from recmtl.data.read.batch import Batch
 from recmtl.distributed.context import DistContext, process_group
 from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.parallel import shard
-from recmtl.inference.inputs import Collator, Inputs
+from recmtl.features import FeatureKinds
+from recmtl.inference.inputs import Inputs
 from recmtl.models.ranking_model import RankingModel
 from recmtl.training.checkpoint import Checkpoints
 from recmtl.training.outputs import conditional_places, output_columns
@@ -105,7 +106,7 @@ class RunScorer:
         self.trained, self.context, self.config = trained, context, trained.config
         dataset = trained.dataset
         self.recipe, self.encoder, self.source_columns = trained.recipe, trained.encoder, dataset.source_columns
-        kinds = Collator(dataset.features)
+        kinds = FeatureKinds(dataset.features)
         self.keys = [kind.feature.name for kind in (*kinds.categorical, *kinds.lists)]
         self.estimate = MemoryEstimate.for_ranks(self.config, dataset, trained.tasks, context, ROWS_AT_ONCE)
         self.plan = self.estimate.plan

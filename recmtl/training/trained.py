@@ -7,13 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from recmtl.config import Config, load_config
+from recmtl.config import Config, load_run_config
 from recmtl.data.recipe import Recipe, load_recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
-from recmtl.inference.signature import CONFIG
 from recmtl.models.ranking_model import RankingModel
-from recmtl.runtime.storage import exists, is_file, read_json
+from recmtl.runtime.storage import exists, read_json
 from recmtl.schema import ENCODER, RECIPE, Dataset, Task
 from recmtl.training.checkpoint import best_checkpoint
 from recmtl.training.results import RESULTS
@@ -36,10 +35,7 @@ class TrainedRun:
     @cached_property
     def config(self) -> Config:
         """The run's configuration."""
-        path = self.folder / CONFIG
-        if not is_file(path):
-            raise UserError(f"{self.folder}: no {CONFIG} in it; name a run folder that `recmtl train` wrote")
-        return load_config(str(path))
+        return load_run_config(self.folder)
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recmtl.errors import UserError
-from recmtl.features import DenseKind, TableKind, make_kind
+from recmtl.features import FeatureKinds, TableKind
 from recmtl.runtime.storage import local_path
 from recmtl.schema import GROUP_COLUMN, Dataset, Task, label_column, oracle_column
 
@@ -145,17 +145,14 @@ class ParquetSplit:
         share: tuple[int, int, Gather] | None = None,
     ) -> None:
         self.dataset, self.tasks = dataset, tasks
-        kinds = [make_kind(feature) for feature in dataset.features]
-        with_table = [kind for kind in kinds if isinstance(kind, TableKind)]
-        self.categorical = [kind for kind in with_table if not kind.is_list]
-        self.lists = [kind for kind in with_table if kind.is_list]
-        self.dense = [kind for kind in kinds if isinstance(kind, DenseKind)]
+        kinds = FeatureKinds(dataset.features)
+        self.categorical, self.lists, self.dense = kinds.categorical, kinds.lists, kinds.dense
         self.width = sum(kind.width for kind in self.dense)
         """Numbers of a row."""
         self.with_oracle = evaluation and any(task.oracle for task in tasks)
         self.with_group = evaluation and dataset.group
         self.with_row_number = evaluation
-        self.types = {kind.feature.name: kind.prepared_type for kind in kinds}
+        self.types = {kind.feature.name: kind.prepared_type for kind in kinds.all}
         """Column → its Arrow type."""
         self.types |= {label_column(task.name): pa.int8() for task in tasks}
         if self.with_oracle:
