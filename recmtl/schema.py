@@ -17,7 +17,7 @@ from typing import Any, Literal
 from recmtl.errors import UserError, nearest
 from recmtl.runtime.storage import is_file, list_folder, os_errors, read_json, write_whole
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "dataset.json"
 ENCODER = "encoder"
 """Folder of the encoder (`recmtl.encoding.encoder`)."""
@@ -32,6 +32,8 @@ GROUP_COLUMN = "group"
 """int64 column that identifies the user a row belongs to, for grouped AUC; there when `Dataset.group` is."""
 NO_USER = -1
 """What `GROUP_COLUMN` holds in a row that belongs to no user."""
+WEIGHT_COLUMN = "weight"
+"""float32 column with the weight of a row for all tasks; there when `Dataset.row_weight` is."""
 
 PLANNING_FIGURES = ("mean_length", "missing", "unseen")
 """Fields of a feature that a model does not depend on: they help to plan and to look at the data."""
@@ -49,11 +51,22 @@ SourceColumns = dict[str, dict[str, str]]
 Pooling = Literal["sum", "mean"]
 Transform = Literal["none", "log1p", "standardize", "log1p_standardize"]
 Relation = Literal["given", "given_not"]
+TaskKind = Literal["binary", "regression", "duration"]
+RegressionLoss = Literal["squared", "huber"]
+TargetTransform = Literal["none", "log1p"]
 
 
 def label_column(task: str) -> str:
-    """Name of the int8 column (0 or 1) with the labels of `task`."""
+    """Name of the column with the labels of `task`, null where there is none.
+
+    int8, 0 or 1, of a binary task; float32, in the label's unit, of the others.
+    """
     return f"label_{task}"
+
+
+def weight_column(task: str) -> str:
+    """Name of the float32 column with the weights that rows have for `task` alone."""
+    return f"weight_{task}"
 
 
 def oracle_column(task: str) -> str:
@@ -123,18 +136,41 @@ class Feature:
 
 @dataclass(frozen=True)
 class Task:
-    """A binary label to predict."""
+    """What is predicted: whether something happens, or how much of it.
+
+    A label may be missing from a row: what happened was not observed. Such a row has no part in the loss and in the
+    metrics of the task.
+    """
 
     name: str
+    kind: TaskKind = "binary"
+    """binary: a label of 0 or 1. regression: any number. duration: a number of 0 or more, such as seconds watched."""
     weight: float = 1.0
+    """Multiplies the task's loss."""
     parent: str | None = None
-    """The task that comes before this one in the funnel (ESMM, AITM)."""
+    """The binary task that comes before this one, which is binary too, in the funnel (ESMM, AITM)."""
     relation: Relation = "given"
     """given: p(task) = p(parent)·p(task | parent); given_not: p(task) = (1 − p(parent))·p(task | not parent)."""
+    conditional: bool = False
+    """The label is missing wherever the parent's says that the task could not happen, so that it is a label of
+    p(task | parent), or of p(task | not parent)."""
+    loss: RegressionLoss = "squared"
+    """Of a regression task: of the standardised target."""
+    transform: TargetTransform = "none"
+    """What is done to the label of a regression task first; log1p of a negative number is −log1p(−x)."""
+    mean: float = 0.0
+    """Of the transformed labels of the training rows, by their weights; 0 for a binary task."""
+    std: float = 1.0
+    """Deviation of the same; 1 but for a regression task."""
     oracle: bool = False
     """The files hold the true probability in `oracle_column(name)`."""
+    row_weight: bool = False
+    """The files hold weights for this task alone in `weight_column(name)`."""
+    observed: dict[str, int] = field(default_factory=dict)
+    """Rows with a label, by split."""
     base_rate: dict[str, float] = field(default_factory=dict)
-    """Fraction of positive labels, by split; no entry for a split without rows."""
+    """Mean label of the rows that have one, by their weights and by split; no entry for a split without such rows. Of a
+    binary task it is the fraction of positive labels."""
     label: str = ""
     """Column of the recipe's query that holds the label."""
 
@@ -151,6 +187,12 @@ class Dataset:
     tasks: tuple[Task, ...]
     group: bool = False
     """The files hold `GROUP_COLUMN`."""
+    row_weight: bool = False
+    """The files hold `WEIGHT_COLUMN`."""
+    unlabelled: int = 0
+    """Rows that were left out because no task has a label in them."""
+    keep_negatives: float = 1.0
+    """Share of the training rows without a positive label that were kept, at 1 / share of their weight."""
     split: dict[str, Any] = field(default_factory=dict)
     """The rule by which rows were dealt into splits."""
     content: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -190,6 +232,10 @@ class Dataset:
 
     def table(self, name: str) -> Table:
         return next(table for table in self.tables if table.name == name)
+
+    def is_partial(self, task: Task) -> bool:
+        """Whether some rows have no label of a task."""
+        return any(task.observed.get(split, rows) < rows for split, rows in self.rows.items())
 
     @property
     def sparse_features(self) -> tuple[Feature, ...]:

@@ -20,7 +20,7 @@ from recmtl.data.recipe_checks import check_recipe
 from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS, has_table
 from recmtl.runtime.storage import is_file, list_folder, real_path
-from recmtl.schema import FIRST, Pooling, Relation, Transform
+from recmtl.schema import FIRST, Pooling, RegressionLoss, Relation, TargetTransform, TaskKind, Transform
 from recmtl.typed import LARGEST_COUNT, Fraction, NonNegative, PositiveCount, Texts, from_dict
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
@@ -77,15 +77,34 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A binary label the recipe declares."""
+    """What the recipe wants predicted."""
 
     name: str
     label: str
+    kind: TaskKind = "binary"
     parent: str | None = None
     relation: Relation = "given"
     weight: NonNegative = 1.0
+    """Multiplies the task's loss."""
+    row_weight: str | None = None
+    """Column with the weight of every row for this task."""
+    loss: RegressionLoss | None = None
+    transform: TargetTransform | None = None
     oracle: str | None = None
     """Column with the true probability, in synthetic data."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns with the label, the true probability and the weight."""
+        return tuple(column for column in (self.label, self.oracle, self.row_weight) if column is not None)
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """Which training rows are kept."""
+
+    keep_negatives: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Share of the rows without a positive label; a kept one weighs as much as all that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +149,9 @@ class Recipe:
     split: SplitSpec = field(default_factory=SplitSpec)
     group: str | None = None
     """Column that identifies the user a row belongs to."""
+    weight: str | None = None
+    """Column with the weight of every row for all tasks."""
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
     origin: str = ""
     """Where the recipe was read from, for messages."""
     toml: str = ""
@@ -142,9 +164,9 @@ class Recipe:
 
     @property
     def predicted(self) -> tuple[str, ...]:
-        """Columns with labels or true probabilities."""
-        columns = [task.label for task in self.tasks] + [task.oracle for task in self.tasks if task.oracle]
-        return tuple(dict.fromkeys(columns))
+        """Columns with labels, true probabilities or weights: known only after what is predicted, as labels are."""
+        columns = [column for task in self.tasks for column in task.columns]
+        return tuple(dict.fromkeys([*columns, *([self.weight] if self.weight else [])]))
 
     @property
     def read_columns(self) -> tuple[str, ...]:
@@ -171,6 +193,8 @@ class _File:
     task: tuple[TaskSpec, ...] = ()
     split: SplitSpec = field(default_factory=SplitSpec)
     group: str | None = None
+    weight: str | None = None
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
 
 
 def recipe_names() -> list[str]:
@@ -228,6 +252,8 @@ def _parse(keys: dict[str, Any], origin: str) -> Recipe:
         tasks=file.task,
         split=file.split,
         group=file.group,
+        weight=file.weight,
+        sampling=file.sampling,
         origin=origin,
     )
     check_recipe(recipe)
