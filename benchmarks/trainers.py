@@ -73,7 +73,7 @@ class RecmtlTables:
     def predict(self, batches: Iterator[AnyBatch]) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits and labels [B, T] of every batch."""
         self.session.model.eval()
-        for _, logits, batch in self._run(batches):
+        for _, _, logits, batch in self._run(batches):
             yield logits[: batch.rows], batch.labels[: batch.rows]
         self.session.model.train()
 

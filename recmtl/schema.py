@@ -64,6 +64,11 @@ def label_column(task: str) -> str:
     return f"label_{task}"
 
 
+def label_type(task: Task) -> str:
+    """Name of Arrow's type of the column with the labels of a task."""
+    return "int8" if task.kind == "binary" else "float32"
+
+
 def weight_column(task: str) -> str:
     """Name of the float32 column with the weights that rows have for `task` alone."""
     return f"weight_{task}"
@@ -159,9 +164,10 @@ class Task:
     transform: TargetTransform = "none"
     """What is done to the label of a regression task first; log1p of a negative number is −log1p(−x)."""
     mean: float = 0.0
-    """Of the transformed labels of the training rows, by their weights; 0 for a binary task."""
+    """Of a regression task: mean of the transformed labels of the training rows. Of a duration: of the labels, by their
+    weights. Both only set the scale in which a model predicts."""
     std: float = 1.0
-    """Deviation of the same; 1 but for a regression task."""
+    """Of a regression task: deviation of the same."""
     oracle: bool = False
     """The files hold the true probability in `oracle_column(name)`."""
     row_weight: bool = False

@@ -184,7 +184,7 @@ def evaluated(data: Path, run: Path) -> Mapping[int, np.ndarray]:
             batches = session.readers[split].batches()
             for _ in range(session.readers[split].steps):
                 with torch.no_grad():
-                    _, logits, batch = session.run_batch(batches)
+                    _, _, logits, batch = session.run_batch(batches)
                 numbers = (batch.numeric[: batch.rows, 0] * PLACES).round().int().tolist()
                 found.update(zip(numbers, logits[: batch.rows].sigmoid().numpy(), strict=True))
     assert sorted(found) == list(range(ROWS))

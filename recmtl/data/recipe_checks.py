@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS
-from recmtl.schema import GROUP_COLUMN, label_column, oracle_column
+from recmtl.schema import GROUP_COLUMN, WEIGHT_COLUMN, label_column, oracle_column, weight_column
 
+RESERVED = (label_column(""), oracle_column(""), weight_column(""))
+"""Beginnings of the names of columns that are no features."""
 LONGEST_NAME = 200
 """Bytes: file systems allow 255, and something is put before and after it."""
 
@@ -95,8 +97,11 @@ def _check_table(recipe: Recipe, table: TableSpec, where: str) -> None:
 
 def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
     name = feature.name
-    if name == GROUP_COLUMN or name.startswith((label_column(""), oracle_column(""))):
-        raise UserError(f"{where}: the name is reserved (group, label_*, oracle_*); give it another and set column")
+    if name in (GROUP_COLUMN, WEIGHT_COLUMN) or name.startswith(RESERVED):
+        raise UserError(
+            f"{where}: the name is reserved (group, weight, label_*, oracle_*, weight_*); give it another and set "
+            "column"
+        )
     for key in dict.fromkeys(option for kind in KINDS.values() for option in kind.options):
         changed = getattr(feature, key) != getattr(type(feature)(name), key)
         if changed and key not in KINDS[feature.kind].options:
@@ -111,6 +116,14 @@ def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
 
 def _check_task(recipe: Recipe, task: TaskSpec, where: str) -> None:
     parents = {other.name: other.parent for other in recipe.tasks}
+    for key in ("loss", "transform"):
+        if getattr(task, key) is not None and task.kind != "regression":
+            raise UserError(f"{where}: {key} is for tasks of kind regression, this one is {task.kind}")
+    if task.oracle is not None and task.kind != "binary":
+        raise UserError(f"{where}: oracle is for tasks of kind binary, this one is {task.kind}")
+    for other in recipe.tasks:
+        if task.parent is not None and other.name in (task.name, task.parent) and other.kind != "binary":
+            raise UserError(f"{where}: parent is between tasks of kind binary; {other.name!r} is {other.kind}")
     if task.parent is not None and task.parent not in parents:
         raise UserError(f"{where}: parent: there is no [[task]] {task.parent!r}")
     seen, ancestor = {task.name}, task.parent

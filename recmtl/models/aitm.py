@@ -69,7 +69,7 @@ class AITM(Model):
         self.calibrated = [
             (task, parent)
             for task, parent in enumerate(parents)
-            if parent is not None and inputs.tasks[task].relation == "given"
+            if parent is not None and inputs.tasks[task].relation == "given" and not inputs.tasks[task].conditional
         ]
         """(task, parent) of tasks that need their parent, which the calibrator counts."""
         self.bottoms = MLPs(tasks, inputs.width, config.bottom, dropout=config.dropout)

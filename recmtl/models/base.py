@@ -60,7 +60,7 @@ class Model(nn.Module):
         """The towers' logits [B, T], which `compose_logits` makes the tasks' own.
 
         σ of them is p(task | parent), or p(task | not parent), for a task with a parent in a model that composes them
-        (ESMM); for every other task and in every other model it is p(task) already.
+        (ESMM); for every other task and in every other model it is p(task), or what the label is of, already.
         """
         return self.towers(self.task_representations(x))
 

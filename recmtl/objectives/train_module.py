@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,25 @@ from recmtl.data.read.batch import Batch
 from recmtl.errors import UserError
 from recmtl.models.batch_norm import BatchNorm
 from recmtl.models.ranking_model import RankingModel
-from recmtl.objectives.losses import auxiliary_loss, task_losses
+from recmtl.objectives.losses import auxiliary_loss, learned_labels, learned_logits, task_losses
 from recmtl.objectives.weighting import make_weighting
 from recmtl.objectives.weighting.base import GivenGradients
+from recmtl.runtime.collectives import sum_over_ranks, world_size
 from recmtl.schema import Dataset, Task
 
-Output = tuple[Tensor, Tensor, Batch]
-"""(loss of every task [T], logits [B, T], the batch they belong to), all without gradient."""
+
+class Output(NamedTuple):
+    """What a step gives, without gradients."""
+
+    losses: Tensor
+    """Loss of every task on this rank [T]; their mean over ranks is that of the global batch."""
+    observed: Tensor
+    """Whether a row of the global batch has a label of the task, 1 or 0 [T]."""
+    logits: Tensor
+    """[B, T]."""
+    batch: Batch
+    """What they belong to."""
+
 
 NORMALISING = (BatchNorm, nn.BatchNorm1d)
 """Layers that need all rows of a batch at once."""
@@ -33,10 +46,16 @@ class TrainModule(nn.Module):
     add up. The step is the same (dropout draws other masks), but the activations of one micro-batch only are there at
     once. Embeddings are looked up and updated for the whole batch.
 
+    The loss of task t is Σ_b m w ℓ / Σ_b m w over the rows b of the global batch, m being 1 where a row has a label of
+    the task and else 0, w the row's weight; 0 where no row has one. So it depends neither on the number of ranks nor on
+    micro-batches, a row of weight 2 is that row twice, and a row without a label might as well not be there.
+
     Args:
         model: from ids and numbers to logits.
         weighting: the `weighting` section of the configuration; none: the recipe's weights.
         micro_batch_size: rows of a micro-batch; 0: the whole batch.
+        uneven: labels may be missing, or rows weigh differently. Else Σ_b m w is the number of rows, which the reader
+            knows; otherwise it takes an exchange between the ranks in every step.
 
     Raises:
         UserError: no task has a weight, the weighting needs embedding tables and there are none, or the model or the
@@ -44,10 +63,15 @@ class TrainModule(nn.Module):
     """
 
     def __init__(
-        self, model: RankingModel, weighting: WeightingConfig | None = None, micro_batch_size: int = 0
+        self,
+        model: RankingModel,
+        weighting: WeightingConfig | None = None,
+        micro_batch_size: int = 0,
+        *,
+        uneven: bool = False,
     ) -> None:
         super().__init__()
-        self.model, self.micro_batch_size = model, micro_batch_size
+        self.model, self.micro_batch_size, self.uneven = model, micro_batch_size, uneven
         weighting = weighting or WeightingConfig()
         tasks = model.dense.inputs.tasks
         if not any(task.weight for task in tasks):
@@ -76,7 +100,8 @@ class TrainModule(nn.Module):
     def from_config(cls, config: Config, dataset: Dataset, tasks: tuple[Task, ...]) -> TrainModule:
         """What a run's configuration describes, its tables on the meta device."""
         model = RankingModel.from_config(config, dataset, tasks)
-        return cls(model, config.weighting, config.training.micro_batch_size)
+        uneven = dataset.row_weight or any(dataset.is_partial(task) or task.row_weight for task in tasks)
+        return cls(model, config.weighting, config.training.micro_batch_size, uneven=uneven)
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """Those of the dense network and of the weighting: all but the tables."""
@@ -93,33 +118,55 @@ class TrainModule(nn.Module):
     def loss(self, pooled: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Output]:
         """As `forward`, from the pooled embeddings of the batch."""
         rows = self._micro_batches(batch)
+        labels = learned_labels(self.model.dense, batch.labels)
+        weights, observed = self._weights(batch, labels)
         if len(rows) > 1 and torch.is_grad_enabled():
-            return self._accumulate(pooled, batch, rows)
+            return self._accumulate(pooled, batch, rows, labels, weights, observed)
         parts = [
             self.model.score({name: _rows(values, some) for name, values in pooled.items()}, _rows(batch.numeric, some))
             for some in rows
         ]
         # Padding was left out: it must not enter the statistics of batch normalisation.
         logits = F.pad(torch.cat(parts), (0, 0, 0, len(batch.weights) - batch.rows))
-        losses, auxiliary = self._losses(logits, batch.labels, batch.weights)
-        loss = self.weighting(losses, list(pooled.values()), list(self.model.dense.parameters()))
-        return loss + auxiliary, (losses.detach(), logits.detach(), batch)
+        losses, auxiliary = self._losses(logits, labels, weights)
+        loss = self.weighting(losses, list(pooled.values()), list(self.model.dense.parameters()), observed)
+        return loss + auxiliary, Output(losses.detach(), observed, logits.detach(), batch)
+
+    def _weights(self, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every row for every task, m w / Σ m w [B, T]; and whether the global batch has a label of the task [T].
+
+        They are scaled by the number of ranks, for DDP and TorchRec take the mean of gradients.
+        """
+        if not self.uneven:
+            return batch.weights.unsqueeze(1).expand_as(labels), labels.new_ones(labels.shape[1])
+        weights = (~labels.isnan() & (batch.weights > 0).unsqueeze(1)).to(labels.dtype)
+        if batch.row_weights is not None:
+            weights = weights * batch.row_weights
+        totals = sum_over_ranks(weights.sum(0))
+        observed = (totals > 0).to(labels.dtype)
+        return weights * (observed * world_size() / torch.where(totals > 0, totals, 1.0)), observed
 
     def _accumulate(
-        self, pooled: dict[str, Tensor], batch: Batch, micro_batches: Sequence[slice]
+        self,
+        pooled: dict[str, Tensor],
+        batch: Batch,
+        micro_batches: Sequence[slice],
+        labels: Tensor,
+        row_weights: Tensor,
+        observed: Tensor,
     ) -> tuple[Tensor, Output]:
         """As `loss`, with the gradients made on the way."""
-        self.weighting.begin_step()
+        self.weighting.begin_step(observed)
         weights = self.weighting.weights()
         # Leaves of their own: a gradient that reached the parameters would start DDP's all-reduce before the last one.
         parameters = {name: p.detach().requires_grad_() for name, p in self.model.dense.named_parameters()}
         gradients = {name: torch.zeros_like(values) for name, values in pooled.items()}
-        logits = torch.zeros_like(batch.labels)
+        logits = torch.zeros_like(labels)
         losses, auxiliary = torch.zeros_like(weights), torch.zeros_like(weights[0])
         for rows in micro_batches:
             x = {name: values[rows].detach().requires_grad_() for name, values in pooled.items()}
             mine = self.model.score(x, batch.numeric[rows], parameters)
-            of_tasks, of_model = self._losses(mine, batch.labels[rows], batch.weights[rows])
+            of_tasks, of_model = self._losses(mine, labels[rows], row_weights[rows])
             ((weights * of_tasks).sum() + of_model).backward()
             for name, values in x.items():
                 if values.grad is not None:
@@ -130,7 +177,7 @@ class TrainModule(nn.Module):
         made = [*gradients.values(), *(p.grad for p in parameters.values())]
         loss = self.weighting.combine(losses, [], []) + auxiliary
         loss = GivenGradients.apply(loss, made, *pooled.values(), *self.model.dense.parameters())
-        return loss, (losses, logits, batch)
+        return loss, Output(losses, observed, logits, batch)
 
     def _micro_batches(self, batch: Batch) -> list[slice]:
         """The real rows, one micro-batch after the other; one that is empty where there are none."""
@@ -139,8 +186,10 @@ class TrainModule(nn.Module):
 
     def _losses(self, logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of every task [T], and what the model's paper adds to their weighted sum."""
-        auxiliary = auxiliary_loss(self.model.dense, logits, weights)
-        return task_losses(logits, labels, weights), logits.new_zeros(()) if auxiliary is None else auxiliary
+        model = self.model.dense
+        auxiliary = auxiliary_loss(model, logits, labels, weights)
+        losses = task_losses(learned_logits(model, logits), labels, weights, model.inputs.tasks)
+        return losses, logits.new_zeros(()) if auxiliary is None else auxiliary
 
 
 def _rows(values: Tensor, rows: slice) -> Tensor:

@@ -54,7 +54,7 @@ def evaluate(
         progress.stage(title, reader.steps, unit="step") as advance,
     ):
         for done in range(1, reader.steps + 1):
-            _, logits, batch = step(batches)
+            _, _, logits, batch = step(batches)
             metrics.update(logits, batch.labels, batch.rows, batch.oracle, batch.group, batch.row_number)
             advance(done)
             if stop():

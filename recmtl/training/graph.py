@@ -1,4 +1,4 @@
-"""What an export computes: probabilities from ids, in operations that PyTorch alone can run."""
+"""What an export computes: predictions from ids, in operations that PyTorch alone can run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from recmtl.features import is_list
 from recmtl.inference.tables import dequantize
 from recmtl.models.embeddings import table_name
+from recmtl.models.predictions import predictions
 from recmtl.models.ranking_model import RankingModel
 from recmtl.schema import Dataset
 from recmtl.training.outputs import conditional_places
@@ -30,7 +31,7 @@ class ScoringGraph(nn.Module):
         dataset: tables and features.
 
     Shape:
-        ids: int32 [C, B], of the categorical features; numeric: float32 [B, N]; output: float32 probabilities [B, T],
+        ids: int32 [C, B], of the categorical features; numeric: float32 [B, N]; output: float32 predictions [B, T],
         and, of a model that composes them, the conditional ones of the tasks with a parent [B, C].
     """
 
@@ -52,12 +53,12 @@ class ScoringGraph(nn.Module):
         ]
 
     def forward(self, ids: Tensor, numeric: Tensor, lists: Lists, tables: Tables) -> tuple[Tensor, ...]:
-        """Probabilities; see the class for shapes."""
+        """Predictions; see the class for shapes."""
         x = {name: self._embed(name, ids, numeric, lists, tables) for name in self.sets}
-        probabilities = self.score(x, numeric).sigmoid()
+        predicted = predictions(self.score(x, numeric), self.dense.inputs.tasks)
         if not self.conditional:
-            return (probabilities,)
-        return probabilities, self.conditional_logits(x, numeric).sigmoid()[:, self.conditional]
+            return (predicted,)
+        return predicted, self.conditional_logits(x, numeric).sigmoid()[:, self.conditional]
 
     def _embed(self, table_set: str, ids: Tensor, numeric: Tensor, lists: Lists, tables: Tables) -> Tensor:
         """Pooled embeddings of a table set, float32 [B, ΣD]."""

@@ -6,10 +6,15 @@ from recmtl.models.ranking_model import RankingModel
 
 
 def conditional_places(model: RankingModel) -> list[int]:
-    """Places of the tasks with a parent, whose conditional probabilities the model gives too; none if it has none."""
+    """Places of the tasks whose conditional probabilities the model gives beside the joint ones; none if it has none.
+
+    The prediction of a task with a conditional label is conditional itself.
+    """
     tasks = model.dense.inputs.tasks
     names = {task.name for task in tasks}
-    return [place for place, task in enumerate(tasks) if task.parent in names] if model.dense.composes else []
+    if not model.dense.composes:
+        return []
+    return [place for place, task in enumerate(tasks) if task.parent in names and not task.conditional]
 
 
 def output_columns(model: RankingModel) -> list[str]:

@@ -23,6 +23,7 @@ from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.parallel import shard
 from recmtl.features import FeatureKinds
 from recmtl.inference.inputs import Inputs
+from recmtl.models.predictions import predictions
 from recmtl.models.ranking_model import RankingModel
 from recmtl.training.checkpoint import Checkpoints
 from recmtl.training.outputs import conditional_places, output_columns
@@ -68,16 +69,16 @@ class ScoreModule(nn.Module):
         self.model, self.conditional = model, conditional_places(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """No loss, and probabilities, float32 [B, T + C], in the order of `output_columns`."""
+        """No loss, and predictions, float32 [B, T + C], in the order of `output_columns`."""
         pooled = self.model.embed(batch.sparse)
         if isinstance(pooled, Proxy):
             # TorchRec's pipeline traces this function, only to find which part of a batch is looked up.
             return pooled
-        logits = self.model.score(pooled, batch.numeric)
+        found = predictions(self.model.score(pooled, batch.numeric), self.model.dense.inputs.tasks)
         if self.conditional:
             conditional = self.model.conditional_logits(pooled, batch.numeric)
-            logits = torch.cat([logits, conditional[:, self.conditional]], dim=1)
-        return logits.new_zeros(()), logits.sigmoid()
+            found = torch.cat([found, conditional[:, self.conditional].sigmoid()], dim=1)
+        return found.new_zeros(()), found
 
 
 @dataclass(frozen=True)

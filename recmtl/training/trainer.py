@@ -13,6 +13,7 @@ from recmtl.config import TrainingConfig, sha256, to_toml
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.errors import Stopped, UserError
+from recmtl.objectives.train_module import Output
 from recmtl.optim.schedule import Warmup
 from recmtl.runtime.folders import link_folder
 from recmtl.runtime.progress import Progress
@@ -132,9 +133,9 @@ class Trainer:
         reader = session.readers["train"]
         limit = config.training.max_steps
         stop = min(reader.steps, state.step_in_epoch + limit - state.step) if limit else reader.steps
-        losses = torch.zeros(len(session.tasks), device=self.context.device)
+        losses, observed = torch.zeros(2, len(session.tasks), device=self.context.device)
         self.stopping.restart()
-        logged_step, logged_examples, logged = state.step, state.examples, time.monotonic()
+        logged_examples, logged = state.examples, time.monotonic()
         began = logged
         with (
             Prefetcher(reader.batches(state.epoch, state.step_in_epoch, stop), config.reader.prefetch) as batches,
@@ -142,7 +143,9 @@ class Trainer:
             bar.stage(f"epoch {state.epoch + 1}", stop, done=state.step_in_epoch, unit="step") as advance,
         ):
             for step_in_epoch in range(state.step_in_epoch, stop):
-                losses += self.train_step(batches)
+                step = self.train_step(batches)
+                losses += step.losses
+                observed += step.observed
                 state.examples += reader.rows_in_step(step_in_epoch)
                 every, last = config.checkpoint.every_steps, step_in_epoch + 1 == stop
                 save = bool(every) and state.step % every == 0 and not last
@@ -152,12 +155,13 @@ class Trainer:
                 if state.step % config.metrics.every_steps == 0 or save or last or stopped:
                     # The only place in the loop where the host waits for the device.
                     total = self.context.sum(losses) / self.context.world_size
-                    session.weighting.observe(total)
-                    mean = total / (state.step - logged_step)
+                    session.weighting.observe(total, observed)
+                    mean = total / observed.clamp(min=1)
                     now = time.monotonic()
                     note = self._log(mean.tolist(), (state.examples - logged_examples) / (now - logged))
-                    logged_step, logged_examples, logged = state.step, state.examples, now
+                    logged_examples, logged = state.examples, now
                     losses.zero_()
+                    observed.zero_()
                 advance(step_in_epoch + 1, note)
                 if stopped:
                     self._spent(began, batches)
@@ -169,14 +173,14 @@ class Trainer:
         self._spent(began, batches)
         return state.step_in_epoch == reader.steps
 
-    def train_step(self, batches: Iterator[Batch]) -> torch.Tensor:
-        """Train on the next batch; returns its mean loss of every task, [T], on the device."""
+    def train_step(self, batches: Iterator[Batch]) -> Output:
+        """Train on the next batch; what it returns lies on the device."""
         state, session = self.state, self.session
         self.warmup.set(state.step)
         session.weighting.step = state.step
-        losses, _, _ = session.run_batch(batches)  # forward, backward and both optimisers, in a pipeline
+        output = session.run_batch(batches)  # forward, backward and both optimisers, in a pipeline
         state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
-        return losses
+        return output
 
     def _spent(self, began: float, batches: Prefetcher) -> None:
         """Book the time since `began` as training, and what it waited for the reader since the last call."""

@@ -18,6 +18,7 @@ from recmtl.metrics.collect import Metrics
 from recmtl.metrics.entropy import entropy
 from recmtl.metrics.measure import BINS, CHUNK, measure
 from recmtl.objectives.losses import task_losses
+from recmtl.schema import Task
 
 ROWS = st.lists(  # score on a coarse grid (many ties), label, group
     st.tuples(st.integers(-4, 4).map(lambda x: x / 2), st.integers(0, 1), st.integers(-2, 3)), min_size=1, max_size=60
@@ -289,4 +290,5 @@ def test_loss_is_the_weighted_cross_entropy_of_every_task():
     p = 1 / (1 + np.exp(-logits.double().numpy()))
     y = labels.numpy()
     wanted = -(weights.numpy()[:, None] * (y * np.log(p) + (1 - y) * np.log(1 - p))).sum(0)
-    assert task_losses(logits, labels, weights).tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
+    found = task_losses(logits, labels, weights.unsqueeze(1), (Task("a"), Task("b")))
+    assert found.tolist() == pytest.approx(wanted.tolist(), rel=1e-5)

@@ -222,7 +222,7 @@ class TwoSets(Model):
 
 
 @auxiliary_loss.register
-def hundred(model: TwoSets, logits, weights):
+def hundred(model: TwoSets, logits, labels, weights):
     """Of `TwoSets`."""
     return 100 + 0 * logits.sum()
 
@@ -260,7 +260,7 @@ def test_a_model_from_outside_the_package(monkeypatch, toy):
     config = from_dict(config_class(TwoSetsConfig), {"model": {"name": "two_sets", "scale": 2}}, "here")
     assert RankingModel(dataset, dataset.tasks, config.model, dim=8).embeddings.collection.device.type == "meta"
     train_module, batch = train_module_of(dataset, config.model), first_batch(folder, dataset)
-    loss, (losses, logits, same_batch) = train_module(batch)
+    loss, (losses, _, logits, same_batch) = train_module(batch)
     assert same_batch is batch
     assert loss.item() == pytest.approx(losses.sum().item() + 100, rel=1e-6)
     assert not logits.requires_grad
@@ -305,7 +305,7 @@ def test_padding_does_not_reach_the_model(monkeypatch, toy):
     train_module = train_module_of(dataset, TwoSetsConfig())
     batches = list(Reader(folder, dataset, "train", dataset.tasks, batch_size=24, streams=4).batches())
     assert [batch.rows for batch in batches] == [24, 24, 12]
-    _, (losses, logits, _) = train_module(batches[2])
+    _, (losses, _, logits, _) = train_module(batches[2])
     assert logits.shape == (24, 2)
     assert not logits[12:].any()
     x = train_module.model.embeddings(batches[2].sparse)["shared"][:12]
@@ -333,16 +333,16 @@ def test_task_weights_scale_the_loss(toy):
         dataset, tasks=tuple(replace(t, weight=w) for t, w in zip(dataset.tasks, (3.0, 0.5), strict=True))
     )
     config = MODELS["mmoe"].config(experts=2, expert_widths=(8,), tower=())
-    loss, (losses, _, _) = train_module_of(weighted, config)(first_batch(folder, dataset))
+    loss, (losses, *_) = train_module_of(weighted, config)(first_batch(folder, dataset))
     assert loss.item() == pytest.approx((3 * losses[0] + 0.5 * losses[1]).item(), rel=1e-6)
 
 
 def test_autocast_changes_the_dense_part_a_little(toy):
     folder, dataset = toy
     train_module, batch = train_module_of(dataset, MODELS["mmoe"].config()), first_batch(folder, dataset)
-    exact = train_module(batch)[1][1]
+    exact = train_module(batch)[1].logits
     train_module.model.amp = True
-    rounded = train_module(batch)[1][1]
+    rounded = train_module(batch)[1].logits
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)
     torch.testing.assert_close(exact, rounded, rtol=0.1, atol=0.05)

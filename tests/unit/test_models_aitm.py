@@ -110,6 +110,12 @@ CHAIN = (Task("click"), Task("cart", parent="click"), Task("buy", parent="cart")
 ROW_WEIGHTS = torch.tensor([0.5, 0.25, 0.25, 0.0])
 
 
+def calibration(model, logits: Tensor, row_weights: Tensor) -> Tensor | None:
+    """The calibrator where rows weigh the same for every task."""
+    weights = row_weights.unsqueeze(1).expand_as(logits)
+    return auxiliary_loss(model, logits, torch.zeros_like(logits), weights)
+
+
 def logit(p: list[list[float]]) -> Tensor:
     return torch.tensor(p).logit()
 
@@ -118,13 +124,13 @@ def test_calibrator_is_the_equation():
     """0.6 · Σ_b w_b Σ_t max(p_t − p_{t−1}, 0), by hand; the padding row does not count."""
     logits = logit([[0.5, 0.7, 0.8], [0.5, 0.4, 0.6], [0.5, 0.4, 0.3], [0.1, 0.9, 0.9]])
     wanted = 0.6 * (0.5 * (0.2 + 0.1) + 0.25 * 0.2)
-    assert auxiliary_loss(build(CHAIN), logits, ROW_WEIGHTS).item() == pytest.approx(wanted, rel=1e-5)
-    assert auxiliary_loss(build(CHAIN, alpha=1.5), logits, ROW_WEIGHTS).item() == pytest.approx(wanted * 2.5, rel=1e-5)
+    assert calibration(build(CHAIN), logits, ROW_WEIGHTS).item() == pytest.approx(wanted, rel=1e-5)
+    assert calibration(build(CHAIN, alpha=1.5), logits, ROW_WEIGHTS).item() == pytest.approx(wanted * 2.5, rel=1e-5)
 
 
 def test_calibrator_is_0_when_probabilities_fall_along_the_chain():
     logits = logit([[0.9, 0.5, 0.1], [0.5, 0.5, 0.5], [0.3, 0.2, 0.1], [0.9, 0.8, 0.7]]).requires_grad_()
-    loss = auxiliary_loss(build(CHAIN), logits, torch.full((4,), 0.25))
+    loss = calibration(build(CHAIN), logits, torch.full((4,), 0.25))
     assert loss.item() == 0
     loss.backward()
     assert not logits.grad.any()
@@ -133,17 +139,17 @@ def test_calibrator_is_0_when_probabilities_fall_along_the_chain():
 @pytest.mark.parametrize("name", ["one task", "its parent is not trained", "exclusive", "no parents"])
 def test_calibrator_counts_given_parents_alone(name):
     tasks, _ = FUNNELS[name]
-    assert auxiliary_loss(build(tasks), torch.randn(4, len(tasks)), ROW_WEIGHTS) is None
+    assert calibration(build(tasks), torch.randn(4, len(tasks)), ROW_WEIGHTS) is None
 
 
 def test_calibrator_leaves_out_the_pair_that_excludes_each_other():
     tasks = (Task("view"), Task("like", parent="view", relation="given_not"), Task("buy", parent="view"))
-    loss = auxiliary_loss(build(tasks), logit([[0.2, 0.9, 0.3]]), torch.ones(1))
+    loss = calibration(build(tasks), logit([[0.2, 0.9, 0.3]]), torch.ones(1))
     assert loss.item() == pytest.approx(0.6 * 0.1, rel=1e-4)
 
 
 def test_alpha_0_is_no_calibrator():
-    assert auxiliary_loss(build(CHAIN, alpha=0.0), torch.randn(4, 3), ROW_WEIGHTS) is None
+    assert calibration(build(CHAIN, alpha=0.0), torch.randn(4, 3), ROW_WEIGHTS) is None
 
 
 @each_funnel

@@ -162,8 +162,9 @@ def test_with_gate_weights_0_it_is_the_backbone(name):
                 parameter.zero_()
         torch.testing.assert_close(model(x), backbone(x), rtol=0, atol=1e-14)
         torch.testing.assert_close(model.conditional_logits(x), backbone.conditional_logits(x), rtol=0, atol=1e-14)
-    weights = torch.full((BATCH,), 1 / BATCH)
-    mine, theirs = (auxiliary_loss(m, m(x), weights) for m in (model, backbone))
+    logits = model(x)
+    weights = torch.full_like(logits, 1 / BATCH)
+    mine, theirs = (auxiliary_loss(m, m(x), torch.zeros_like(logits), weights) for m in (model, backbone))
     assert (mine is None) == (theirs is None) == (name != "aitm")
     if mine is not None:
         torch.testing.assert_close(mine, theirs)

@@ -87,4 +87,4 @@ def test_training_adds_nothing_to_the_models_weights(toy):
     train_module = TrainModule(model)
     names = {f"model.{name}" for name in model.state_dict()}
     assert set(train_module.state_dict()) == names
-    torch.testing.assert_close(train_module(batch)[1][1], model(batch.sparse, batch.numeric))
+    torch.testing.assert_close(train_module(batch)[1].logits, model(batch.sparse, batch.numeric))

@@ -45,6 +45,7 @@ def train_module_of(dataset: Dataset, name: str, method: str = "fixed", micro_ba
     train_module.weighting.step = 3
     if method == "dwa":
         train_module.weighting.sums.copy_(torch.tensor([[0.0, 0], [3, 4], [4, 4]]))
+        train_module.weighting.steps.fill_(1)
     return train_module
 
 
@@ -58,7 +59,7 @@ def pooled_embeddings(train_module: TrainModule, batch: Batch) -> dict[str, Tens
 def step(train_module: TrainModule, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Loss, losses of the tasks, logits, gradients by name, those of the pooled embeddings among them."""
     pooled = {name: values.requires_grad_() for name, values in pooled_embeddings(train_module, batch).items()}
-    loss, (losses, logits, _) = train_module.loss(pooled, batch)
+    loss, (losses, _, logits, _) = train_module.loss(pooled, batch)
     (2 * loss).backward()  # what goes back need not be 1
     gradients = {name: p.grad for name, p in (*train_module.named_parameters(), *pooled.items())}
     return loss, losses, logits, {name: g for name, g in gradients.items() if g is not None}
@@ -92,7 +93,7 @@ def test_predictions_do_not_depend_on_micro_batches(toy):
     for size in (0, SIZE):
         train_module = train_module_of(dataset, "stem", micro_batch_size=size).eval()
         with torch.no_grad():
-            found.append(train_module.loss(pooled_embeddings(train_module, batch), batch)[1][1])
+            found.append(train_module.loss(pooled_embeddings(train_module, batch), batch)[1].logits)
     torch.testing.assert_close(found[1], found[0])
 
 

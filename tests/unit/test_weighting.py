@@ -33,7 +33,7 @@ def test_one_task_has_the_gradient_of_its_own_loss(method):
     weighting = weighting_of(method, (1.5,))
     for _ in range(3):
         np.testing.assert_allclose(gradient_of(weighting, np.array([[1.0, -2.0]])), [1.5, -3.0], rtol=1e-6)
-        weighting.observe(torch.tensor([1.0]))
+        weighting.observe(torch.tensor([1.0]), torch.ones(1))
         weighting.end_epoch()
     assert weighting.weights().tolist() == pytest.approx([1.5])
 
@@ -90,14 +90,14 @@ def test_dwa_follows_its_formula():
         np.testing.assert_allclose(gradient_of(weighting, gradients), (np.array(RECIPE) * w) @ gradients, rtol=1e-4)
         np.testing.assert_allclose(weighting.weights(), np.array(RECIPE) * w, rtol=1e-5)
         for part in (0.25, 0.75):  # an epoch's losses come in several windows
-            weighting.observe(torch.tensor(part * sums, dtype=torch.float32))
+            weighting.observe(torch.tensor(part * sums, dtype=torch.float32), torch.full((len(sums),), part))
         weighting.end_epoch()
 
 
 def test_dwa_with_equal_rates_has_weights_of_one():
     weighting = weighting_of("dwa", RECIPE)
     for scale in (1.0, 0.9, 0.6):
-        weighting.observe(scale * torch.tensor([0.1, 5.0, 2.0]))
+        weighting.observe(scale * torch.tensor([0.1, 5.0, 2.0]), torch.ones(3))
         weighting.end_epoch()
         gradient_of(weighting, np.eye(3))
         torch.testing.assert_close(weighting.factors, torch.ones(3))

@@ -9,6 +9,7 @@ a digest.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -41,9 +42,14 @@ class ContentDigests:
 
 
 def _streams(rows: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
-    """The values of every column, chunk by chunk, without copying them. Prepared columns hold no nulls."""
+    """The values of every column, chunk by chunk, without copying them.
+
+    Of the prepared columns only labels hold nulls. A null counts as the number -128 or NaN, which no label is.
+    """
     for name, column in zip(rows.column_names, rows.columns, strict=True):
         for chunk in column.chunks:
+            if chunk.null_count:
+                chunk = chunk.fill_null(-128 if pa.types.is_integer(chunk.type) else math.nan)
             if pa.types.is_list(chunk.type):
                 yield f"{name}.lengths", np.diff(chunk.offsets.to_numpy())
             yield name, (chunk.flatten() if pa.types.is_nested(chunk.type) else chunk).to_numpy()

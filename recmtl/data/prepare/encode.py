@@ -11,11 +11,26 @@ import pyarrow.compute as pc
 
 from recmtl.data.prepare.buckets import BucketWriter
 from recmtl.data.prepare.factorized import Batch, FactorizedRows
+from recmtl.data.prepare.labels import numbers, read_labels
 from recmtl.data.prepare.shards import schema
+from recmtl.data.prepare.tasks import is_kept, row_weights
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import NO_VALUE, Encoder
 from recmtl.encoding.hashing import hash_texts
-from recmtl.schema import GROUP_COLUMN, MISSING, NO_USER, SPLITS, UNSEEN, Dataset, Feature, label_column, oracle_column
+from recmtl.schema import (
+    GROUP_COLUMN,
+    MISSING,
+    NO_USER,
+    SPLITS,
+    UNSEEN,
+    WEIGHT_COLUMN,
+    Dataset,
+    Feature,
+    label_column,
+    label_type,
+    oracle_column,
+    weight_column,
+)
 
 
 def fit_features(rows: FactorizedRows, splits: np.ndarray) -> tuple[Feature, ...]:
@@ -120,26 +135,42 @@ def encode_into_buckets(
         hashes: of every row, uint64; decides the order within a split.
         buckets: takes the rows.
     """
-    layout = schema(dataset)
+    layout, share = schema(dataset), recipe.sampling.keep_negatives
     for batch in rows.batches():
         ids = encoder.look_up(batch.features)
-        shares.add(encoder, batch, ids, splits[batch.rows])
+        split, keys = splits[batch.rows], hashes[batch.rows]
+        shares.add(encoder, batch, ids, split)
+        labels = read_labels(recipe, batch.columns)
         columns = encoder.assemble(batch.features, ids) | _other_columns(recipe, dataset, batch.columns)
-        arrays = [columns[field.name] for field in layout]
-        buckets.write(pa.RecordBatch.from_arrays(arrays, schema=layout), splits[batch.rows], hashes[batch.rows])
+        if dataset.row_weight:
+            columns[WEIGHT_COLUMN] = _weight(recipe, batch.columns, row_weights(labels, split, share))
+        encoded = pa.RecordBatch.from_arrays([columns[field.name] for field in layout], schema=layout)
+        if share < 1:
+            kept = is_kept(labels, split, keys, share)
+            encoded, split, keys = encoded.filter(pa.array(kept)), split[kept], keys[kept]
+        buckets.write(encoded, split, keys)
         yield batch.rows.stop
 
 
 def _other_columns(recipe: Recipe, dataset: Dataset, columns: pa.RecordBatch) -> dict[str, pa.Array]:
-    """Labels, true probabilities and users as they are written, by name."""
+    """Labels, true probabilities, weights for a task and users as they are written, by name."""
     found = {}
     for task, spec in zip(dataset.tasks, recipe.tasks, strict=True):
-        found[label_column(task.name)] = columns.column(spec.label).cast(pa.float64()).cast(pa.int8())
+        found[label_column(task.name)] = columns.column(spec.label).cast(pa.float64()).cast(label_type(task))
         if task.oracle and spec.oracle:
             found[oracle_column(task.name)] = columns.column(spec.oracle).cast(pa.float64()).cast(pa.float32())
+        if spec.row_weight is not None:
+            found[weight_column(task.name)] = pa.array(numbers(columns.column(spec.row_weight)).astype(np.float32))
     if recipe.group is not None:
         found[GROUP_COLUMN] = pa.array(_user_numbers(columns.column(recipe.group)))
     return found
+
+
+def _weight(recipe: Recipe, columns: pa.RecordBatch, weights: np.ndarray) -> pa.Array:
+    """The weight of every row for all tasks: the recipe's, times the given ones [n]."""
+    if recipe.weight is not None:
+        weights = weights * numbers(columns.column(recipe.weight))
+    return pa.array(weights.astype(np.float32))
 
 
 def _user_numbers(users: pa.Array) -> np.ndarray:

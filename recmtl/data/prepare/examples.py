@@ -8,9 +8,11 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recmtl.data.prepare.duck import arrow_batches, column_types, plain_arrow, quote, refusal
 from recmtl.data.prepare.factorized import CODE, FactorizedRows, even_batches
+from recmtl.data.prepare.labels import without_labels
 from recmtl.data.prepare.queries import create_query_view
 from recmtl.data.prepare.sources import FILE_ROW_NUMBER, FILENAME, columns_hint
 from recmtl.data.prepare.stored import BATCH_ROWS, show
@@ -69,11 +71,11 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
         check_feature(feature, types, f"{where}: [[feature]] {feature.name!r}")
     for task in recipe.tasks:
         entry = f"{where}: [[task]] {task.name!r}"
-        sql_type = _type(types, task.label, f"{entry}: label")
-        if not is_number(sql_type):
-            raise UserError(f"{entry}: label: column {task.label!r} is {sql_type}; it must be a boolean or 0 and 1")
-        if task.oracle is not None and not is_number(sql_type := _type(types, task.oracle, f"{entry}: oracle")):
-            raise UserError(f"{entry}: oracle: column {task.oracle!r} is {sql_type}; it must be a probability")
+        wanted = "a boolean or 0 and 1" if task.kind == "binary" else "a number"
+        _check_number(types, task.label, f"{entry}: label", wanted)
+        _check_number(types, task.oracle, f"{entry}: oracle", "a probability")
+        _check_number(types, task.row_weight, f"{entry}: row_weight", "a number")
+    _check_number(types, recipe.weight, f"{where}: weight", "a number")
     for column in recipe.split.key:
         _type(types, column, f"{where}: [split]: key")
     if recipe.split.column is not None:
@@ -92,6 +94,11 @@ def _type(types: dict[str, str], column: str, where: str) -> str:
     if line := refusal(types[column]):
         raise UserError(f"{where}: {line}")
     return types[column]
+
+
+def _check_number(types: dict[str, str], column: str | None, where: str, wanted: str) -> None:
+    if column is not None and not is_number(sql_type := _type(types, column, where)):
+        raise UserError(f"{where}: column {column!r} is {sql_type}; it must be {wanted}: cast it in sql")
 
 
 def _check_split_column(recipe: Recipe, types: dict[str, str], column: str) -> None:
@@ -216,16 +223,25 @@ def selected_schema(db: duckdb.DuckDBPyConnection) -> pa.Schema:
         return arrow_batches(db, f"select * from {SELECTED} limit 0", BATCH_ROWS).schema
 
 
-def run_query(db: duckdb.DuckDBPyConnection, partitions: Iterable[object], rows: FactorizedRows) -> None:
-    """Run the query on every partition that its views show, and store what it yields."""
+def run_query(db: duckdb.DuckDBPyConnection, recipe: Recipe, partitions: Iterable[object], rows: FactorizedRows) -> int:
+    """Run the query on every partition that its views show, and store the rows that have a label of any task.
+
+    Returns:
+        The number of the others.
+    """
     types = column_types(db, SELECTED)
+    left_out = 0
     with plain_arrow(db), rows.writer() as write:
         for batch in query_batches(db, partitions):
+            if (none := without_labels(recipe, batch)) is not None:
+                left_out += int(pc.sum(none).as_py())
+                batch = batch.filter(pc.invert(none))
             number = pa.array(np.arange(rows.rows, rows.rows + batch.num_rows))
             names = [*batch.schema.names, ROW.strip('"')]
             write(pa.RecordBatch.from_arrays([*batch.columns, number], names=names))
     columns = {name: types.get(name, "BIGINT") for name in rows.others.names}
     show(db, rows.stored(), STORED, columns)
+    return left_out
 
 
 def query_batches(db: duckdb.DuckDBPyConnection, partitions: Iterable[object]) -> Iterator[pa.RecordBatch]:
@@ -234,10 +250,11 @@ def query_batches(db: duckdb.DuckDBPyConnection, partitions: Iterable[object]) -
         yield from even_batches(arrow_batches(db, f"select * from {SELECTED}", FETCH_ROWS))
 
 
-def check_not_empty(recipe: Recipe, rows: FactorizedRows) -> None:
-    """Raise UserError if the query yielded no rows."""
+def check_not_empty(recipe: Recipe, rows: FactorizedRows, unlabelled: int) -> None:
+    """Raise UserError if the query yielded no rows, or none with a label."""
     if not rows.rows:
-        raise UserError(f"{recipe.origin}: sql yields no rows from these files")
+        found = f"no label in any of {unlabelled:,} rows" if unlabelled else "no rows"
+        raise UserError(f"{recipe.origin}: sql yields {found} from these files")
 
 
 def splits_and_hashes(db: duckdb.DuckDBPyConnection, folder: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,71 +1,59 @@
-"""Labels and true probabilities of the examples: checked, counted by split."""
+"""Labels and weights of rows, read from the columns that the recipe names."""
 
 from __future__ import annotations
 
-import contextlib
+from dataclasses import dataclass
 
-import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from recmtl.data.prepare.duck import first_row, quote
-from recmtl.data.prepare.examples import EXAMPLES, SPLIT
-from recmtl.data.recipe import Recipe, TaskSpec
-from recmtl.errors import UserError
-from recmtl.schema import SPLITS, Task
+from recmtl.data.recipe import Recipe
 
 
-def describe_tasks(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> tuple[dict[str, int], tuple[Task, ...]]:
-    """Rows by split, and the tasks with their base rates.
+@dataclass(frozen=True)
+class Labels:
+    """What is to be learned from some rows (n rows, T tasks)."""
 
-    Raises:
-        UserError: a label is not 0 or 1, a true probability is not in 0 … 1, or no row is for training.
-    """
-    counts = ", ".join(_counts(task) for task in recipe.tasks)
-    found = db.execute(f"select {SPLIT}, count(*), {counts} from {EXAMPLES} group by 1 order by 1").fetchall()
-    by_split = {SPLITS[split]: (total, numbers) for split, total, *numbers in found}
-    rows = {split: by_split[split][0] if split in by_split else 0 for split in SPLITS}
-    tasks = []
-    for i, spec in enumerate(recipe.tasks):
-        numbers = {split: tuple(values[4 * i : 4 * i + 4]) for split, (_, values) in by_split.items()}
-        bad_labels, _, known, bad_oracles = (sum(column) for column in zip(*numbers.values(), strict=True))
-        if bad_labels:
-            raise UserError(_bad_label(db, recipe, spec, bad_labels))
-        if known and (bad_oracles or known < sum(rows.values())):
-            where = f"{recipe.origin}: [[task]] {spec.name!r}: oracle: column {spec.oracle!r}"
-            raise UserError(f"{where} must be a probability in every row, or null in all of them")
-        base_rate = {split: numbers[split][1] / rows[split] for split in by_split}
-        tasks.append(Task(spec.name, spec.weight, spec.parent, spec.relation, bool(known), base_rate, spec.label))
-    if not rows["train"]:
-        raise UserError(f"{recipe.origin}: [split]: no row is left for training; change the split")
-    return rows, tuple(tasks)
+    values: np.ndarray
+    """float64 [n, T]; NaN where there is no label."""
+    weights: np.ndarray
+    """float64 [n, T]: of the row for the task."""
+
+    @property
+    def known(self) -> np.ndarray:
+        """Bool [n, T]: where there is a label."""
+        return ~np.isnan(self.values)
+
+    @property
+    def positive(self) -> np.ndarray:
+        """Bool [n]: whether a label is above 0."""
+        return np.asarray((self.values > 0).any(axis=1))
 
 
-def _counts(task: TaskSpec) -> str:
-    """Wrong labels, positive labels, known true probabilities, wrong true probabilities."""
-    label, oracle = quote(task.label), quote(task.oracle) if task.oracle else "cast(null as double)"
-    return (
-        f"count(*) filter (where {_is_wrong(label)}), count(*) filter (where {label} = 1), "
-        f"count({oracle}), count(*) filter (where not ({oracle} between 0 and 1))"
-    )
+def read_labels(recipe: Recipe, columns: pa.RecordBatch) -> Labels:
+    """Labels and weights as the recipe's columns hold them, which `recmtl.data.prepare.label_checks` found right."""
+    values = np.stack([numbers(columns.column(task.label)) for task in recipe.tasks], axis=1)
+    weights = np.ones_like(values)
+    if recipe.weight is not None:
+        weights *= numbers(columns.column(recipe.weight))[:, None]
+    for place, task in enumerate(recipe.tasks):
+        if task.row_weight is not None:
+            weights[:, place] *= numbers(columns.column(task.row_weight))
+    return Labels(values, weights)
 
 
-def _is_wrong(label: str) -> str:
-    return f"({label} is null or {label} not in (0, 1))"
+def numbers(column: pa.Array) -> np.ndarray:
+    """A column as float64, null as NaN."""
+    return pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
 
 
-def _bad_label(db: duckdb.DuckDBPyConnection, recipe: Recipe, task: TaskSpec, count: int) -> str:
-    """Says what is wrong, and in which raw file and row if a source has the column."""
-    label = quote(task.label)
-    row = first_row(db, f"select {label} from {EXAMPLES} where {_is_wrong(label)} limit 1")
-    value, place = (row[0] if row else None), ""
-    for source in recipe.sources:
-        # The label may be computed, then no source has it.
-        with contextlib.suppress(duckdb.Error):
-            query = f"select filename, file_row_number, {label} from {quote(source.name)} where {_is_wrong(label)}"
-            if row := first_row(db, f"{query} order by 1, 2 limit 1"):
-                value, place = row[2], f" at {row[0]}, row {row[1]} (counted from 0)"
-                break
-    shown = "null" if value is None else value
-    return (
-        f"{recipe.origin}: [[task]] {task.name!r}: label {task.label!r} is {shown}{place}, {count} wrong in all; "
-        "it must be 0 or 1: mend the data or the sql"
-    )
+def without_labels(recipe: Recipe, columns: pa.RecordBatch) -> pa.Array | None:
+    """Whether each row has no label of any task; None where all rows have one."""
+    nulls = [columns.column(task.label) for task in recipe.tasks]
+    if not all(column.null_count for column in nulls):
+        return None
+    none = nulls[0].is_null()
+    for column in nulls[1:]:
+        none = pc.and_(none, column.is_null())
+    return none if pc.any(none).as_py() else None

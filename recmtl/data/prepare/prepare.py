@@ -33,7 +33,7 @@ from recmtl.data.prepare.examples import (
 )
 from recmtl.data.prepare.factorized import FactorizedRows
 from recmtl.data.prepare.footers import read_footer
-from recmtl.data.prepare.labels import describe_tasks
+from recmtl.data.prepare.label_checks import check_labels
 from recmtl.data.prepare.numbering import number_rows
 from recmtl.data.prepare.partitions import show_partitions
 from recmtl.data.prepare.raw_files import find_files
@@ -42,6 +42,7 @@ from recmtl.data.prepare.shards import schema, write_shards
 from recmtl.data.prepare.sources import create_views, leave_out_refused, limit_files, query_errors, source_columns
 from recmtl.data.prepare.splits import assign_splits, far_from_asked
 from recmtl.data.prepare.summary import notes
+from recmtl.data.prepare.tasks import describe_tasks
 from recmtl.data.prepare.vocabularies import make_lookup
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
@@ -119,14 +120,15 @@ def _run(
         encoder = make_encoder(db, recipe, types)
         rows = FactorizedRows(folder.with_name("stored"), encoder, other_columns(db, recipe))
         with closing(show_partitions(db, recipe, memory, rows.folder / "parts", progress)) as partitions:
-            run_query(db, partitions, rows)
-    check_not_empty(recipe, rows)
+            unlabelled = run_query(db, recipe, partitions, rows)
+    check_not_empty(recipe, rows, unlabelled)
 
     with progress.stage("splitting", 1):
         number_rows(db, recipe, rows.stored(), rows.rows, memory)
         asked = assign_splits(db, recipe, rows.rows)
-        counts, tasks = describe_tasks(db, recipe)
+        oracles = check_labels(db, recipe, rows.rows)
         splits, hashes = splits_and_hashes(db, rows.folder, rows.rows)
+        counts, tasks = describe_tasks(recipe, rows, splits, hashes, oracles)
     if note := far_from_asked(asked, counts):
         progress.note(f"{recipe.origin}: {note}")
 
@@ -141,7 +143,17 @@ def _run(
         lookups = {table.name: lookup for table, lookup in found}
         encoder = Encoder(fit_features(rows, splits), tables, lookups, encoder.schema)
 
-    dataset = Dataset(recipe.name, counts, tables, encoder.features, tasks, recipe.group is not None)
+    dataset = Dataset(
+        recipe.name,
+        counts,
+        tables,
+        encoder.features,
+        tasks,
+        group=recipe.group is not None,
+        row_weight=recipe.weight is not None or recipe.sampling.keep_negatives < 1,
+        unlabelled=unlabelled,
+        keep_negatives=recipe.sampling.keep_negatives,
+    )
     shares = Shares(encoder.features)
     ranges, encoded = rows.ranges(memory), rows.folder / "encoded"
     with (

@@ -11,21 +11,39 @@ import pyarrow.parquet as pq
 from recmtl.data.prepare.content import ContentDigests
 from recmtl.features import make_kind
 from recmtl.runtime.storage import make_folder
-from recmtl.schema import GROUP_COLUMN, ROW_GROUP_ROWS, SPLITS, Dataset, label_column, oracle_column
+from recmtl.schema import (
+    GROUP_COLUMN,
+    ROW_GROUP_ROWS,
+    SPLITS,
+    WEIGHT_COLUMN,
+    Dataset,
+    label_column,
+    label_type,
+    oracle_column,
+    weight_column,
+)
 
 SHARD_ROWS = 256 * ROW_GROUP_ROWS
 
 
 def schema(dataset: Dataset) -> pa.Schema:
-    """Names and types of the columns. Nothing is nullable: the reader skips the bookkeeping of nulls."""
+    """Names and types of the columns.
+
+    Only labels that some rows lack are nullable: of all other columns the reader skips the bookkeeping of nulls.
+    """
     columns = [(feature.name, make_kind(feature).prepared_type) for feature in dataset.features]
     for task in dataset.tasks:
-        columns.append((label_column(task.name), pa.int8()))
+        columns.append((label_column(task.name), pa.type_for_alias(label_type(task))))
         if task.oracle:
             columns.append((oracle_column(task.name), pa.float32()))
+        if task.row_weight:
+            columns.append((weight_column(task.name), pa.float32()))
+    if dataset.row_weight:
+        columns.append((WEIGHT_COLUMN, pa.float32()))
     if dataset.group:
         columns.append((GROUP_COLUMN, pa.int64()))
-    return pa.schema([pa.field(name, arrow_type, nullable=False) for name, arrow_type in columns])
+    nullable = {label_column(task.name) for task in dataset.tasks if dataset.is_partial(task)}
+    return pa.schema([pa.field(name, arrow_type, nullable=name in nullable) for name, arrow_type in columns])
 
 
 def write_shards(

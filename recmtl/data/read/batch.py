@@ -21,7 +21,7 @@ class Batch(Pipelineable):
     numeric: Tensor
     """float32 [B, N]."""
     labels: Tensor
-    """float32 [B, T], 0 or 1."""
+    """float32 [B, T]: 0 or 1, or a number in the label's unit; NaN where a row has no label of a task."""
     weights: Tensor
     """float32 [B]: world size over rows in the global batch for a real row, 0 for padding. Summing
     weighted losses here and averaging over ranks gives the mean over the global batch."""
@@ -29,13 +29,19 @@ class Batch(Pipelineable):
     """Real rows: the first ones. The others, up to B, are padding."""
     oracle: Tensor | None = None
     """float32 [B, T]: true probabilities (NaN where unknown); only in evaluation."""
+    row_weights: Tensor | None = None
+    """float32 [B, T]: what rows weigh for each task; None: all the same."""
     group: Tensor | None = None
     """int64 [B]: the user a row belongs to; only in evaluation."""
     row_number: Tensor | None = None
     """int64 [B]: the row's place in the split, counted from 0 in the order of the files; only in evaluation."""
 
+    @property
+    def _extras(self) -> tuple[Tensor | None, ...]:
+        return self.oracle, self.row_weights, self.group, self.row_number
+
     def _map(self, function: Callable[[Any], Any]) -> Batch:
-        extras = (None if t is None else function(t) for t in (self.oracle, self.group, self.row_number))
+        extras = (None if t is None else function(t) for t in self._extras)
         dense = (function(t) for t in (self.numeric, self.labels, self.weights))
         return Batch(function(self.sparse), *dense, self.rows, *extras)
 
@@ -50,6 +56,6 @@ class Batch(Pipelineable):
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the allocator that `stream` uses these tensors."""
         self.sparse.record_stream(stream)
-        for tensor in (self.numeric, self.labels, self.weights, self.oracle, self.group, self.row_number):
+        for tensor in (self.numeric, self.labels, self.weights, *self._extras):
             if tensor is not None:
                 tensor.record_stream(stream)

@@ -2,122 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recmtl.data.read.rows import Lists, Rows
 from recmtl.errors import UserError
 from recmtl.features import FeatureKinds, TableKind
 from recmtl.runtime.storage import local_path
-from recmtl.schema import GROUP_COLUMN, Dataset, Task, label_column, oracle_column
+from recmtl.schema import (
+    GROUP_COLUMN,
+    WEIGHT_COLUMN,
+    Dataset,
+    Task,
+    label_column,
+    label_type,
+    oracle_column,
+    weight_column,
+)
 
 Gather = Callable[[Callable[[], dict[int, list[int]]]], list[dict[int, list[int]]]]
 """Calls a function on every rank and gives all of them what it gave on each."""
 
+LABELS = {"binary": (0, 1), "regression": (-math.inf, math.inf), "duration": (0, math.inf)}
+"""What labels lie between, by the kind of the task."""
 CACHE_BYTES = 256 * 2**20
 """Decoded row groups that are kept: a dataset that fits is decoded once, a larger one loses little."""
-
-
-@dataclass
-class Lists:
-    """The ids of L list features in n rows; those of one feature lie row after row."""
-
-    lengths: np.ndarray
-    """int32 [L, n]: how many ids a row has."""
-    starts: np.ndarray
-    """int64 [L, n]: where in `values` they begin."""
-    values: np.ndarray
-    """int32: of all features; slices share it."""
-
-    @classmethod
-    def packed(cls, lengths: np.ndarray, values: np.ndarray) -> Lists:
-        """From ids that lie without a gap, feature after feature."""
-        ends = np.cumsum(lengths, dtype=np.int64).reshape(lengths.shape)
-        return cls(lengths, ends - lengths, values)
-
-    @property
-    def nbytes(self) -> int:
-        return self.lengths.nbytes + self.starts.nbytes + self.values.nbytes
-
-    def feature_ids(self, feature: int) -> np.ndarray:
-        """The ids of a feature in all rows, of which there is at least one; without copying."""
-        return self.values[self.starts[feature, 0] : self.starts[feature, -1] + self.lengths[feature, -1]]
-
-    def take(self, index: np.ndarray) -> Lists:
-        """Rows in the order of `index`."""
-        taken = Lists.packed(self.lengths[:, index], self.values)
-        # Position of each id: its row's start, plus its place within the row.
-        shift = np.repeat((self.starts[:, index] - taken.starts).ravel(), taken.lengths.ravel())
-        taken.values = self.values[shift + np.arange(len(shift))]
-        return taken
-
-    def slice(self, start: int, stop: int) -> Lists:
-        """Rows start … stop − 1, without copying."""
-        return Lists(self.lengths[:, start:stop], self.starts[:, start:stop], self.values)
-
-
-@dataclass
-class Rows:
-    """Decoded rows, column by column (n rows, C categorical, N numeric features, T tasks)."""
-
-    ids: np.ndarray
-    """int32 [C, n]."""
-    lists: Lists
-    """Those of the list features."""
-    numeric: np.ndarray
-    """float32 [n, N]."""
-    labels: np.ndarray
-    """float32 [n, T]."""
-    oracle: np.ndarray | None
-    """float32 [n, T], NaN where unknown."""
-    group: np.ndarray | None
-    """int64 [n]."""
-    row_number: np.ndarray | None
-    """int64 [n]: their places in the split."""
-
-    def __len__(self) -> int:
-        return self.labels.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        arrays: list[np.ndarray | Lists | None] = [
-            self.ids,
-            self.lists,
-            self.numeric,
-            self.labels,
-            self.oracle,
-            self.group,
-            self.row_number,
-        ]
-        return sum(array.nbytes for array in arrays if array is not None)
-
-    def take(self, index: np.ndarray) -> Rows:
-        """Rows in the order of `index`."""
-        return Rows(
-            self.ids.take(index, axis=1),
-            self.lists.take(index),
-            self.numeric.take(index, axis=0),
-            self.labels.take(index, axis=0),
-            None if self.oracle is None else self.oracle.take(index, axis=0),
-            None if self.group is None else self.group.take(index),
-            None if self.row_number is None else self.row_number.take(index),
-        )
-
-    def slice(self, start: int, stop: int) -> Rows:
-        """Rows start … stop − 1, without copying."""
-        return Rows(
-            self.ids[:, start:stop],
-            self.lists.slice(start, stop),
-            self.numeric[start:stop],
-            self.labels[start:stop],
-            None if self.oracle is None else self.oracle[start:stop],
-            None if self.group is None else self.group[start:stop],
-            None if self.row_number is None else self.row_number[start:stop],
-        )
 
 
 class ParquetSplit:
@@ -154,7 +68,14 @@ class ParquetSplit:
         self.with_row_number = evaluation
         self.types = {kind.feature.name: kind.prepared_type for kind in kinds.all}
         """Column → its Arrow type."""
-        self.types |= {label_column(task.name): pa.int8() for task in tasks}
+        self.types |= {label_column(task.name): pa.type_for_alias(label_type(task)) for task in tasks}
+        self.partial = {label_column(task.name) for task in tasks if dataset.is_partial(task)}
+        """Columns with labels that some rows lack."""
+        self.weight_columns = {weight_column(task.name): [i] for i, task in enumerate(tasks) if task.row_weight}
+        """Columns with weights, and the places of the tasks that they are for."""
+        if dataset.row_weight:
+            self.weight_columns[WEIGHT_COLUMN] = list(range(len(tasks)))
+        self.types |= dict.fromkeys(self.weight_columns, pa.float32())
         if self.with_oracle:
             self.types |= {oracle_column(task.name): pa.float32() for task in tasks if task.oracle}
         if self.with_group:
@@ -200,8 +121,11 @@ class ParquetSplit:
 
     def _check_statistics(self, path: Path, metadata: pq.FileMetaData) -> None:
         """Find nulls and values out of range in the footer, before a run starts; decoding looks at every value."""
-        limits = {f.name: (0, self.dataset.table(str(f.table)).rows - 1) for f in self.dataset.sparse_features}
-        limits |= {label_column(task.name): (0, 1) for task in self.tasks}
+        limits: dict[str, tuple[float, float]] = {
+            f.name: (0, self.dataset.table(str(f.table)).rows - 1) for f in self.dataset.sparse_features
+        }
+        limits |= {label_column(task.name): LABELS[task.kind] for task in self.tasks}
+        limits |= dict.fromkeys(self.weight_columns, LABELS["duration"])
         for group in range(metadata.num_row_groups):
             described = metadata.row_group(group)
             for i in range(described.num_columns):
@@ -210,7 +134,7 @@ class ParquetSplit:
                 found = column.statistics
                 if name not in self.types or found is None:
                     continue
-                if column.path_in_schema == name and found.null_count:
+                if column.path_in_schema == name and found.null_count and name not in self.partial:
                     raise UserError(f"{path}: column '{name}' holds nulls; prepare the data again")
                 if name not in limits or not found.has_min_max:
                     continue
@@ -283,11 +207,34 @@ class Decoder:
             start += dense.width
         labels = np.empty((n, len(split.tasks)), np.float32)
         for i, task in enumerate(split.tasks):
-            values = self._column(label_column(task.name))
-            labels[:, i] = values
-            self._check((values == 0) | (values == 1), label_column(task.name), values, "must be 0 or 1")
-        row_number = np.arange(self.start, self.start + n) if split.with_row_number else None
-        return Rows(ids, self._lists(), numeric, labels, *self._extras(n), row_number)
+            labels[:, i] = self._labels(task)
+        return Rows(ids, self._lists(), numeric, labels, *self._extras(n))
+
+    def _labels(self, task: Task) -> np.ndarray:
+        """float32 [n], NaN where there is none."""
+        name = label_column(task.name)
+        column = self.table.column(name)
+        if not column.null_count or name not in self.split.partial:
+            values = known = self._column(name)
+        else:
+            values = column.cast(pa.float32()).to_numpy()
+            known = np.where(column.is_valid().to_numpy(), values, 0)
+        good, rule = (known == 0) | (known == 1), "must be 0 or 1"
+        if task.kind != "binary":
+            good, rule = np.isfinite(known) & (known >= LABELS[task.kind][0]), "is no label of the task"
+        self._check(good, name, values, rule)
+        return values
+
+    def _weights(self, n: int) -> np.ndarray | None:
+        """float32 [n, T]: the products of all weights of a row for a task."""
+        if not self.split.weight_columns:
+            return None
+        weights = np.ones((n, len(self.split.tasks)), np.float32)
+        for name, places in self.split.weight_columns.items():
+            values = self._column(name)
+            self._check(np.isfinite(values) & (values >= 0), name, values, "must be a finite number of 0 or more")
+            weights[:, places] *= values[:, None]
+        return weights
 
     def _lists(self) -> Lists:
         found = [self._ids(kind) for kind in self.split.lists]
@@ -296,7 +243,8 @@ class Decoder:
             row[:] = mine
         return Lists.packed(lengths, np.concatenate([np.empty(0, np.int32), *(ids for _, ids in found)]))
 
-    def _extras(self, n: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def _extras(self, n: int) -> tuple[np.ndarray | None, ...]:
+        """`Rows.extras`."""
         oracle = group = None
         if self.split.with_oracle:
             oracle = np.full((n, len(self.split.tasks)), np.nan, np.float32)
@@ -305,7 +253,8 @@ class Decoder:
                     oracle[:, i] = self._column(oracle_column(task.name))
         if self.split.with_group:
             group = self._column(GROUP_COLUMN)
-        return oracle, group
+        row_number = np.arange(self.start, self.start + n) if self.split.with_row_number else None
+        return oracle, self._weights(n), group, row_number
 
     def _array(self, name: str) -> pa.Array:
         column = self.table.column(name)

@@ -16,7 +16,8 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recmtl.data.read.batch import Batch
-from recmtl.data.read.parquet import Gather, Lists, ParquetSplit, Rows
+from recmtl.data.read.parquet import Gather, ParquetSplit
+from recmtl.data.read.rows import Lists, Rows
 from recmtl.errors import UserError
 from recmtl.schema import Dataset, Task
 
@@ -116,19 +117,14 @@ class Reader:
         ids = np.zeros((len(data.categorical), size), np.int32)
         labels = np.zeros((size, len(data.tasks)), np.float32)
         numeric = np.zeros((size, data.width), np.float32)
-        oracle = np.full((size, len(data.tasks)), np.nan, np.float32) if data.with_oracle else None
-        group = np.zeros(size, np.int64) if data.with_group else None
-        row_number = np.zeros(size, np.int64) if data.with_row_number else None
+        extras = self._extras(size)
         if pieces:
             np.concatenate([piece.ids for piece in pieces], axis=1, out=ids[:, :rows])
             np.concatenate([piece.labels for piece in pieces], out=labels[:rows])
             np.concatenate([piece.numeric for piece in pieces], out=numeric[:rows])
-            if oracle is not None:
-                np.concatenate([p.oracle for p in pieces if p.oracle is not None], out=oracle[:rows])
-            if group is not None:
-                np.concatenate([p.group for p in pieces if p.group is not None], out=group[:rows])
-            if row_number is not None:
-                np.concatenate([p.row_number for p in pieces if p.row_number is not None], out=row_number[:rows])
+            for extra, parts in zip(extras, zip(*(piece.extras for piece in pieces), strict=True), strict=True):
+                if extra is not None:
+                    np.concatenate(parts, out=extra[:rows])
         weights = np.zeros(size, np.float32)
         weights[:rows] = weight
         batch = Batch(
@@ -137,9 +133,19 @@ class Reader:
             torch.from_numpy(labels),
             torch.from_numpy(weights),
             rows,
-            *(None if extra is None else torch.from_numpy(extra) for extra in (oracle, group, row_number)),
+            *(None if extra is None else torch.from_numpy(extra) for extra in extras),
         )
         return batch.pin_memory() if self.pin_memory else batch
+
+    def _extras(self, size: int) -> tuple[np.ndarray | None, ...]:
+        """Room for `Rows.extras` of so many rows."""
+        data, tasks = self.data, len(self.data.tasks)
+        return (
+            np.full((size, tasks), np.nan, np.float32) if data.with_oracle else None,
+            np.zeros((size, tasks), np.float32) if data.weight_columns else None,
+            np.zeros(size, np.int64) if data.with_group else None,
+            np.zeros(size, np.int64) if data.with_row_number else None,
+        )
 
     def _keyed_jagged_tensor(self, ids: np.ndarray, lists: list[Lists], rows: int) -> KeyedJaggedTensor:
         if not self.data.lists:

@@ -37,24 +37,36 @@ class Weighting(nn.Module):
         self.factors: Tensor
         """What the method multiplied a task's loss with in the latest step [T]."""
         self.register_buffer("factors", torch.ones_like(task_weights), persistent=False)
+        self.observed: Tensor
+        """Whether a row of the step has a label of a task, 1 or 0 [T]. A task without one adds nothing to the loss, nor
+        to what a method remembers."""
+        self.register_buffer("observed", torch.ones_like(task_weights), persistent=False)
         self.step = 0
         """Steps of the run that are done; the trainer keeps it up to date."""
 
-    def forward(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self,
+        losses: Tensor,
+        pooled: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        observed: Tensor | None = None,
+    ) -> Tensor:
         """The loss to minimise (a scalar). Without gradients, as in evaluation, nothing is weighted or remembered.
 
         Args:
             losses: of every task on this rank [T]; their mean over ranks is that of the global batch.
             pooled: the pooled embeddings that the model read, each [B, ΣD].
             parameters: the model's.
+            observed: whether a row of the global batch has a label of the task, 1 or 0 [T]; None: of all tasks.
         """
         if not torch.is_grad_enabled():
             return losses.sum()
-        self.begin_step()
+        self.begin_step(torch.ones_like(self.observed) if observed is None else observed)
         return self.combine(losses, pooled, parameters)
 
-    def begin_step(self) -> None:
-        """Set `factors`, as far as they do not depend on the losses of the step."""
+    def begin_step(self, observed: Tensor) -> None:
+        """Set `observed`, and `factors` as far as they do not depend on the losses of the step."""
+        self.observed.copy_(observed)
 
     def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """As `forward`, with gradients and after `begin_step`."""
@@ -64,8 +76,13 @@ class Weighting(nn.Module):
         """What multiplied each task's loss in the latest step [T]."""
         return self.task_weights * self.factors
 
-    def observe(self, losses: Tensor) -> None:
-        """Take note of the global losses of some steps, summed over the steps [T]: every step once, in time."""
+    def observe(self, losses: Tensor, steps: Tensor) -> None:
+        """Take note of the global losses of some steps, every step once, in time.
+
+        Args:
+            losses: summed over the steps [T].
+            steps: in which a row had a label of the task [T].
+        """
 
     def end_epoch(self) -> None:
         """An epoch is complete."""

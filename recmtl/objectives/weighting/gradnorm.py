@@ -22,7 +22,8 @@ class GradNorm(Weighting):
         G_t = w_t · ‖∂L_t/∂x‖, x the pooled embeddings of the global batch, and Ḡ its mean over tasks;
         r_t = (L_t / L_t at the first step), divided by its mean over tasks.
     So tasks send gradients of one size into the tables, and those that learn more slowly larger ones. a is left out of
-    G, or w would learn it away. The paper takes the norm at the last layer that all tasks share; the pooled embeddings
+    G, or w would learn it away. Means are over the tasks of which a row of the step has a label; the others get no
+    gradient of w. The paper takes the norm at the last layer that all tasks share; the pooled embeddings
     are what the tasks of every model share.
     """
 
@@ -32,7 +33,7 @@ class GradNorm(Weighting):
         super().__init__(config, task_weights)
         self.w = nn.Parameter(torch.ones_like(task_weights))
         self.first: Tensor
-        """Global losses of the first step [T]; 0 before it."""
+        """Global losses of the first step in which a row had a label of the task [T]; 0 before it."""
         self.register_buffer("first", torch.zeros_like(task_weights))
 
     def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
@@ -44,12 +45,14 @@ class GradNorm(Weighting):
             # A rank's losses are scaled by the number of ranks, for DDP and TorchRec take the mean of gradients.
             norms, means = squares.sqrt() / world_size(), total / world_size()
             self.first.copy_(torch.where(self.first > 0, self.first, means))
-            rates = means / self.first
-            rates /= rates.mean()
+            observed = self.observed
+            count = observed.sum().clamp(min=1)
+            rates = torch.where(observed > 0, means / self.first, 0.0)
+            rates /= rates.sum() / count
 
             self.w.clamp_(min=FLOOR).mul_(len(losses) / self.w.sum())
             self.factors.copy_(self.w)
             sizes = self.w * norms
-            excess = sizes - sizes.mean() * rates**self.config.alpha
-            gradient = excess.sign() * norms
+            excess = sizes - sizes.sum() / count * rates**self.config.alpha
+            gradient = excess.sign() * norms * observed
         return GivenGradients.apply(super().combine(losses, pooled, parameters), [gradient], self.w)

@@ -1,0 +1,147 @@
+"""Which rows are kept, and what the kept ones say of the tasks: counts by split, mean labels, scale of a target."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recmtl.data.prepare.factorized import FactorizedRows
+from recmtl.data.prepare.labels import Labels, read_labels
+from recmtl.data.recipe import Recipe, TaskSpec
+from recmtl.errors import UserError
+from recmtl.features.statistics import ExactSum, Moments
+from recmtl.schema import SPLITS, Task
+
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio: products with it are spread evenly whatever the factors (Knuth, The Art of Computer
+Programming 3, section 6.4). The hash itself deals rows into splits, so that it would not do for a second choice."""
+
+
+def is_kept(labels: Labels, splits: np.ndarray, hashes: np.ndarray, share: float) -> np.ndarray:
+    """Whether rows stay: all but a part of the training rows without a positive label, chosen by their hash.
+
+    Args:
+        labels: of the rows.
+        splits: index into `SPLITS` of every row, uint8 [n].
+        hashes: of the rows, uint64 [n].
+        share: of such rows to keep.
+    """
+    chosen = (hashes * MULTIPLIER) >> np.uint64(11) < np.uint64(round(share * 2**53))
+    return (splits != 0) | labels.positive | chosen
+
+
+def row_weights(labels: Labels, splits: np.ndarray, share: float) -> np.ndarray:
+    """What rows weigh for each task beside the recipe's weights, [n]: 1, or what a kept negative stands for."""
+    return np.where((splits != 0) | labels.positive, 1.0, 1 / share)
+
+
+def describe_tasks(
+    recipe: Recipe, rows: FactorizedRows, splits: np.ndarray, hashes: np.ndarray, oracles: frozenset[str]
+) -> tuple[dict[str, int], tuple[Task, ...]]:
+    """Rows that are kept by split, and the tasks with what their labels are.
+
+    Args:
+        recipe: names the columns and says what is kept.
+        rows: of all splits; their labels were checked.
+        splits: index into `SPLITS` of every row, uint8.
+        hashes: of every row, uint64.
+        oracles: tasks whose true probabilities are known.
+
+    Raises:
+        UserError: no row is for training, or a task has no label there, or no weight.
+    """
+    counts = np.zeros(len(SPLITS), np.int64)
+    statistics = [_Statistics(spec) for spec in recipe.tasks]
+    places = {spec.name: place for place, spec in enumerate(recipe.tasks)}
+    share, first_row = recipe.sampling.keep_negatives, 0
+    for columns in rows.stored():
+        some = slice(first_row, first_row + columns.num_rows)
+        first_row = some.stop
+        labels = read_labels(recipe, columns)
+        kept = is_kept(labels, splits[some], hashes[some], share)
+        weights = labels.weights * row_weights(labels, splits[some], share)[:, None]
+        split = splits[some][kept]
+        counts += np.bincount(split, minlength=len(SPLITS))
+        for place, (spec, found) in enumerate(zip(recipe.tasks, statistics, strict=True)):
+            parent = None if spec.parent is None else labels.values[kept, places[spec.parent]]
+            found.add(labels.values[kept, place], weights[kept, place], split, parent)
+    by_split = dict(zip(SPLITS, counts.tolist(), strict=True))
+    if not by_split["train"]:
+        raise UserError(f"{recipe.origin}: [split]: no row is left for training; change the split")
+    return by_split, tuple(found.task(recipe.origin, oracles) for found in statistics)
+
+
+class _Statistics:
+    """What the labels of one task are."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec = spec
+        self.observed = np.zeros(len(SPLITS), np.int64)
+        self.weights = [ExactSum() for _ in SPLITS]
+        self.sums = [ExactSum() for _ in SPLITS]
+        self.targets = Moments()
+        """Of the training rows, after the transform. They only set a scale: weights have no part in them."""
+        self.closed = self.closed_with_label = 0
+        """Rows in which the parent's label says that the task could not happen, and those of them that have a label."""
+
+    def add(self, values: np.ndarray, weights: np.ndarray, splits: np.ndarray, parent: np.ndarray | None) -> None:
+        """Take in labels, their weights, splits and the labels of the parent, each [n]."""
+        known = ~np.isnan(values)
+        if parent is not None:
+            closed = parent == (0 if self.spec.relation == "given" else 1)
+            self.closed += int(closed.sum())
+            self.closed_with_label += int((closed & known).sum())
+        self.observed += np.bincount(splits[known], minlength=len(SPLITS))
+        for number in range(len(SPLITS)):
+            some = known & (splits == number)
+            self.weights[number].add(weights[some])
+            self.sums[number].add(weights[some] * values[some])
+        if self.spec.kind == "regression":
+            self.targets.add(transformed(values[known & (splits == 0)], self.spec.transform or "none"))
+
+    def task(self, origin: str, oracles: frozenset[str]) -> Task:
+        """The task.
+
+        Raises:
+            UserError: the training rows have no label of it, or none that weighs anything.
+        """
+        spec = self.spec
+        if not self.observed[0]:
+            raise UserError(f"{origin}: [[task]] {spec.name!r}: label {spec.label!r} is null in all training rows")
+        weights = [found.total() for found in self.weights]
+        if not weights[0]:
+            raise UserError(
+                f"{origin}: [[task]] {spec.name!r}: all training rows that have a label weigh 0; mend the weights"
+            )
+        means = {
+            split: float(total.total() / weight)
+            for split, total, weight in zip(SPLITS, self.sums, weights, strict=True)
+            if weight
+        }
+        mean, std = 0.0, 1.0
+        if spec.kind == "duration":
+            # Where nobody stayed at all, there is no scale.
+            mean = means["train"] or 1.0
+        elif spec.kind == "regression":
+            mean, std = self.targets.mean(), self.targets.deviation() or 1.0
+        return Task(
+            spec.name,
+            kind=spec.kind,
+            weight=spec.weight,
+            parent=spec.parent,
+            relation=spec.relation,
+            conditional=self.closed > 0 == self.closed_with_label,
+            loss=spec.loss or "squared",
+            transform=spec.transform or "none",
+            mean=mean,
+            std=std,
+            oracle=spec.name in oracles,
+            row_weight=spec.row_weight is not None,
+            observed=dict(zip(SPLITS, self.observed.tolist(), strict=True)),
+            base_rate=means,
+            label=spec.label,
+        )
+
+
+def transformed(values: np.ndarray, transform: str) -> np.ndarray:
+    """Labels of a regression task as the model learns them, before they are standardised; log1p keeps the sign."""
+    return np.sign(values) * np.log1p(np.abs(values)) if transform == "log1p" else values
