@@ -129,7 +129,8 @@ class TrainModule(nn.Module):
         # Padding was left out: it must not enter the statistics of batch normalisation.
         logits = F.pad(torch.cat(parts), (0, 0, 0, len(batch.weights) - batch.rows))
         losses, auxiliary = self._losses(logits, labels, weights)
-        loss = self.weighting(losses, list(pooled.values()), list(self.model.dense.parameters()), observed)
+        inputs, parameters = list(pooled.values()), list(self.model.dense.parameters())
+        loss = self.weighting(losses, inputs, parameters, observed, batch.row_weights)
         return loss + auxiliary, Output(losses.detach(), observed, logits.detach(), batch)
 
     def _weights(self, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:

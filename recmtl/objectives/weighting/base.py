@@ -41,6 +41,8 @@ class Weighting(nn.Module):
         """Whether a row of the step has a label of a task, 1 or 0 [T]. A task without one adds nothing to the loss, nor
         to what a method remembers."""
         self.register_buffer("observed", torch.ones_like(task_weights), persistent=False)
+        self.row_weights: Tensor | None = None
+        """What the rows of the step weigh for each task [B, T]; None: all the same."""
         self.step = 0
         """Steps of the run that are done; the trainer keeps it up to date."""
 
@@ -50,6 +52,7 @@ class Weighting(nn.Module):
         pooled: Sequence[Tensor],
         parameters: Sequence[Tensor],
         observed: Tensor | None = None,
+        row_weights: Tensor | None = None,
     ) -> Tensor:
         """The loss to minimise (a scalar). Without gradients, as in evaluation, nothing is weighted or remembered.
 
@@ -58,9 +61,11 @@ class Weighting(nn.Module):
             pooled: the pooled embeddings that the model read, each [B, ΣD].
             parameters: the model's.
             observed: whether a row of the global batch has a label of the task, 1 or 0 [T]; None: of all tasks.
+            row_weights: what this rank's rows weigh for each task [B, T]; None: all the same.
         """
         if not torch.is_grad_enabled():
             return losses.sum()
+        self.row_weights = row_weights
         self.begin_step(torch.ones_like(self.observed) if observed is None else observed)
         return self.combine(losses, pooled, parameters)
 
@@ -71,6 +76,19 @@ class Weighting(nn.Module):
     def combine(self, losses: Tensor, pooled: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """As `forward`, with gradients and after `begin_step`."""
         return (self.task_weights * self.factors * losses).sum()
+
+    def per_row(self, gradients: Tensor) -> Tensor:
+        """Gradients of pooled embeddings as their inner products want them: a row of weight w counts as w rows.
+
+        Its gradient is w g, where w rows have w gradients g: ‖w g‖² / w = w ‖g‖².
+
+        Args:
+            gradients: of every task [T, B, D].
+        """
+        if self.row_weights is None:
+            return gradients
+        weights = self.row_weights.T.unsqueeze(2)
+        return gradients * torch.where(weights > 0, weights.rsqrt(), 0.0)
 
     def weights(self) -> Tensor:
         """What multiplied each task's loss in the latest step [T]."""

@@ -40,7 +40,8 @@ class GradNorm(Weighting):
         """The loss; see the class."""
         by_task = [torch.autograd.grad(loss, pooled, retain_graph=True, materialize_grads=True) for loss in losses]
         with torch.no_grad():
-            squares = torch.stack([torch.stack([g.square().sum() for g in one]).sum() for one in by_task])
+            by_row = [self.per_row(torch.stack(one)) for one in zip(*by_task, strict=True)]
+            squares = torch.stack([g.flatten(1).square().sum(1) for g in by_row]).sum(0)
             squares, total = sum_over_ranks(torch.stack([squares, losses]))
             # A rank's losses are scaled by the number of ranks, for DDP and TorchRec take the mean of gradients.
             norms, means = squares.sqrt() / world_size(), total / world_size()

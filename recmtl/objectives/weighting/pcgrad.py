@@ -38,7 +38,8 @@ class PCGrad(Weighting):
             embedded = [g.view(tasks, 1, -1) for g in stacked[: len(pooled)]]
             dense = [g.reshape(*g.shape[:2], -1) for g in mean_over_ranks(stacked[len(pooled) :])]
             # A rank's losses are scaled by the number of ranks, for DDP and TorchRec take the mean of gradients.
-            grams = sum_over_ranks(torch.stack([inner_products(g) for g in embedded])) / world_size() ** 2
+            products = torch.stack([inner_products(self.per_row(g)) for g in stacked[: len(pooled)]])
+            grams = sum_over_ranks(products) / world_size() ** 2
             shared = [gram.diagonal().unsqueeze(1) > 0 for gram in grams] + [(g != 0).any(2) for g in dense]
             shared = [reached.sum(0) >= 2 for reached in shared]
 
