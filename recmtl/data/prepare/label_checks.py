@@ -14,12 +14,12 @@ from recmtl.errors import UserError
 LARGEST = 3.4e38
 """About the largest number of float32."""
 RULES = {
-    "binary": ("must be 0, 1 or null", "not in (0, 1)"),
+    "binary": ("must be 0, 1 or null", "not in (0, -1)"),
     "regression": ("must be a finite number or null", f"not between -{LARGEST} and {LARGEST}"),
-    "duration": ("must be a finite number of 0 or more, or null", f"not between 0 and {LARGEST}"),
+    "duration": ("must be a finite number of 0 or more, or null", f"not between -{LARGEST} and 0"),
 }
-"""What a label must be, and the SQL that a wrong one meets, by the kind of the task."""
-WEIGHT_RULE = ("must be a finite number of 0 or more", f"not between 0 and {LARGEST}")
+"""What a label must be, and what the negative of a wrong one is in SQL, by the kind of the task."""
+WEIGHT_RULE = ("must be a finite number of 0 or more", f"not between -{LARGEST} and 0")
 
 
 def check_labels(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> frozenset[str]:
@@ -41,10 +41,14 @@ def check_labels(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> fr
 
 
 def _wrong(column: str, rule: str, null_is_wrong: bool) -> str:
-    """A condition for the rows where a column's value is wrong. NaN is above every number, and so never between two."""
+    """A condition for the rows where a column's value is wrong. NaN is above every number, and so never between two.
+
+    It is of the negative value: of a column itself the engine asks the statistics of a Parquet file first, in which NaN
+    has no part, and finds none.
+    """
     name = quote(column)
     null = f"{name} is null or " if null_is_wrong else ""
-    return f"({null}{name} {rule})"
+    return f"({null}-cast({name} as double) {rule})"
 
 
 def _example(db: duckdb.DuckDBPyConnection, recipe: Recipe, column: str, condition: str, count: int) -> str:
