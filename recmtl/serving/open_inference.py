@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -176,20 +177,47 @@ def _column(field: pa.Field, tensors: Mapping[str, Tensor]) -> pa.Array:
     name = field.name
     if name not in tensors:
         raise BadRequest(f"no input {name!r}; {name}.present = false says that a value is missing")
-    values = _values(tensors[name], field)
-    lengths = tensors.get(f"{name}.lengths")
-    if is_list(field.type):
-        if lengths is None:
-            raise BadRequest(f"column {name!r} holds lists; give {name}.lengths, how many values each row has")
-        values = _lists(name, values, lengths)
-    elif lengths is not None:
-        raise BadRequest(f"column {name!r} holds no lists; leave out {name}.lengths")
+    tensor = tensors[name]
+    counts = _counts(field, tensors)
     present = tensors.get(f"{name}.present")
     if present is None:
+        return _array(tensor, counts, field)
+    rows = len(tensor.values) if counts is None else len(counts)
+    if present.datatype != "BOOL" or len(present.values) != rows:
+        raise BadRequest(f"{name}.present: must be BOOL, one for each of {rows} rows")
+    # What stands in the place of a missing value is dropped unread: it need not be a value of the column.
+    kept = present.values if counts is None else np.repeat(present.values, counts)
+    values = list(compress(tensor.values, kept)) if tensor.datatype == "BYTES" else tensor.values[kept]
+    there = Tensor(name, tensor.datatype, values)
+    return _array(there, None if counts is None else counts[present.values], field).take(_places(present.values))
+
+
+def _counts(field: pa.Field, tensors: Mapping[str, Tensor]) -> np.ndarray | None:
+    """How many values each row of a list column has, int64 [N]; None for other columns."""
+    name = field.name
+    lengths = tensors.get(f"{name}.lengths")
+    if not is_list(field.type):
+        if lengths is not None:
+            raise BadRequest(f"column {name!r} holds no lists; leave out {name}.lengths")
+        return None
+    if lengths is None:
+        raise BadRequest(f"column {name!r} holds lists; give {name}.lengths, how many values each row has")
+    counts = np.asarray(lengths.values) if lengths.datatype != "BYTES" else None
+    if counts is None or counts.dtype.kind not in "iu" or (len(counts) and counts.min() < 0):
+        raise BadRequest(f"{name}.lengths: must be whole numbers from 0 on")
+    values = len(tensors[name].values)
+    if counts.sum(dtype=np.float64) != values:
+        raise BadRequest(f"{name}.lengths: their sum is not the number of values of {name!r}, {values}")
+    return counts.astype(np.int64)
+
+
+def _array(tensor: Tensor, counts: np.ndarray | None, field: pa.Field) -> pa.Array:
+    """The values of a column, or its lists where `counts` says how long they are."""
+    values = _values(tensor, field)
+    if counts is None:
         return values
-    if present.datatype != "BOOL" or len(present.values) != len(values):
-        raise BadRequest(f"{name}.present: must be BOOL, one for each of {len(values)} rows")
-    return values.filter(pa.array(present.values)).take(_places(present.values))
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
 
 def _places(present: np.ndarray) -> pa.Array:
@@ -211,16 +239,6 @@ def _values(tensor: Tensor, field: pa.Field) -> pa.Array:
         raise BadRequest(f"column {field.name!r}: {reason}; the model wants {kind}") from None
 
 
-def _lists(name: str, values: pa.Array, lengths: Tensor) -> pa.Array:
-    counts = np.asarray(lengths.values) if lengths.datatype != "BYTES" else None
-    if counts is None or counts.dtype.kind not in "iu" or (len(counts) and counts.min() < 0):
-        raise BadRequest(f"{name}.lengths: must be whole numbers from 0 on")
-    if counts.sum(dtype=np.float64) != len(values):
-        raise BadRequest(f"{name}.lengths: their sum is not the number of values of {name!r}, {len(values)}")
-    offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
-
-
 def _wanted(value: dict[str, Any], model: ExportedModel) -> Wanted:
     all_binary = bool(_parameters(value).get("binary_data_output"))
     entries = value.get("outputs")
@@ -234,18 +252,29 @@ def _wanted(value: dict[str, Any], model: ExportedModel) -> Wanted:
     for place, entry in enumerate(entries):
         name = _get(entry, "name", str, f"outputs[{place}]")
         if name not in there:
-            raise BadRequest(f"outputs[{place}]: no output {name[:100]!r}; there are {', '.join(there)}")
+            raise _no_output(place, name, there)
         names_.append(name)
         if _parameters(entry).get("binary_data", all_binary):
             binary.add(name)
     return Wanted(str(value.get("id", ""))[:200], tuple(names_), frozenset(binary))
 
 
+def _no_output(place: int, name: str, there: tuple[str, ...]) -> BadRequest:
+    return BadRequest(f"outputs[{place}]: no output {name[:100]!r}; there are {', '.join(there)}")
+
+
 def answer(name: str, model: ExportedModel, wanted: Wanted, scores: np.ndarray) -> tuple[bytes, int | None]:
-    """The response's body, and how many bytes of it are JSON where binary data follow."""
+    """The response's body, and how many bytes of it are JSON where binary data follow.
+
+    Raises:
+        BadRequest: another model than the one that the request was read for gave the scores, and it lacks an output.
+    """
     outputs, data = [], []
-    for output in wanted.outputs:
-        values = np.ascontiguousarray(scores[:, model.signature.outputs.index(output)])
+    there = model.signature.outputs
+    for place, output in enumerate(wanted.outputs):
+        if output not in there:
+            raise _no_output(place, output, there)
+        values = np.ascontiguousarray(scores[:, there.index(output)])
         described: dict[str, Any] = {"name": output, "datatype": "FP32", "shape": [len(values)]}
         if output in wanted.binary:
             data.append(values.tobytes())
