@@ -230,6 +230,18 @@ class AITMConfig(ModelConfig):
 
 
 @dataclass
+class ResFlowConfig(ModelConfig):
+    """Sizes of ResFlow."""
+
+    name: str = "resflow"
+    """Model name."""
+    tower: tuple[Size, ...] = (128, 64)
+    """Hidden widths of each task's tower."""
+    dropout: Fraction = 0.0
+    """Probability of dropping a hidden unit."""
+
+
+@dataclass
 class PEPNetConfig(ModelConfig):
     """Sizes of PEPNet. `backbone` holds those of the model it wraps, of whichever class that is."""
 
@@ -347,6 +359,11 @@ MODELS: dict[str, ModelEntry] = {
         AITMConfig,
         "recmtl.models.aitm:AITM",
         "each task also attends to what the task before it learned (Xi et al., KDD 2021)",
+    ),
+    "resflow": ModelEntry(
+        ResFlowConfig,
+        "recmtl.models.resflow:ResFlow",
+        "residuals from the parent's tower into the child's, layer by layer (Fu et al., KDD 2024)",
     ),
     "pepnet": ModelEntry(
         PEPNetConfig,

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recmtl.config.models import ESMMConfig
-from recmtl.errors import UserError
 from recmtl.models.base import SHARED, Inputs, Model
 from recmtl.models.layers import Towers
-from recmtl.models.relations import parent_indices, parents_first
+from recmtl.models.relations import parents_first, some_parent_indices
 
 
 class ESMM(Model):
@@ -40,10 +39,7 @@ class ESMM(Model):
 
     def __init__(self, config: ESMMConfig, inputs: Inputs) -> None:
         super().__init__(config, inputs)
-        self.parents = parent_indices(inputs.tasks)
-        if len(inputs.tasks) > 1 and not any(parent is not None for parent in self.parents):
-            names = ", ".join(task.name for task in inputs.tasks)
-            raise UserError(f"esmm needs a task with a parent; name it in the recipe (training {names})")
+        self.parents = some_parent_indices(config.name, inputs.tasks)
         self.order = parents_first(self.parents)
         self.conditional = [
             task.conditional and parent is not None for task, parent in zip(inputs.tasks, self.parents, strict=True)

@@ -78,18 +78,21 @@ class MLPs(nn.Module):
         if not isinstance(x, Tensor):
             groups = zip(x, weight.split(list(sizes)), bias.split(list(sizes)), strict=True)
             return self.finish(torch.cat([side_by_side(one, [w], [b])[0] for one, w, b in groups]))
-        return self.finish(self._product(0, x, scales), scales)
+        return self.finish(self.product(0, x, scales), scales)
 
     def finish(self, h: Tensor, scales: Sequence[Tensor] = ()) -> Tensor:
         """The outputs from x W_{i,0} + b_{i,0} [n, B, ·], the first layer before its activation."""
         for layer in range(len(self.weights)):
             if layer:
-                h = self._product(layer, h, scales)
-            if layer < self.activations:
-                h = self.dropout(torch.relu(h))
+                h = self.product(layer, h, scales)
+            h = self.activate(layer, h)
         return h
 
-    def _product(self, layer: int, h: Tensor, scales: Sequence[Tensor]) -> Tensor:
+    def activate(self, layer: int, h: Tensor) -> Tensor:
+        """The output of a layer from its product: a hidden one's is rectified and dropped out, the last one's stays."""
+        return self.dropout(torch.relu(h)) if layer < self.activations else h
+
+    def product(self, layer: int, h: Tensor, scales: Sequence[Tensor] = ()) -> Tensor:
         """H W_{i,l} + b_{i,l} of every network [n, B, ·], from h [B, ·] or [n, B, ·] times its scales."""
         weight, bias = self.weights[layer], self.biases[layer]
         scale = scales[layer] if scales else None
