@@ -18,6 +18,7 @@ from recmtl.config import load_config
 from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
 from recmtl.distributed.context import process_group
+from recmtl.models.predictions import predictions
 from recmtl.schema import SPLITS
 from recmtl.training.checkpoint import Checkpoints, best_checkpoint
 from recmtl.training.runs import open_dataset
@@ -106,6 +107,28 @@ val = 0.2
 test = 0.2
 """
 LABELS = ("clicked", "liked")
+OF_ALL_KINDS = (
+    RECIPE.replace(
+        "as place\n", "as place,\n    case when clicked = 1 then liked end as liked_of_clicked, number % 3 as w\n"
+    )
+    .replace('label = "liked"', 'label = "liked_of_clicked"')
+    .replace('group = "user"', 'group = "user"\nweight = "w"')
+    .replace(
+        "[split]",
+        """[[task]]
+name = "watch"
+kind = "duration"
+label = "seconds"
+[[task]]
+name = "paid"
+kind = "regression"
+loss = "huber"
+transform = "log1p"
+label = "paid"
+[split]""",
+    )
+)
+"""The same with a label of conditional probability, weights, and tasks that are numbers."""
 FEATURE_COLUMNS = (
     *("place", "price", "user", "item", "previous", "unsigned", "double", "flag", "day", "moment", "text", "bytes"),
     *("words", "items"),
@@ -140,6 +163,8 @@ def raw_rows(rows: int = ROWS, seed: int = 0) -> pa.Table:
             "price": some(prices, pa.decimal128(9, 2)),
             "words": some(lists, pa.list_(pa.string())),
             "items": some([[], None, [1], [1, None, 2, 1], [99]], pa.list_(pa.int64())),
+            "seconds": pa.array(rng.exponential(3, rows), mask=~clicked),
+            "paid": pa.array(rng.normal(0, 5, rows), mask=rng.random(rows) < 0.3),
             "clicked": clicked.astype(np.int64),
             "liked": (clicked & (rng.random(rows) < 0.5)).astype(np.int64),
         }
@@ -172,7 +197,7 @@ def train(data: Path, run: Path, preset: str, **flags: object) -> Path:
 
 
 def evaluated(data: Path, run: Path) -> Mapping[int, np.ndarray]:
-    """The probabilities of every row, by its number, as `recmtl evaluate` computes what it measures."""
+    """The predictions of every row, by its number, as `recmtl evaluate` computes what it measures."""
     config = load_config(str(run / "config.toml"))
     found = {}
     with process_group("cpu") as context:
@@ -186,6 +211,6 @@ def evaluated(data: Path, run: Path) -> Mapping[int, np.ndarray]:
                 with torch.no_grad():
                     _, _, logits, batch = session.run_batch(batches)
                 numbers = (batch.numeric[: batch.rows, 0] * PLACES).round().int().tolist()
-                found.update(zip(numbers, logits[: batch.rows].sigmoid().numpy(), strict=True))
+                found.update(zip(numbers, predictions(logits[: batch.rows], tasks).numpy(), strict=True))
     assert sorted(found) == list(range(ROWS))
     return found

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from trained import LABELS, ROWS, evaluated, raw_rows, train, write_data, write_raw
+from trained import LABELS, OF_ALL_KINDS, ROWS, evaluated, raw_rows, train, write_data, write_raw
 
 import recmtl
 from recmtl import cli
@@ -20,13 +20,20 @@ from recmtl.errors import UserError
 
 FAST = ("esmm", "stem")
 """A model with conditional probabilities, and one with several copies of every table."""
-TOLERANCE = 1e-6
+TOLERANCE = RTOL = 1e-6
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kinds")
     write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_all_kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("all kinds")
+    write_data(folder, OF_ALL_KINDS)
     return folder
 
 
@@ -42,11 +49,45 @@ def by_number(table: pa.Table, names: list[str]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
 def test_predictions_are_those_of_the_evaluation(run_recmtl, root, tmp_path, name):
+    tasks = ["p_click"] if name == "single_task" else ["p_click", "p_like"]
+    extra = ["p_like_given_click"] if name == "esmm" else []
+    outputs = check_predictions(run_recmtl, root, tmp_path, name, tasks, extra)
+    if extra:
+        click, like, given = by_number(outputs, [*tasks, *extra]).T
+        np.testing.assert_allclose(given, like / click, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "single_task"]
+)
+def test_numbers_are_predicted_in_the_unit_of_their_labels(run_recmtl, of_all_kinds, tmp_path, name):
+    """Beside probabilities, one of them of a label that is conditional: it is no product of others."""
+    outputs = check_predictions(
+        run_recmtl, of_all_kinds, tmp_path, name, ["p_click", "p_like", "p_watch", "p_paid"], []
+    )
+    assert pc.min(outputs["p_watch"]).as_py() > 0
+
+
+def check_predictions(
+    run_recmtl, root: Path, tmp_path: Path, name: str, tasks: list[str], extra: list[str]
+) -> pa.Table:
+    """A run, on one rank and on two, its export and `recmtl.load` must all predict what the evaluation measures.
+
+    Args:
+        run_recmtl: the fixture.
+        root: folder of the raw and the prepared data.
+        tmp_path: where to work.
+        name: of the preset.
+        tasks: columns of the predictions.
+        extra: columns of conditional probabilities beside them.
+
+    Returns:
+        The predictions of the export.
+    """
     run, export = train(root / "data", tmp_path / "run", name), tmp_path / "export"
     found = evaluated(root / "data", run)
     wanted = np.stack([found[number] for number in range(ROWS)])
     assert wanted.std(0).min() > 1e-3
-    tasks = ["p_click"] if name == "single_task" else ["p_click", "p_like"]
     cli.export([str(run), str(export)])
 
     outputs = {}
@@ -61,13 +102,10 @@ def test_predictions_are_those_of_the_evaluation(run_recmtl, root, tmp_path, nam
             assert "Traceback" not in ended.stderr
         outputs[kind] = read(out)
     for kind, table in outputs.items():
-        np.testing.assert_allclose(by_number(table, tasks), wanted, rtol=0, atol=TOLERANCE, err_msg=kind)
+        np.testing.assert_allclose(by_number(table, tasks), wanted, rtol=RTOL, atol=TOLERANCE, err_msg=kind)
         assert all(table[task].type == pa.float32() for task in tasks)
-        extra = [column for column in table.column_names if column.startswith("p_") and column not in tasks]
-        assert extra == (["p_like_given_click"] if name == "esmm" else [])
-        if extra:
-            click, like, given = by_number(table, [*tasks, *extra]).T
-            np.testing.assert_allclose(given, like / click, rtol=1e-5)
+        others = [column for column in table.column_names if column.startswith("p_") and column not in tasks]
+        assert others == extra
 
     # Single rows of the query's columns, in Python.
     model = recmtl.load(export)
@@ -76,7 +114,8 @@ def test_predictions_are_those_of_the_evaluation(run_recmtl, root, tmp_path, nam
     for row in query.to_pylist():
         row |= {name: lists[row["number"]][name] for name in ("words", "items")}  # lists are not kept
         one = model.predict({name: [row[name]] for name in model.features})
-        np.testing.assert_allclose([one[t][0].as_py() for t in tasks], wanted[row["number"]], rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose([one[t][0].as_py() for t in tasks], wanted[row["number"]], rtol=RTOL, atol=TOLERANCE)
+    return outputs["export"]
 
 
 @pytest.fixture
