@@ -90,15 +90,25 @@ def _port(process: subprocess.Popen[str], log: Path) -> int:
     until = time.monotonic() + SECONDS
     while time.monotonic() < until and process.poll() is None:
         if found := re.search(r"listening at http://[\d.]+:(\d+)", log.read_text()):
-            port = int(found[1])
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-                connection.request("GET", "/v2/health/ready")
-                if connection.getresponse().status == 200:
-                    return port
-            except OSError:
-                pass
+            wait_until_ready(process, int(found[1]), log)
+            return int(found[1])
         time.sleep(0.1)
+    raise AssertionError(f"the server did not start: {log.read_text()}")
+
+
+def wait_until_ready(process: subprocess.Popen[str], port: int, log: Path) -> None:
+    """Wait until a server answers."""
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.1)
+        finally:
+            connection.close()
     raise AssertionError(f"the server did not start: {log.read_text()}")
 
 
@@ -117,41 +127,45 @@ def _plain(value: Any) -> Any:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
+def as_arrays(table: pa.Table) -> dict[str, np.ndarray]:
+    """Inputs of the Open Inference Protocol by name; texts and bytes are objects."""
+    found: dict[str, np.ndarray] = {}
+    for name in table.schema.names:
+        values = table[name].combine_chunks()
+        if pa.types.is_list(values.type):
+            lists = [[item for item in value or [] if item is not None] for value in values.to_pylist()]
+            found[f"{name}.lengths"] = np.array([len(value) for value in lists], np.int64)
+            values = pa.array([item for value in lists for item in value], values.type.value_type)
+        elif values.null_count:
+            found[f"{name}.present"] = np.array(values.is_valid().to_pylist())
+        found[name] = _array(values)
+    return found
+
+
+def _array(values: pa.Array) -> np.ndarray:
+    """Something of the type stands in the place of nulls."""
+    kind, items = values.type, values.to_pylist()
+    if pa.types.is_boolean(kind):
+        return np.array([bool(value) for value in items], bool)
+    if pa.types.is_integer(kind):
+        return np.array([value or 0 for value in items], np.uint64 if kind == pa.uint64() else np.int64)
+    if pa.types.is_floating(kind):
+        return np.array([0.0 if value is None else value for value in items], np.float64)
+    texts = ["" if value is None else value if isinstance(value, bytes) else str(value) for value in items]
+    return np.array([text if isinstance(text, bytes) else text.encode() for text in texts], object)
+
+
 def tensors(table: pa.Table) -> tuple[list[dict[str, Any]], bytes]:
     """Inputs of the Open Inference Protocol with binary data."""
-    inputs: list[dict[str, Any]] = []
-    data = b""
-
-    def add(name: str, datatype: str, values: Any, count: int) -> None:
-        nonlocal data
-        raw = b"".join(len(v).to_bytes(4, "little") + v for v in values) if datatype == "BYTES" else values.tobytes()
+    inputs, data = [], b""
+    for name, values in as_arrays(table).items():
+        datatype = {"O": "BYTES", "b": "BOOL", "f": "FP64", "i": "INT64", "u": "UINT64"}[values.dtype.kind]
+        raw = values.tobytes()
+        if datatype == "BYTES":
+            raw = b"".join(len(value).to_bytes(4, "little") + value for value in values)
         parameters = {"binary_data_size": len(raw)}
-        inputs.append({"name": name, "datatype": datatype, "shape": [count], "parameters": parameters})
+        inputs.append({"name": name, "datatype": datatype, "shape": [len(values)], "parameters": parameters})
         data += raw
-
-    for name in table.schema.names:
-        column = table[name].combine_chunks()
-        values, rows = column, len(column)
-        if pa.types.is_list(column.type):
-            lists = [[item for item in value or [] if item is not None] for value in column.to_pylist()]
-            add(f"{name}.lengths", "INT64", np.array([len(value) for value in lists], np.int64), rows)
-            values = pa.array([item for value in lists for item in value], column.type.value_type)
-        elif column.null_count:
-            add(f"{name}.present", "BOOL", np.array(column.is_valid().to_pylist()), rows)
-        found = values.to_pylist()
-        kind = values.type
-        if pa.types.is_boolean(kind):
-            add(name, "BOOL", np.array([bool(v) for v in found], bool), len(found))
-        elif pa.types.is_integer(kind):
-            number = np.uint64 if kind == pa.uint64() else np.int64
-            add(name, number.__name__.upper(), np.array([v or 0 for v in found], number), len(found))
-        elif pa.types.is_floating(kind):
-            add(name, "FP64", np.array([0.0 if v is None else v for v in found]), len(found))
-        else:
-            texts = ["" if v is None else v for v in found]
-            if not (pa.types.is_string(kind) or pa.types.is_binary(kind)):
-                texts = [str(v) if v else "2000-01-01" if pa.types.is_temporal(kind) else "0" for v in found]
-            add(name, "BYTES", [t if isinstance(t, bytes) else t.encode() for t in texts], len(texts))
     return inputs, data
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -14,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from serving import wait_until_ready
 
 CHECKOUT = Path(__file__).parents[2]
-README, USE = CHECKOUT / "README.md", CHECKOUT / "docs" / "use.md"
+README, USE, SERVING = CHECKOUT / "README.md", CHECKOUT / "docs" / "use.md", CHECKOUT / "docs" / "serving.md"
 
 
 def write_logs(folder: Path, rows: int = 3000) -> None:
@@ -84,9 +86,17 @@ def test_recipe_for_ones_own_logs(shop):
     assert results["test"]["click"]["gauc"] is not None
 
 
+@pytest.fixture(scope="module")
+def exported(shop, run_recmtl) -> Path:
+    """The same folder after the first command of "Use it", which exports the model."""
+    run_in(shop, run_recmtl, commands("Use it")[0])
+    return shop
+
+
 @pytest.mark.slow
-def test_a_trained_model_is_used_as_the_pages_say(shop, run_recmtl):
-    run_in(shop, run_recmtl, *commands("Use it"))
+def test_a_trained_model_is_used_as_the_pages_say(exported, run_recmtl):
+    shop = exported
+    run_in(shop, run_recmtl, *commands("Use it")[1:])
     scored = pq.read_table(shop / "predictions")
     assert scored.num_rows == 300
     assert min(scored["ts"].to_pylist()) == datetime(2026, 1, 1, 0, 45)
@@ -97,3 +107,35 @@ def test_a_trained_model_is_used_as_the_pages_say(shop, run_recmtl):
     examples = re.findall(r"```python\n(.*?)```", USE.read_text(), re.DOTALL)
     assert len(examples) > 2
     run_python(shop, "\n".join(examples))
+
+
+def port_of(words: list[str]) -> int:
+    """The port that a command names; skips where something else listens there."""
+    port = int(words[words.index("--port") + 1])
+    with socket.socket() as taken:
+        if taken.connect_ex(("127.0.0.1", port)) == 0:
+            pytest.skip(f"port {port}, which the pages name, is taken")
+    return port
+
+
+@pytest.mark.slow
+def test_a_model_is_served_as_the_pages_say(exported, tmp_path):
+    [serve] = commands("Serve it")
+    [curl] = re.findall(r"^    (curl .*?)\n\n", section("Serve it"), re.DOTALL | re.MULTILINE)
+    port = port_of(serve)
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "recmtl", *serve], cwd=exported, stderr=log)
+    try:
+        wait_until_ready(server, port, tmp_path / "log")
+        ended = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=60)
+        answer = json.loads(ended.stdout)
+        assert answer["model"] == "shop"
+        assert [list(row) for row in answer["predictions"]] == [["click", "buy"]] * 2
+        assert all(0 < value < 1 for row in answer["predictions"] for value in row.values())
+        [example] = re.findall(r"```python\n(.*?)```", SERVING.read_text(), re.DOTALL)
+        first, second = run_python(exported, example).splitlines()
+        # The last item of the user was unknown and is known now.
+        assert first != second
+    finally:
+        server.terminate()
+        server.wait(60)
