@@ -98,7 +98,7 @@ class Encoder:
         """The first half: everything that does not need the vocabularies. Raises as `encode` does."""
         found = Factorized({}, {}, {}, {})
         for dense in self.dense_kinds:
-            found.numbers[dense.feature.name] = dense.numbers(self._column(columns, dense.feature.column))
+            found.numbers[dense.feature.name] = dense.numbers(self.column(columns, dense.feature.column))
         for table in self._value_types:
             kinds = [kind for kind in self.table_kinds if kind.feature.table == table]
             self._factorize_table(table, kinds, columns, found)
@@ -110,7 +110,7 @@ class Encoder:
         kind_of_values = self._value_types[table]
         by_type: dict[pa.DataType, list[tuple[str, pa.Array]]] = {}
         for kind in kinds:
-            values, lengths = kind.flatten(self._column(columns, kind.feature.column))
+            values, lengths = kind.flatten(self.column(columns, kind.feature.column))
             if lengths is not None:
                 found.lengths[kind.feature.name] = lengths
             if pa.types.is_dictionary(values.type):
@@ -149,8 +149,12 @@ class Encoder:
             columns[dense.feature.name] = dense.assemble(found.numbers[dense.feature.name])
         return {feature.name: columns[feature.name] for feature in self.features}
 
-    def _column(self, columns: Mapping[str, pa.Array], name: str) -> pa.Array:
-        """A column in its type at preparing time, or, where a value does not fit that, in its own."""
+    def column(self, columns: Mapping[str, pa.Array], name: str) -> pa.Array:
+        """A column in its type at preparing time, or, where a value does not fit that, in its own.
+
+        Raises:
+            UserError: it is absent, or of a type that does not fit.
+        """
         if name not in columns:
             raise UserError(f"no column '{name}'; the model needs {', '.join(self.schema.names)}")
         column, wanted = columns[name], self.schema.field(name).type
@@ -228,7 +232,8 @@ def _factorize(columns: list[pa.Array], kind: str) -> tuple[pa.Array, np.ndarray
         return pa.nulls(0, arrow_type(kind)), np.zeros(0, bool), np.full(len(together), NO_VALUE, np.int32)
     encoded = together.dictionary_encode()
     distinct, refused = canonical(encoded.dictionary, kind)
-    codes = pc.fill_null(encoded.indices, NO_VALUE).to_numpy(zero_copy_only=False).copy()
+    indices = encoded.indices if encoded.null_count == 0 else pc.fill_null(encoded.indices, NO_VALUE)
+    codes = indices.to_numpy().copy()
     if refused is None:
         refused = np.zeros(len(distinct), bool)
     if distinct.null_count:  # NaN, or a value that the type cannot hold

@@ -43,7 +43,8 @@ def hash_texts(texts: pa.Array) -> np.ndarray:
 
 def _bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """The bytes of all texts with a word of zeros after them, and where each begins (int64 [n + 1])."""
-    large = texts.cast(pa.large_binary())
+    is_large = pa.types.is_large_string(texts.type) or pa.types.is_large_binary(texts.type)
+    large = texts if is_large else texts.cast(pa.large_binary())
     _, offset_buffer, data_buffer = large.buffers()
     offsets = (
         np.frombuffer(offset_buffer, np.int64)[large.offset : large.offset + len(large) + 1] if len(large) else None

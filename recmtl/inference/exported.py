@@ -23,8 +23,8 @@ from recmtl.inference.tables import open_table
 from recmtl.runtime.storage import is_folder
 from recmtl.schema import ENCODER, RECIPE, SourceColumns
 
-ROWS_AT_ONCE = 8192
-"""Rows that go through the network at a time: more take memory and are no faster."""
+ROWS_AT_ONCE = 2048
+"""Rows that go through the network at a time: more are slower, as their memory comes anew from the system."""
 
 
 class ExportedModel:

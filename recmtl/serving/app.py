@@ -6,14 +6,19 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import anyio
 import numpy as np
 import orjson
 from fastapi import FastAPI, Request, Response
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recmtl.errors import UserError
 from recmtl.serving import open_inference, plain
@@ -29,6 +34,10 @@ from recmtl.serving.monitoring import Metrics
 access = logging.getLogger("recmtl.serving.access")
 JSON, BINARY = "application/json", "application/octet-stream"
 INFER = "/v2/models/{name}/infer"
+VERSION = "X-Model-Version"
+SMALL_BYTES = 100_000
+"""Bodies up to here are parsed in the event loop, a millisecond: handing them to a thread costs more."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,21 @@ class Server:
         if self.feature_log is not None:
             self.feature_log.end()
 
+    def answered(self, scope: Scope, status: int, version: str, seconds: float) -> None:
+        """Count, time and log a request."""
+        path = getattr(scope.get("route"), "path", "unknown")
+        self.metrics.requests.labels(path, status).inc()
+        self.metrics.latency.labels(path).observe(seconds)
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"][:200],
+            "status": status,
+            "ms": round(1000 * seconds, 2),
+            "rows": scope.get("state", {}).get("rows"),
+            "version": version,
+        }
+        access.info("request", extra={"fields": fields})
+
     def _batch_done(self, report: BatchReport) -> None:
         self.metrics.batch_done(report)
         self.metrics.waiting.set(self.batcher.waiting_rows)
@@ -105,9 +129,19 @@ class Server:
             return b"".join(parts)
 
         try:
-            return await asyncio.wait_for(read(), limits.seconds)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(limits.seconds):
+                return await read()
+        except TimeoutError:
             raise BadRequest(f"body: did not arrive within {limits.seconds:g} s", 408) from None
+        except ClientDisconnect:
+            raise BadRequest("body: the client went away before its end") from None
+
+    async def read(self, body: bytes, parse: Callable[..., T], *args: object) -> T:
+        """What a parser makes of a body, in another thread where it is large, so that other requests need not wait."""
+        with self.metrics.parsing.time():
+            if len(body) <= SMALL_BYTES:
+                return parse(body, *args)
+            return await asyncio.to_thread(parse, body, *args)
 
     async def score(self, rows: Rows) -> tuple[JointScorer, np.ndarray]:
         """Probabilities, and the model that gave them."""
@@ -116,6 +150,34 @@ class Server:
             model = scorer.model
             self.feature_log.add(rows, model.signature.outputs, scores, model.version)
         return scorer, scores
+
+
+class Observed:
+    """Middleware that counts, times and logs every request, and says in every answer which model there is.
+
+    Starlette's own base class for middleware costs several times as much, with a task and two queues per request.
+    """
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        began, status, version = time.perf_counter(), 500, self._server.current.scorer.model.version
+
+        async def observed(message: Message) -> None:
+            nonlocal status, version
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                version = MutableHeaders(scope=message).setdefault(VERSION, version)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed)
+        finally:
+            self._server.answered(scope, status, version, time.perf_counter() - began)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -136,30 +198,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title=f"recmtl: {server.name}", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
 
-    @app.middleware("http")
-    async def observed(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        began = time.perf_counter()
-        try:
-            response = await answer(request)
-        except UserError as error:
-            response = _mistake(str(error), error.status if isinstance(error, BadRequest) else 400)
-        seconds = time.perf_counter() - began
-        route = request.scope.get("route")
-        path = getattr(route, "path", "unknown")
-        model = server.current.scorer.model
-        response.headers.setdefault("X-Model-Version", model.version)
-        server.metrics.requests.labels(path, response.status_code).inc()
-        server.metrics.latency.labels(path).observe(seconds)
-        fields = {
-            "method": request.method,
-            "path": request.url.path[:200],
-            "status": response.status_code,
-            "ms": round(1000 * seconds, 2),
-            "rows": getattr(request.state, "rows", None),
-            "version": response.headers["X-Model-Version"],
-        }
-        access.info("request", extra={"fields": fields})
-        return response
+    app.add_middleware(Observed, server=server)
+
+    @app.exception_handler(UserError)
+    async def mistake(_: Request, error: UserError) -> Response:
+        return _mistake(str(error), getattr(error, "status", 400))
 
     def checked(name: str) -> None:
         if name != server.name:
@@ -168,13 +211,14 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post("/predict")
     async def predict(request: Request) -> Response:
         body = await server.body(request)
-        schema = server.current.scorer.model.encoder.schema
-        rows = await asyncio.to_thread(plain.parse, body, schema, settings.limits.rows)
+        encoder = server.current.scorer.model.encoder
+        rows = await server.read(body, plain.parse, encoder, settings.limits.rows)
         request.state.rows = rows.rows
         scorer, scores = await server.score(rows)
         model = scorer.model
-        content = plain.answer(server.name, model.version, model.tasks, scores[:, : len(model.tasks)])
-        return Response(content, media_type=JSON, headers={"X-Model-Version": model.version})
+        with server.metrics.answering.time():
+            content = plain.answer(server.name, model.version, model.tasks, scores[:, : len(model.tasks)])
+        return Response(content, media_type=JSON, headers={VERSION: model.version})
 
     @app.post(INFER)
     async def infer(name: str, request: Request) -> Response:
@@ -182,11 +226,12 @@ def create_app(settings: Settings) -> FastAPI:
         body = await server.body(request)
         length = _header_length(request)
         model = server.current.scorer.model
-        rows, wanted = await asyncio.to_thread(open_inference.parse, body, length, model, settings.limits.rows)
+        rows, wanted = await server.read(body, open_inference.parse, length, model, settings.limits.rows)
         request.state.rows = rows.rows
         scorer, scores = await server.score(rows)
-        content, length = open_inference.answer(server.name, scorer.model, wanted, scores)
-        headers = {"X-Model-Version": scorer.model.version}
+        with server.metrics.answering.time():
+            content, length = open_inference.answer(server.name, scorer.model, wanted, scores)
+        headers = {VERSION: scorer.model.version}
         if length is not None:
             headers[open_inference.HEADER_LENGTH] = str(length)
         return Response(content, media_type=JSON if length is None else BINARY, headers=headers)

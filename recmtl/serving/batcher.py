@@ -1,6 +1,8 @@
-"""One thread runs the model on whatever requests wait: under load batches grow by themselves, and nobody waits for one.
+"""Two threads run the model on whatever requests wait: under load batches grow by themselves, and nobody waits for one.
 
-handlers ──submit──▶ queue (bounded in rows) ──▶ thread: take what is there, score it together ──▶ futures
+    handlers ──▶ queue (bounded in rows) ──▶ thread: take what is there, encode it ──▶ thread: score it ──▶ futures
+
+While one batch is scored, which leaves Python to others, the next is encoded.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from queue import Queue
 
 import numpy as np
 
 from recmtl.errors import UserError
 from recmtl.serving.columns import BadRequest, Request
-from recmtl.serving.joint import Answer, JointScorer
+from recmtl.serving.joint import Answer, Group, JointScorer
 from recmtl.serving.limits import Limits
 
 Served = tuple[JointScorer, np.ndarray]
@@ -38,9 +41,24 @@ class BatchReport:
     """What a batch took, for the metrics."""
 
     rows: int
-    seconds: float
+    encoding: float
+    """Seconds from values to ids."""
+    forward: float
+    """Seconds from ids to probabilities."""
     waited: list[float]
-    """Seconds that each request waited in the queue."""
+    """Seconds that each request waited, for either thread."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch between the two threads."""
+
+    batch: list[Waiting]
+    scorer: JointScorer
+    groups: list[Group] | Exception
+    """What the scorer made of the requests, or why it could not."""
+    seconds: float
+    """What encoding took."""
 
 
 class Batcher:
@@ -49,7 +67,7 @@ class Batcher:
     Args:
         scorer: gives the model of the moment; asked once a batch.
         limits: of the queue and of a batch.
-        report: called after every batch, in the model's thread.
+        report: called after every batch, in the second thread.
     """
 
     def __init__(
@@ -60,8 +78,12 @@ class Batcher:
         self._rows = 0
         self._changed = threading.Condition()
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
+        self._encoded: Queue[Encoded | None] = Queue()
+        self._may_encode = threading.Semaphore()
+        runs = {"encode": self._encode, "model": self._score}
+        self._threads = [threading.Thread(target=run, name=name, daemon=True) for name, run in runs.items()]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting_rows(self) -> int:
@@ -70,8 +92,8 @@ class Batcher:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the model's thread runs."""
-        return self._thread.is_alive()
+        """Whether both threads run."""
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def is_ready(self) -> bool:
@@ -106,21 +128,41 @@ class Batcher:
         with self._changed:
             self._ended = True
             self._changed.notify()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
-        while batch := self._take():
-            began = time.perf_counter()
-            scorer = self._scorer()
+    def _encode(self) -> None:
+        """Of the first thread."""
+        while True:
+            # One batch is encoded ahead and no more: what arrives until that is taken joins the next.
+            self._may_encode.acquire()
+            if not (batch := self._take()):
+                return self._encoded.put(None)
+            began, scorer = time.perf_counter(), self._scorer()
+            groups: list[Group] | Exception
             try:
-                answers: list[Answer] = scorer.score([waiting.request for waiting in batch])
+                groups = scorer.encode([waiting.request for waiting in batch])
+            except Exception as error:
+                groups = error
+            self._encoded.put(Encoded(batch, scorer, groups, time.perf_counter() - began))
+
+    def _score(self) -> None:
+        """Of the second thread."""
+        while encoded := self._encoded.get():
+            self._may_encode.release()
+            batch, began = encoded.batch, time.perf_counter()
+            try:
+                if isinstance(encoded.groups, Exception):
+                    raise encoded.groups
+                answers: list[Answer] = encoded.scorer.score(encoded.groups)
             except Exception as error:
                 answers = [error] * len(batch)  # the handlers say so, and the thread lives on
+            seconds = time.perf_counter() - began
             for waiting, answer in zip(batch, answers, strict=True):
-                waiting.loop.call_soon_threadsafe(_settle, waiting.future, scorer, answer)
+                waiting.loop.call_soon_threadsafe(_settle, waiting.future, encoded.scorer, answer)
             rows = sum(waiting.request.rows for waiting in batch)
-            waited = [began - waiting.since for waiting in batch]
-            self._report(BatchReport(rows, time.perf_counter() - began, waited))
+            waited = [began - encoded.seconds - waiting.since for waiting in batch]
+            self._report(BatchReport(rows, encoded.seconds, seconds, waited))
 
     def _take(self) -> list[Waiting]:
         """The requests that wait, as many as fit a batch, those left out that nobody waits for any more."""

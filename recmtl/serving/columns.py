@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,11 @@ class Request:
 
     rows: int
     columns: Mapping[str, pa.Array]
-    """By name, `rows` values each, or one that all rows share."""
+    """By name, `rows` values each, or one that all rows share; as `Encoder.column` gives them, so that requests whose
+    clients wrote numbers in other types, or nulls alone, go into one batch."""
 
 
-def from_json(values: list[Any], field: pa.Field) -> pa.Array:
+def from_json(values: Sequence[Any], field: pa.Field) -> pa.Array:
     """An array of JSON values. Dates, times and decimals are texts, as people write them; bytes are base64.
 
     Raises:

@@ -23,9 +23,13 @@ from recmtl.serving.monitoring import log_json
 
 SETTINGS = "RECMTL_SERVING"
 """Environment variable that tells workers what to serve."""
+THREADS = "OMP_NUM_THREADS"
+"""Environment variable with the number of a process's threads; where it is not set, workers share the cores."""
 GRACE_SECONDS = 25
 """How long accepted requests may take after SIGTERM; Kubernetes kills after 30 s."""
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection is kept: longer than load balancers do, a minute, or they would send into its end."""
 START_SECONDS = 300
 """How long a worker may take to open the export before it is taken for dead."""
 
@@ -43,7 +47,9 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
         UserError: the export cannot be opened, or the address not be taken.
     """
     log_json()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    if THREADS not in os.environ:
+        os.environ[THREADS] = str(max(1, len(os.sched_getaffinity(0)) // workers))  # what workers go by
+        torch.set_num_threads(int(os.environ[THREADS]))
     listening = _listen(host, port)
     address = f"http://{host}:{listening.getsockname()[1]}"
     config = uvicorn.Config(
@@ -54,6 +60,7 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
         access_log=False,  # the application writes its own lines
         timeout_graceful_shutdown=GRACE_SECONDS,
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_worker_healthcheck=START_SECONDS,
         server_header=False,
     )

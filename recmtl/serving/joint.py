@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +26,18 @@ Answer = np.ndarray | Exception
 """Probabilities, float32 [B, outputs], of a request, or what is wrong with it."""
 
 
+@dataclass(frozen=True)
+class Group:
+    """Requests of one layout, encoded."""
+
+    places: list[int]
+    """Which requests they are."""
+    rows: list[int]
+    """How many rows each has."""
+    inputs: Inputs | UserError
+    """What the model reads of all their rows, or what is wrong with their columns."""
+
+
 class JointScorer:
     """Scores requests together.
 
@@ -37,27 +50,33 @@ class JointScorer:
         self.model, self._observe = model, observe
         self._encoder_of = lru_cache(maxsize=64)(self._make_encoder)
 
-    def score(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answer to each request; a mistake in one is no matter of the others."""
-        groups: dict[Layout, list[int]] = defaultdict(list)
+    def encode(self, requests: Sequence[Request]) -> list[Group]:
+        """Ids and numbers, of requests of one layout together; a mistake in one is no matter of the others."""
+        places: dict[Layout, list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
-            groups[_layout(request)].append(place)
-        answers: list[Answer] = [UserError("not scored")] * len(requests)
-        for places in groups.values():
-            for place, answer in zip(places, self._score([requests[place] for place in places]), strict=True):
-                answers[place] = answer
-        return answers
+            places[_layout(request)].append(place)
+        return [self._group(found, [requests[place] for place in found]) for found in places.values()]
 
-    def _score(self, requests: list[Request]) -> list[Answer]:
+    def score(self, groups: Sequence[Group]) -> list[Answer]:
+        """The answer to each request of what `encode` gave, in the order there."""
+        answers: dict[int, Answer] = {}
+        for group in groups:
+            if isinstance(group.inputs, UserError):
+                answers |= dict.fromkeys(group.places, group.inputs)
+                continue
+            self._observe(group.inputs, self.model.collator)
+            ends = np.cumsum(group.rows)[:-1]
+            answers |= zip(group.places, np.split(self.model.score(group.inputs), ends), strict=True)
+        return [answers[place] for place in range(len(answers))]
+
+    def _group(self, places: list[int], requests: list[Request]) -> Group:
         """Of requests of one layout."""
+        rows = [request.rows for request in requests]
         try:
-            inputs = self.model.collator.collate(self._encode(requests))
+            return Group(places, rows, self.model.collator.collate(self._encode(requests)))
         except UserError as error:
             # All have one layout, and only that can be wrong: values that a type cannot hold are unseen.
-            return [error] * len(requests)
-        self._observe(inputs, self.model.collator)
-        ends = np.cumsum([request.rows for request in requests])
-        return list(np.split(self.model.score(inputs), ends[:-1]))
+            return Group(places, rows, error)
 
     def _encode(self, requests: list[Request]) -> dict[str, pa.Array]:
         counts = [request.rows for request in requests]

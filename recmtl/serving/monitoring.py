@@ -38,12 +38,11 @@ class Metrics:
             registry=self.registry,
         )
         self.rows = Counter("recmtl_rows_total", "Rows scored", registry=self.registry)
-        self.queue = Histogram(
-            "recmtl_queue_seconds", "Time that requests waited for the model", buckets=SECONDS, registry=self.registry
-        )
-        self.model = Histogram(
-            "recmtl_model_seconds", "Encoding and scoring of one batch", buckets=SECONDS, registry=self.registry
-        )
+        self.parsing = self._seconds("recmtl_parse_seconds", "Reading a request's body")
+        self.queue = self._seconds("recmtl_queue_seconds", "Time that requests waited for the model")
+        self.encoding = self._seconds("recmtl_encode_seconds", "From one batch's values to ids")
+        self.forward = self._seconds("recmtl_forward_seconds", "From one batch's ids to probabilities")
+        self.answering = self._seconds("recmtl_answer_seconds", "Writing an answer")
         self.batch = Histogram("recmtl_batch_rows", "Rows of a batch", buckets=SIZES, registry=self.registry)
         self.waiting = Gauge(
             "recmtl_waiting_rows", "Rows that wait now", multiprocess_mode="livesum", registry=self.registry
@@ -61,11 +60,15 @@ class Metrics:
         self.swaps = Counter("recmtl_model_swaps_total", "Exports that took over", registry=self.registry)
         self.refusals = Counter("recmtl_model_refusals_total", "Exports that were refused", registry=self.registry)
 
+    def _seconds(self, name: str, what: str) -> Histogram:
+        return Histogram(name, what, buckets=SECONDS, registry=self.registry)
+
     def batch_done(self, report: BatchReport) -> None:
         """Count a batch."""
         self.rows.inc(report.rows)
         self.batch.observe(report.rows)
-        self.model.observe(report.seconds)
+        self.encoding.observe(report.encoding)
+        self.forward.observe(report.forward)
         for seconds in report.waited:
             self.queue.observe(seconds)
 

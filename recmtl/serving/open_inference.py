@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from recmtl.encoding.encoder import Encoder
 from recmtl.encoding.values import is_list, is_string
 from recmtl.inference.exported import ExportedModel
 from recmtl.serving.columns import BadRequest, Request
@@ -63,7 +64,7 @@ def parse(body: bytes, header_length: int | None, model: ExportedModel, most_row
         most_rows: more are refused.
 
     Raises:
-        BadRequest: says what is wrong, in one line.
+        UserError: says what is wrong, in one line.
     """
     if header_length is not None and not 0 <= header_length <= len(body):
         raise BadRequest(f"{HEADER_LENGTH}: {header_length} of a body of {len(body)} bytes")
@@ -81,7 +82,7 @@ def parse(body: bytes, header_length: int | None, model: ExportedModel, most_row
         tensors[tensor.name] = tensor
     if len(data):
         raise BadRequest(f"body: {len(data)} bytes after the last tensor")
-    return _request(tensors, model.encoder.schema, most_rows), _wanted(value, model)
+    return _request(tensors, model.encoder, most_rows), _wanted(value, model)
 
 
 def _get(value: Any, key: str, kind: type, where: str) -> Any:
@@ -160,8 +161,8 @@ def _byte_strings(data: memoryview, count: int, where: str) -> list[bytes]:
     return found
 
 
-def _request(tensors: Mapping[str, Tensor], schema: pa.Schema, most_rows: int) -> Request:
-    columns = {field.name: _column(field, tensors) for field in schema}
+def _request(tensors: Mapping[str, Tensor], encoder: Encoder, most_rows: int) -> Request:
+    columns = {field.name: _column(field, tensors) for field in encoder.schema}
     lengths = {name: len(values) for name, values in columns.items()}
     rows = next((count for count in lengths.values() if count != 1), 1)
     for name, count in lengths.items():
@@ -170,7 +171,7 @@ def _request(tensors: Mapping[str, Tensor], schema: pa.Schema, most_rows: int) -
             raise BadRequest(f"column {name!r} has {count} rows, and {first!r} has {rows}")
     if rows > most_rows:
         raise BadRequest(f"{rows} rows are more than {most_rows}; send several requests")
-    return Request(rows, columns)
+    return Request(rows, {name: encoder.column(columns, name) for name in columns})
 
 
 def _column(field: pa.Field, tensors: Mapping[str, Tensor]) -> pa.Array:

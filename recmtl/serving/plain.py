@@ -6,28 +6,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
 
+from recmtl.encoding.encoder import Encoder
 from recmtl.serving.columns import BadRequest, Request, from_json
 
 KEYS = ("common", "rows")
 
 
-def parse(body: bytes, schema: pa.Schema, most_rows: int) -> Request:
+def parse(body: bytes, encoder: Encoder, most_rows: int) -> Request:
     """A request from its body.
 
     Args:
         body: JSON.
-        schema: names and types of the columns that the model reads; others are not looked at.
+        encoder: of the model; columns that it does not read are not looked at.
         most_rows: more are refused.
 
     Raises:
-        BadRequest: says what is wrong, in one line.
+        UserError: says what is wrong, in one line.
     """
+    schema = encoder.schema
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -37,26 +40,34 @@ def parse(body: bytes, schema: pa.Schema, most_rows: int) -> Request:
     if unknown := [key for key in value if key not in KEYS]:
         raise BadRequest(f"body: no key {unknown[0][:100]!r}; there are common and rows")
     rows, common = value.get("rows"), value.get("common") or {}
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not {dict}.issuperset(map(type, rows)):
         raise BadRequest("rows: must be a list of objects, one per row")
     if not isinstance(common, dict):
         raise BadRequest("common: must be an object: what all rows share")
     if len(rows) > most_rows:
         raise BadRequest(f"rows: {len(rows)} are more than {most_rows}; send several requests")
-    return Request(len(rows), {field.name: _column(field, common, rows) for field in schema})
+    shared = {field.name: from_json([common[field.name]], field) for field in schema if field.name in common}
+    own = [field for field in schema if field.name not in common]
+    values = _columns([field.name for field in own], rows)
+    # Rows that hold no more than their own columns hold none of the shared ones.
+    have_more = not {len(own)}.issuperset(map(len, rows))
+    if have_more and (twice := [name for name in shared if any(name in row for row in rows)]):
+        raise BadRequest(f"column {twice[0]!r}: is in common and in rows; give it once")
+    found = shared | {field.name: from_json(column, field) for field, column in zip(own, values, strict=True)}
+    return Request(len(rows), {name: encoder.column(found, name) for name in schema.names})
 
 
-def _column(field: pa.Field, common: dict[str, Any], rows: list[dict[str, Any]]) -> pa.Array:
-    name = field.name
-    if name in common:
-        if any(name in row for row in rows):
-            raise BadRequest(f"column {name!r}: is in common and in rows; give it once")
-        return from_json([common[name]], field)
+def _columns(names: list[str], rows: list[dict[str, Any]]) -> list[Sequence[Any]]:
+    """The values of each column."""
+    if not names or not rows:
+        return [[] for _ in names]
     try:
-        return from_json([row[name] for row in rows], field)
+        # One pass over the rows for all columns.
+        found = list(map(itemgetter(*names), rows))
     except KeyError:
-        place = next(number for number, row in enumerate(rows) if name not in row)
+        place, name = next((place, name) for place, row in enumerate(rows) for name in names if name not in row)
         raise BadRequest(f"rows[{place}]: no column {name!r}; null says that it is missing") from None
+    return [found] if len(names) == 1 else list(zip(*found, strict=True))
 
 
 def answer(name: str, version: str, tasks: tuple[str, ...], scores: np.ndarray) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from recmtl.encoding.encoder import Encoder
 from recmtl.serving import open_inference
 from recmtl.serving.columns import BadRequest
 
@@ -19,7 +20,7 @@ def model(outputs: tuple[str, ...] = OUTPUTS, **columns: pa.DataType) -> SimpleN
     """What of a model the protocol looks at."""
     schema = pa.schema(list(columns.items()))
     return SimpleNamespace(
-        encoder=SimpleNamespace(schema=schema),
+        encoder=Encoder((), (), {}, schema),
         signature=SimpleNamespace(outputs=outputs),
         tasks=("click", "buy"),
         version="0123456789ab",
