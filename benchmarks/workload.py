@@ -93,7 +93,9 @@ def _batches(dataset: Dataset, seed: int) -> Iterator[pa.RecordBatch]:
     while left > 0:
         rows = min(ROW_GROUP_ROWS, left)
         event = torch.rand(rows, generator=generator)
-        columns = [_ids(str(f.table), dataset.table(str(f.table)).rows, rows, generator) for f in dataset.features]
+        columns = [
+            popular_ids(str(f.table), dataset.table(str(f.table)).rows, rows, generator) for f in dataset.features
+        ]
         view = event < BASE_RATE["view"]
         like = ~view & (event < BASE_RATE["view"] + BASE_RATE["like"])
         columns += [view.to(torch.int8).numpy(), like.to(torch.int8).numpy()]
@@ -101,7 +103,7 @@ def _batches(dataset: Dataset, seed: int) -> Iterator[pa.RecordBatch]:
         left -= rows
 
 
-def _ids(table: str, size: int, rows: int, generator: torch.Generator) -> np.ndarray:
+def popular_ids(table: str, size: int, rows: int, generator: torch.Generator) -> np.ndarray:
     """Ids by popularity. Weighted by itself a lognormal is one again, its logarithm's mean moved by σ²."""
     z = torch.randn(rows, generator=generator, dtype=torch.float64) + SIGMA
     rank = 0.5 * torch.special.erfc(z / math.sqrt(2))
