@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
-from annotated_types import MultipleOf
+from annotated_types import Interval, MultipleOf
 
-from recmtl.typed import Count, Fraction, NonNegative, Positive, PositiveCount, Seed, Size
+from recmtl.typed import LARGEST_FLOAT, Count, Fraction, NonNegative, Positive, PositiveCount, Seed, Size
 
 ShardingType = Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"]
 
@@ -51,7 +51,7 @@ class DenseConfig:
 class WeightingConfig:
     """How the losses of several tasks become one; the recipe's weights multiply whatever the method gives."""
 
-    method: Literal["fixed", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
+    method: Literal["fixed", "uncertainty", "dwa", "gradnorm", "pcgrad", "multibalance"] = "fixed"
     """fixed: the recipe's weights alone; the others change weights (pcgrad: gradients) as training goes on."""
     temperature: Positive = 2.0
     """Temperature τ of dwa's softmax: the higher, the more alike the weights."""
@@ -59,6 +59,10 @@ class WeightingConfig:
     """Exponent α of gradnorm: how strongly slower tasks are favoured; 0: gradients of one size."""
     lr: Positive = 0.025
     """Learning rate, with Adam, of what uncertainty and gradnorm learn."""
+    decay: Fraction = 0.9
+    """Decay β of multibalance's moving averages of the sizes of gradients; 0: of the step alone."""
+    pull: Annotated[float, Interval(ge=1e-4, le=LARGEST_FLOAT)] = 0.1
+    """Pull ρ of multibalance's shares towards equal ones: large, it evens out sizes alone and lets tasks conflict."""
 
 
 @dataclass

@@ -80,10 +80,10 @@ class TrainModule(nn.Module):
                 f"training.tasks: the recipe gives weight 0 to all tasks to train ({names}); give one of them a weight "
                 "there, or train others"
             )
-        if weighting.method == "gradnorm" and not model.embeddings.tables:
+        if weighting.method in ("gradnorm", "multibalance") and not model.embeddings.tables:
             raise UserError(
-                "weighting.method: gradnorm balances gradients of embeddings, and all features are numeric; choose "
-                "another method"
+                f"weighting.method: {weighting.method} balances gradients of embeddings, and all features are numeric; "
+                "choose another method"
             )
         self.weighting = make_weighting(weighting, torch.tensor([task.weight for task in tasks]))
         if micro_batch_size and not self.weighting.known_ahead:

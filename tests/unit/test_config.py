@@ -59,7 +59,7 @@ def test_every_key_survives_the_round_trip():
             "dtype": "float16",
         },
         "dense": {"optimizer": "adamw", "lr": 1.0, "weight_decay": 0.1},
-        "weighting": {"method": "dwa", "temperature": 1.0, "alpha": 0.5, "lr": 0.1},
+        "weighting": {"method": "dwa", "temperature": 1.0, "alpha": 0.5, "lr": 0.1, "decay": 0.5, "pull": 2.0},
         "training": {
             "batch_size": 1,
             "micro_batch_size": 16,

@@ -97,7 +97,7 @@ def test_predictions_do_not_depend_on_micro_batches(toy):
     torch.testing.assert_close(found[1], found[0])
 
 
-@pytest.mark.parametrize("method", ["gradnorm", "pcgrad"])
+@pytest.mark.parametrize("method", ["gradnorm", "pcgrad", "multibalance"])
 def test_a_weighting_that_needs_the_whole_batch_is_refused(toy, method):
     with pytest.raises(UserError, match=rf"training\.micro_batch_size: 0 with weighting\.method {method}"):
         train_module_of(toy[0], "mmoe", method, SIZE)

@@ -38,8 +38,9 @@ def test_one_task_has_the_gradient_of_its_own_loss(method):
     assert weighting.weights().tolist() == pytest.approx([1.5])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "multibalance"])
 def test_at_the_start_without_conflicts_every_method_is_the_fixed_one(method):
+    """All but `multibalance`, which evens out sizes from the first step on."""
     gradients = np.random.default_rng(0).random((3, 5))  # positive: their inner products are too
     np.testing.assert_allclose(
         gradient_of(weighting_of(method, RECIPE), gradients), np.array(RECIPE) @ gradients, rtol=1e-5

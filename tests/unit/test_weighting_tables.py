@@ -136,7 +136,7 @@ def test_a_models_own_term_is_added_as_it_is(toy, method):
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "column_wise", "data_parallel"])
-@pytest.mark.parametrize("method", ["gradnorm", "pcgrad"])
+@pytest.mark.parametrize("method", ["gradnorm", "pcgrad", "multibalance"])
 def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, sharding):
     """One step of SGD in backward, against the gradient of the unsharded module."""
     dataset, batch = toy
@@ -181,7 +181,7 @@ def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, s
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "single_task"])
-@pytest.mark.parametrize("method", ["gradnorm", "pcgrad"])
+@pytest.mark.parametrize("method", ["gradnorm", "pcgrad", "multibalance"])
 def test_every_models_parameters_get_a_gradient(toy, method, name):
     dataset, batch = toy
     train_module = train_module_of(dataset, method, name)

@@ -8,6 +8,7 @@ from recmtl.config import WeightingConfig
 from recmtl.objectives.weighting.base import Weighting
 from recmtl.objectives.weighting.dwa import DWA
 from recmtl.objectives.weighting.gradnorm import GradNorm
+from recmtl.objectives.weighting.multibalance import MultiBalance
 from recmtl.objectives.weighting.pcgrad import PCGrad
 from recmtl.objectives.weighting.uncertainty import Uncertainty
 
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Weighting]] = {
     "dwa": DWA,
     "gradnorm": GradNorm,
     "pcgrad": PCGrad,
+    "multibalance": MultiBalance,
 }
 """The choices of `weighting.method`."""
 

@@ -127,3 +127,9 @@ class GivenGradients(torch.autograd.Function):
         given = [None if one is None else one.mul_(gradient) for one in ctx.gradients]
         ctx.gradients.clear()
         return gradient, None, *given
+
+
+def inner_products(gradients: Tensor) -> Tensor:
+    """⟨g_i, g_j⟩ [T, T] of gradients [T, ...]."""
+    flat = gradients.flatten(1)
+    return flat @ flat.T

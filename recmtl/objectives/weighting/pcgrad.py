@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recmtl.objectives.weighting.base import GivenGradients, Weighting
+from recmtl.objectives.weighting.base import GivenGradients, Weighting, inner_products
 from recmtl.runtime.collectives import sum_over_ranks, world_size
 
 
@@ -73,12 +73,6 @@ def project(gram: Tensor, orders: Tensor) -> Tensor:
         lengths = gram[others, others].clamp(min=torch.finfo(gram.dtype).tiny)
         combinations[rows, others] -= products.clamp(max=0) / lengths
     return combinations.sum(0)
-
-
-def inner_products(gradients: Tensor) -> Tensor:
-    """⟨g_i, g_j⟩ [T, T] of gradients [T, ...]."""
-    flat = gradients.flatten(1)
-    return flat @ flat.T
 
 
 def mean_over_ranks(gradients: Sequence[Tensor]) -> list[Tensor]:
