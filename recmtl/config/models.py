@@ -7,7 +7,9 @@ import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Interval
 
 from recmtl.errors import UserError, nearest
 from recmtl.typed import Fraction, NonNegative, Size
@@ -20,7 +22,7 @@ class ModelConfig:
     name: str
     """Model name."""
     gateable: ClassVar[bool] = True
-    """The model has towers, which PEPNet can gate."""
+    """The model has towers that PEPNet can gate, and a loss that reads nothing but their logits."""
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any]) -> type:
@@ -212,6 +214,21 @@ class ESMMConfig(ModelConfig):
 
 
 @dataclass
+class ESCM2Config(ESMMConfig):
+    """Sizes of ESCM²."""
+
+    name: str = "escm2"
+    """Model name."""
+    regularizer: Literal["ips", "dr"] = "dr"
+    """Loss of a conditional probability: inverse propensities, or doubly robust, with towers that impute errors."""
+    counterfactual: NonNegative = 1.0
+    """Weight λ of that loss; 0: ESMM."""
+    clip: Annotated[float, Interval(ge=1e-4, le=1)] = 0.02
+    """Least propensity p(parent) to divide by: the smaller, the less biased and the noisier."""
+    gateable: ClassVar[bool] = False
+
+
+@dataclass
 class AITMConfig(ModelConfig):
     """Sizes of AITM."""
 
@@ -262,13 +279,13 @@ class PEPNetConfig(ModelConfig):
         """With the sizes of the backbone that the section names.
 
         Raises:
-            UserError: there is no such model, or it has no towers that could be gated.
+            UserError: there is no such model, or it cannot be gated.
         """
         backbone = values.get("backbone")
         name = backbone.get("name", SharedBottomConfig.name) if isinstance(backbone, dict) else SharedBottomConfig.name
         sizes = find_model(name, "model.backbone.name").config
         if not sizes.gateable:
-            raise UserError(f"model.backbone.name: {name} has no towers that could be gated; choose another model")
+            raise UserError(f"model.backbone.name: {name} cannot be gated; choose another model")
         return _around(sizes)  # type: ignore[arg-type]  # mypy takes the class for unhashable, as its instances are
 
 
@@ -354,6 +371,11 @@ MODELS: dict[str, ModelEntry] = {
         ESMMConfig,
         "recmtl.models.esmm:ESMM",
         "probabilities multiplied along the funnel, over all rows (Ma et al., SIGIR 2018)",
+    ),
+    "escm2": ModelEntry(
+        ESCM2Config,
+        "recmtl.models.escm2:ESCM2",
+        "ESMM with a counterfactual loss of the conditional probabilities (Wang et al., SIGIR 2022)",
     ),
     "aitm": ModelEntry(
         AITMConfig,

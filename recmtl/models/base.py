@@ -74,5 +74,8 @@ class Model(nn.Module):
         return logits
 
     def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T] from x [B, width] of every table set, by the set's name."""
+        """Logits [B, T] from x [B, width] of every table set, by the set's name.
+
+        In training a model may give more columns after them, for a loss of its own.
+        """
         return self.compose_logits(self.conditional_logits(x))

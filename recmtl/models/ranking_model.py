@@ -79,8 +79,13 @@ class RankingModel(nn.Module):
         """Pooled embeddings, float32 [B, ΣD], of every table set by its name."""
         return self.embeddings(sparse)
 
-    def score(self, x: dict[str, Tensor], numeric: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Logits [B, T] from pooled embeddings.
+    def score(self, x: dict[str, Tensor], numeric: Tensor) -> Tensor:
+        """Logits [B, T] from pooled embeddings, as `embed` gives them, and numbers [B, N]."""
+        outputs, tasks = self.outputs(x, numeric), len(self.dense.inputs.tasks)
+        return outputs if outputs.shape[1] == tasks else outputs[:, :tasks]
+
+    def outputs(self, x: dict[str, Tensor], numeric: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """As `score`, followed by what the model gives in training beside its logits [B, T + R].
 
         Args:
             x: as `embed` gives them.
@@ -89,8 +94,8 @@ class RankingModel(nn.Module):
         """
         x = _append(x, numeric)
         with self._autocast(numeric):
-            logits = self.dense(x) if parameters is None else functional_call(self.dense, dict(parameters), (x,))
-        return logits.float()
+            outputs = self.dense(x) if parameters is None else functional_call(self.dense, dict(parameters), (x,))
+        return outputs.float()
 
     def conditional_logits(self, x: dict[str, Tensor], numeric: Tensor) -> Tensor:
         """As `score`, of p(task | parent) or p(task | not parent) where the model composes probabilities of tasks."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from recmtl.models import Model
 from recmtl.models.aitm import AITM
+from recmtl.models.escm2 import ESCM2
 from recmtl.models.esmm import ESMM
 from recmtl.models.pepnet import PEPNet
 from recmtl.schema import Task
@@ -95,7 +96,7 @@ def joint_logits(model: ESMM, logits: Tensor) -> Tensor:
 
 
 @singledispatch
-def auxiliary_loss(model: Model, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor | None:
+def auxiliary_loss(model: Model, outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor | None:
     """A term to add to the weighted sum of the tasks' losses (a scalar); None: there is none.
 
     It is a sum over rows, as the losses are, so that it adds up over micro-batches and ranks. A model has one where a
@@ -103,15 +104,15 @@ def auxiliary_loss(model: Model, logits: Tensor, labels: Tensor, weights: Tensor
 
     Args:
         model: the dense network.
-        logits: [B, T].
-        labels: [B, T], NaN where there is none.
+        outputs: the tasks' logits, and what the model gives in training beside them [B, T + R].
+        labels: those that the losses learn, [B, T], NaN where there is none.
         weights: of rows and tasks, normalised as for `task_losses`, [B, T].
     """
     return None
 
 
 @auxiliary_loss.register
-def calibrator(model: AITM, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor | None:
+def calibrator(model: AITM, outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor | None:
     r"""AITM's calibrator: α · Σ_b Σ_t w_{b,t} max(p_t − p_parent, 0) (Xi et al., KDD 2021, section 3.4).
 
     It punishes a task that is likelier than what it needs. w are the weights of the task's own loss, 1/B where all
@@ -123,15 +124,48 @@ def calibrator(model: AITM, logits: Tensor, labels: Tensor, weights: Tensor) -> 
     if not model.calibrated or not model.config.alpha:
         return None
     tasks, parents = map(list, zip(*model.calibrated, strict=True))
-    p = logits.sigmoid()
+    p = outputs.sigmoid()
     excess = torch.relu(p[:, tasks] - p[:, parents])
     return model.config.alpha * (weights[:, tasks] * excess).sum()
 
 
 @auxiliary_loss.register
-def of_backbone(model: PEPNet, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor | None:
+def counterfactual(model: ESCM2, outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor | None:
+    r"""ESCM²'s loss of conditional probabilities, had the parent happened in every row (section 4 of the paper).
+
+    For a task with a parent, with o = 1 where the parent happened and else 0, e = BCE(σ(b), y) the error of its
+    conditional probability there, p = max(p(parent), clip) without gradient, and w the weights of the task's own loss:
+        ips: λ Σ_b w o e / p;
+        dr:  λ Σ_b w (ê + o (e − ê) / p) + λ Σ_b w o (e − ê)² / p, the last sum with e held constant: it trains ê.
+    For `given_not` the parent's not happening takes the place of its happening.
+
+    E[o / p] = 1 where p is right, so the mean of either is that of e over all rows, if what makes the parent likely is
+    what the model sees; dr also has it where ê is right. p is the product along the chain, for a parent that has one.
+    """
+    if not model.training or not model.links:
+        return None
+    tasks = len(model.parents)
+    logits, conditional, imputed = outputs.tensor_split((tasks, tasks + len(model.links)), dim=1)
+    parents = [parent for _, parent in model.links]
+    needed = [float(model.inputs.tasks[task].relation == "given") for task in model.linked]
+    happened = labels.new_tensor(needed)
+    with torch.no_grad():
+        p = model.joint_logits(logits).sigmoid()[:, parents]
+        p = torch.where(happened > 0, p, 1 - p).clamp(min=model.config.clip)
+        inverse = (labels[:, parents] == happened) / p
+    labels, weights = labels[:, model.linked].nan_to_num(0.0), weights[:, model.linked]
+    errors = F.binary_cross_entropy_with_logits(conditional, labels, reduction="none")
+    if model.imputers is None:
+        losses = errors * inverse
+    else:
+        losses = imputed + (errors - imputed) * inverse + (errors.detach() - imputed).square() * inverse
+    return model.config.counterfactual * (weights * losses).sum()
+
+
+@auxiliary_loss.register
+def of_backbone(model: PEPNet, outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor | None:
     """PEPNet's is its backbone's."""
-    return auxiliary_loss(model.backbone, logits, labels, weights)
+    return auxiliary_loss(model.backbone, outputs, labels, weights)
 
 
 @learned_labels.register

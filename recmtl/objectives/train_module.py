@@ -122,13 +122,13 @@ class TrainModule(nn.Module):
         weights, observed = self._weights(batch, labels)
         if len(rows) > 1 and torch.is_grad_enabled():
             return self._accumulate(pooled, batch, rows, labels, weights, observed)
-        parts = [
-            self.model.score({name: _rows(values, some) for name, values in pooled.items()}, _rows(batch.numeric, some))
-            for some in rows
-        ]
+        parts = []
+        for some in rows:
+            x = {name: _rows(values, some) for name, values in pooled.items()}
+            parts.append(self.model.outputs(x, _rows(batch.numeric, some)))
         # Padding was left out: it must not enter the statistics of batch normalisation.
-        logits = F.pad(torch.cat(parts), (0, 0, 0, len(batch.weights) - batch.rows))
-        losses, auxiliary = self._losses(logits, labels, weights)
+        outputs = F.pad(torch.cat(parts), (0, 0, 0, len(batch.weights) - batch.rows))
+        logits, losses, auxiliary = self._losses(outputs, labels, weights)
         inputs, parameters = list(pooled.values()), list(self.model.dense.parameters())
         loss = self.weighting(losses, inputs, parameters, observed, batch.row_weights)
         return loss + auxiliary, Output(losses.detach(), observed, logits.detach(), batch)
@@ -166,8 +166,8 @@ class TrainModule(nn.Module):
         losses, auxiliary = torch.zeros_like(weights), torch.zeros_like(weights[0])
         for rows in micro_batches:
             x = {name: values[rows].detach().requires_grad_() for name, values in pooled.items()}
-            mine = self.model.score(x, batch.numeric[rows], parameters)
-            of_tasks, of_model = self._losses(mine, labels[rows], row_weights[rows])
+            outputs = self.model.outputs(x, batch.numeric[rows], parameters)
+            mine, of_tasks, of_model = self._losses(outputs, labels[rows], row_weights[rows])
             ((weights * of_tasks).sum() + of_model).backward()
             for name, values in x.items():
                 if values.grad is not None:
@@ -185,12 +185,13 @@ class TrainModule(nn.Module):
         size = self.micro_batch_size or max(batch.rows, 1)
         return [slice(start, min(start + size, batch.rows)) for start in range(0, max(batch.rows, 1), size)]
 
-    def _losses(self, logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of every task [T], and what the model's paper adds to their weighted sum."""
+    def _losses(self, outputs: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits [B, T], the loss of every task [T], and what the model's paper adds to their weighted sum."""
         model = self.model.dense
-        auxiliary = auxiliary_loss(model, logits, labels, weights)
+        auxiliary = auxiliary_loss(model, outputs, labels, weights)
+        logits = outputs[:, : labels.shape[1]]
         losses = task_losses(learned_logits(model, logits), labels, weights, model.inputs.tasks)
-        return losses, logits.new_zeros(()) if auxiliary is None else auxiliary
+        return logits, losses, logits.new_zeros(()) if auxiliary is None else auxiliary
 
 
 def _rows(values: Tensor, rows: slice) -> Tensor:

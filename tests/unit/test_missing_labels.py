@@ -38,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def train_module_of(dataset: Dataset, name: str, method: str = "fixed", micro_batch_size: int = 0) -> TrainModule:
     torch.manual_seed(0)
-    model = RankingModel(dataset, TASKS, MODELS[name].config(), dim=8).eval().double()  # no dropout
+    model = RankingModel(dataset, TASKS, MODELS[name].config(), dim=8).double()
     train_module = TrainModule(model, WeightingConfig(method=method), micro_batch_size, uneven=True).double()  # type: ignore[arg-type]
     train_module.weighting.step = 3
     return train_module
@@ -151,7 +151,7 @@ def test_the_loss_of_a_task_is_the_mean_over_its_rows(dataset, name):
     assert_same(found, (total, gradients))
 
 
-@pytest.mark.parametrize("name", ["mmoe", "esmm", "aitm"])
+@pytest.mark.parametrize("name", ["mmoe", "esmm", "escm2", "aitm"])
 def test_micro_batches_do_not_change_the_step(dataset, name):
     results = []
     for size in (0, 7):
@@ -208,7 +208,7 @@ def uneven_step(dataset: Dataset, name: str) -> tuple[TrainModule, tuple[dict[st
 
 
 def test_two_ranks_are_one(tmp_path):
-    names = ["mmoe", "stem", "aitm"]
+    names = ["mmoe", "stem", "aitm", "escm2"]
     dataset = replace(write_toy(tmp_path / "data", {"train": 8, "val": 0, "test": 0}), tasks=TASKS)
     torch.multiprocessing.spawn(train_on, (tmp_path, names), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

@@ -58,7 +58,7 @@ def test_parameters_given_take_the_place_of_the_models(toy):
     model = model_of(dataset, "mmoe")
     x = model.embed(batch.sparse)
     zeros = {name: torch.zeros_like(p) for name, p in model.dense.named_parameters()}
-    assert not model.score(x, batch.numeric, zeros).any()
+    assert not model.outputs(x, batch.numeric, zeros).any()
     assert model.score(x, batch.numeric).all()
 
 
