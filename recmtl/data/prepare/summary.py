@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -19,7 +19,12 @@ WIDE = 1000
 
 
 def notes(dataset: Dataset) -> Iterator[str]:
-    """One line for each feature whose values are often missing or unseen in test rows, but not in training rows."""
+    """What a user should know of the data, a line each.
+
+    Rows that were left out, and features whose values are often missing or unseen in test rows but not in training rows.
+    """
+    if dataset.unlabelled:
+        yield f"{dataset.unlabelled:,} rows were left out: no task has a label in them"
     for feature in dataset.features:
         for what, shares in (("missing", feature.missing), ("unseen or rare", feature.unseen)):
             train, test = shares.get("train", 0.0), shares.get("test", 0.0)
@@ -29,11 +34,16 @@ def notes(dataset: Dataset) -> Iterator[str]:
 
 
 def print_summary(dataset: Dataset) -> None:
-    """Print base rates by task and split, then the shares of missing and unseen values by feature and split."""
+    """Print base rates by task and split, then the shares of missing and unseen values by feature and split.
+
+    Of a task that is a number the base rate is its mean. How many rows have labels is told where not all have.
+    """
     splits = [split for split in SPLITS if dataset.rows[split]]
-    rates = _table("base rate", splits)
+    partial = any(map(dataset.is_partial, dataset.tasks))
+    rates = _table("base rate", [*splits, *(f"labels {split}" for split in splits if partial)])
     for task in dataset.tasks:
-        rates.add_row(task.name, *_cells(task.base_rate, splits, ".4f"))
+        counts = _cells(task.observed, splits, ",") if partial else []
+        rates.add_row(task.name, *_cells(task.base_rate, splits, ".4f"), *counts)
     shares = _table("feature", [f"{what} {split}" for what in ("missing", "unseen") for split in splits])
     for feature in dataset.features:
         shares.add_row(feature.name, *_shares(feature, splits))
@@ -55,5 +65,5 @@ def _shares(feature: Feature, splits: list[str]) -> list[str]:
     return [*_cells(feature.missing, splits, ".2%"), *_cells(feature.unseen, splits, ".2%")]
 
 
-def _cells(values: dict[str, float], splits: list[str], style: str) -> list[str]:
+def _cells(values: Mapping[str, float], splits: list[str], style: str) -> list[str]:
     return [format(values[split], style) if split in values else "–" for split in splits]
