@@ -21,7 +21,7 @@ WIDE = 1000
 def notes(dataset: Dataset) -> Iterator[str]:
     """What a user should know of the data, a line each.
 
-    Rows that were left out, and features whose values are often missing or unseen in test rows but not in training rows.
+    Rows that were left out; features whose values are often missing or unseen in test rows but not in training rows.
     """
     if dataset.unlabelled:
         yield f"{dataset.unlabelled:,} rows were left out: no task has a label in them"
