@@ -1,4 +1,7 @@
-"""Area under the ROC curve: of all rows, within users, and without the rows of each fold."""
+"""Area under the ROC curve, every row counted once: of all rows, within users, and without the rows of each fold.
+
+Counts are integers. `recmtl.metrics.weighted_auc` has the same for rows that weigh differently.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def grouped_auc(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> t
     Returns:
         By group: AUC [G], rows [G].
     """
-    positives, negatives = _sorted_classes(_keys(groups, _ordered_bits(scores)), labels)
+    positives, negatives = _sorted_classes(grouped_keys(groups, ordered_bits(scores)), labels)
     group, first, count = np.unique(positives >> np.uint64(32), return_index=True, return_counts=True)
     start, stop = (np.searchsorted(negatives, (group + np.uint64(i)) << np.uint64(32)) for i in (0, 1))
     wins = np.add.reduceat(_wins(positives, negatives), first) if len(group) else first
@@ -66,7 +69,7 @@ def fold_aucs(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tupl
         The AUC as `auc` gives it; float64 [FOLDS], NaN for a fold without rows. The latter is None where all rows are
         in one fold or a class is missing without one of the folds.
     """
-    bits = _ordered_bits(scores)
+    bits = ordered_bits(scores)
     positives, positive_folds = _sorted_with_folds(bits[labels], folds[labels])
     negatives, negative_folds = _sorted_with_folds(bits[~labels], folds[~labels])
     del bits
@@ -85,11 +88,11 @@ def fold_aucs(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tupl
     of_fold = np.bincount(positive_folds, minlength=FOLDS), np.bincount(negative_folds, minlength=FOLDS)
     order = np.argsort(positive_folds, kind="stable")  # by fold, then still by score
     without = total - _sums(wins[order], of_fold[0])
-    positives = _keys(positive_folds[order], positives[order])
+    positives = grouped_keys(positive_folds[order], positives[order])
     order = np.argsort(negative_folds, kind="stable")
     without -= _sums(losses[order], of_fold[1])
     del wins, losses, ends, left, right
-    negatives = _keys(negative_folds[order], negatives[order])
+    negatives = grouped_keys(negative_folds[order], negatives[order])
     # Negatives of all earlier folds lie below every positive, too.
     without += _sums(_wins(positives, negatives), of_fold[0])
     without -= 2 * (np.cumsum(of_fold[1]) - of_fold[1]) * of_fold[0]
@@ -131,7 +134,7 @@ def _wins(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     return wins
 
 
-def _keys(groups: np.ndarray, bits: np.ndarray) -> np.ndarray:
+def grouped_keys(groups: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """uint64 [n] that order rows by group, then by the ordered bits of their score."""
     keys = groups.astype(np.uint64)
     keys <<= np.uint64(32)
@@ -139,7 +142,7 @@ def _keys(groups: np.ndarray, bits: np.ndarray) -> np.ndarray:
     return keys
 
 
-def _ordered_bits(scores: np.ndarray) -> np.ndarray:
+def ordered_bits(scores: np.ndarray) -> np.ndarray:
     """float32 numbers as uint32 in the same order: of negative ones all bits are turned round, of others the sign."""
     bits = (scores + np.float32(0)).view(np.uint32)  # −0 becomes 0
     flips = (bits.view(np.int32) >> 31).view(np.uint32)

@@ -1,8 +1,8 @@
-"""The metrics of one task on all its rows."""
+"""The metrics of one binary task on all its rows."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,18 @@ from torch.nn import functional as F
 from recmtl.metrics.auc import auc, fold_aucs, grouped_auc
 from recmtl.metrics.entropy import entropy
 from recmtl.metrics.jackknife import FOLDS, standard_error
+from recmtl.metrics.names import ALL
+from recmtl.metrics.sums import chunks, mass_of, means_without, numbers, quantiles, times
+from recmtl.metrics.weighted_auc import weighted_auc, weighted_fold_aucs, weighted_grouped_auc
 
 BINS = 20
-"""Bins of a calibration plot, as full as each other where predictions differ."""
-CHUNK = 2**18
-"""Rows that are worked on in float64 at once."""
+"""Bins of a calibration plot, of equal weight where predictions differ."""
 
 Values = dict[str, Any]
 """The metrics of one task by name: numbers, None where undefined, and the list ``auc_folds``."""
 Bins = dict[str, list[float]]
-"""The calibration bins of one task: ``rows``, mean ``prediction`` and ``positives`` of each, by rising prediction."""
+"""The calibration bins of one task by rising prediction: ``rows``, mean ``prediction`` and mean ``label`` of each, and
+of a binary task ``positives``."""
 
 
 def measure(
@@ -30,8 +32,10 @@ def measure(
     oracle: np.ndarray | None = None,
     groups: np.ndarray | None = None,
     folds: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    include: Collection[str] = ALL,
 ) -> tuple[Values, Bins]:
-    """The metrics of one task.
+    """The metrics of one binary task on the rows that have a label. With weights every mean is a weighted one.
 
     - auc: area under the ROC curve; null when the labels hold one class only.
     - auc_se: its standard error (`recmtl.metrics.jackknife`); null where a class is missing without one of the folds.
@@ -42,7 +46,8 @@ def measure(
     - logloss: mean binary cross entropy, in nats. logloss_se: its standard error.
     - ne: normalised entropy, logloss over the entropy of the base rate (He et al., ADKDD 2014, section 3).
     - calibration: mean prediction over the base rate; null without positives.
-    - base_rate: fraction of positive labels. positives: their number. rows: rows measured.
+    - base_rate: fraction of positive labels. positives: their number. rows: rows measured. The latter two are counts,
+      whatever the weights.
 
     Args:
         logits: float32 [n].
@@ -50,37 +55,51 @@ def measure(
         oracle: true probabilities [n]; NaN: unknown.
         groups: user of every row [n], counted from 0; negative: none.
         folds: fold of every row, uint8 [n]; None: no standard errors.
+        weights: of the rows, above 0 [n]; None: all 1.
+        include: names of the metrics to measure; the others are null, logloss excepted.
 
     Returns:
-        The metrics; and the calibration bins, cut at quantiles of the predictions: equal ones share a bin.
+        The metrics, all null and counts 0 where there are no rows; and the calibration bins, cut at quantiles of the
+        predictions: equal ones share a bin.
     """
-    rows, base_rate = len(labels), labels.mean().item()
+    rows = len(labels)
+    if not rows:
+        names = ("auc", "auc_se", "auc_folds", "gauc", "oracle_auc", "logloss", "logloss_se", "ne", "calibration")
+        none: Values = dict.fromkeys((*names, "base_rate"))
+        return {**none, "positives": 0, "rows": 0}, {"rows": [], "prediction": [], "positives": [], "label": []}
     folds = np.zeros(rows, np.uint8) if folds is None else folds  # of a single fold there is no error
-    edges = np.unique(_quantiles(logits, BINS))
+    edges = np.unique(quantiles(logits, BINS, weights))
     loss_of_fold = np.zeros(FOLDS)
     counts, sums, positives = np.zeros((3, len(edges) + 1))
-    for start in range(0, rows, CHUNK):
-        some = slice(start, start + CHUNK)
+    masses, labelled = (counts, positives) if weights is None else np.zeros((2, len(edges) + 1))
+    for some in chunks(rows):
         x, y = torch.from_numpy(logits[some]).double(), torch.from_numpy(labels[some]).double()
+        mass = mass_of(weights, some)
         losses = F.binary_cross_entropy_with_logits(x, y, reduction="none").numpy()
-        loss_of_fold += np.bincount(folds[some], losses, minlength=FOLDS)
+        loss_of_fold += np.bincount(folds[some], times(losses, mass), minlength=FOLDS)
         bins = np.searchsorted(edges, logits[some], "right")
-        for total, weights in ((counts, None), (sums, x.sigmoid().numpy()), (positives, y.numpy())):
-            total += np.bincount(bins, weights, minlength=len(total))
-    logloss, base_entropy = loss_of_fold.sum().item() / rows, entropy(base_rate)
-    known = None if oracle is None else ~np.isnan(oracle)
-    area, without = fold_aucs(logits, labels, folds)
-    auc_folds = None if without is None else _numbers(without)
+        by_bin = [(counts, None), (sums, times(x.sigmoid().numpy(), mass)), (positives, y.numpy())]
+        if mass is not None:
+            by_bin += [(masses, mass), (labelled, y.numpy() * mass)]
+        for total, values in by_bin:
+            total += np.bincount(bins, values, minlength=len(total))
+    masses_of_fold = np.bincount(folds, weights, minlength=FOLDS)
+    mass_of_all = masses_of_fold.sum().item()
+    base_rate = labels.mean().item() if weights is None else labelled.sum().item() / mass_of_all
+    logloss, base_entropy = loss_of_fold.sum().item() / mass_of_all, entropy(base_rate)
+    area, without = _fold_aucs(logits, labels, folds, weights) if "auc" in include else (None, None)
+    auc_folds = None if without is None else numbers(without)
+    is_calibrated = "calibration" in include and base_rate > 0
     metrics: Values = {
         "auc": area,
         "auc_se": None if auc_folds is None else standard_error(auc_folds),
         "auc_folds": auc_folds,
-        "gauc": None if groups is None else _gauc(logits, labels, groups),
-        "oracle_auc": None if oracle is None else auc(oracle[known], labels[known]),
+        "gauc": None if groups is None or "gauc" not in include else _gauc(logits, labels, groups, weights),
+        "oracle_auc": _oracle_auc(oracle, labels, weights) if "oracle_auc" in include else None,
         "logloss": logloss,
-        "logloss_se": standard_error(_numbers(_means_without(loss_of_fold, folds))),
-        "ne": logloss / base_entropy if base_entropy else None,
-        "calibration": sums.sum().item() / rows / base_rate if base_rate else None,
+        "logloss_se": standard_error(numbers(means_without(loss_of_fold, masses_of_fold))),
+        "ne": logloss / base_entropy if base_entropy and "ne" in include else None,
+        "calibration": sums.sum().item() / mass_of_all / base_rate if is_calibrated else None,
         "base_rate": base_rate,
         "positives": int(positives.sum()),
         "rows": rows,
@@ -88,32 +107,31 @@ def measure(
     full = counts > 0
     return metrics, {
         "rows": counts[full].astype(int).tolist(),
-        "prediction": (sums[full] / counts[full]).tolist(),
+        "prediction": (sums[full] / masses[full]).tolist(),
         "positives": positives[full].astype(int).tolist(),
+        "label": (labelled[full] / masses[full]).tolist(),
     }
 
 
-def _means_without(sums: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """The mean over the rows of all folds but one, for each; NaN for a fold without rows, or with all of them."""
-    counts = np.bincount(folds, minlength=FOLDS)
-    means = np.full(FOLDS, np.nan)
-    some = (counts > 0) & (counts < len(folds))
-    means[some] = (sums.sum() - sums[some]) / (len(folds) - counts[some])
-    return means
+def _fold_aucs(
+    scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray | None
+) -> tuple[float | None, np.ndarray | None]:
+    if weights is None:
+        return fold_aucs(scores, labels, folds)
+    return weighted_fold_aucs(scores, labels, folds, weights)
 
 
-def _numbers(values: np.ndarray) -> list[float | None]:
-    """As JSON knows them: null for NaN."""
-    return [None if math.isnan(value) else value for value in values.tolist()]
+def _oracle_auc(oracle: np.ndarray | None, labels: np.ndarray, weights: np.ndarray | None) -> float | None:
+    if oracle is None:
+        return None
+    known = ~np.isnan(oracle)
+    if weights is None:
+        return auc(oracle[known], labels[known])
+    return weighted_auc(oracle[known], labels[known], weights[known])
 
 
-def _gauc(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float | None:
+def _gauc(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, weights: np.ndarray | None) -> float | None:
     known = groups >= 0
-    area, rows = grouped_auc(scores[known], labels[known], groups[known])
-    return np.average(area, weights=rows).item() if len(area) else None
-
-
-def _quantiles(values: np.ndarray, parts: int) -> np.ndarray:
-    """The values that cut `values` into equal parts."""
-    places = np.arange(1, parts) * len(values) // parts
-    return np.partition(values, places)[places]
+    rows = scores[known], labels[known], groups[known]
+    area, mass = grouped_auc(*rows) if weights is None else weighted_grouped_auc(*rows, weights[known])
+    return np.average(area, weights=mass).item() if len(area) else None

@@ -16,7 +16,8 @@ from recmtl.distributed.context import DistContext, process_group
 from recmtl.metrics.auc import auc, grouped_auc
 from recmtl.metrics.collect import Metrics
 from recmtl.metrics.entropy import entropy
-from recmtl.metrics.measure import BINS, CHUNK, measure
+from recmtl.metrics.measure import BINS, measure
+from recmtl.metrics.sums import CHUNK
 from recmtl.objectives.losses import task_losses
 from recmtl.schema import Task
 
@@ -210,6 +211,7 @@ def test_calibration_bins_equal_their_definition(rows):
     assert bins["rows"] == [count for count, _, _ in wanted]
     assert bins["prediction"] == pytest.approx([prediction for _, prediction, _ in wanted])
     assert bins["positives"] == [positives for _, _, positives in wanted]
+    assert bins["label"] == pytest.approx([positives / count for count, _, positives in wanted])
 
 
 def test_calibration_bins_are_equally_full():
@@ -281,7 +283,7 @@ def test_results_are_plain_numbers(context):
     folds = found["a"].pop("auc_folds")
     assert {type(value) for value in folds} == {float, type(None)}  # 50 rows leave folds without any
     assert {type(value) for value in found["a"].values()} == {float, int}
-    assert [{type(value) for value in values} for values in bins["a"].values()] == [{int}, {float}, {int}]
+    assert [{type(value) for value in values} for values in bins["a"].values()] == [{int}, {float}, {int}, {float}]
 
 
 def test_loss_is_the_weighted_cross_entropy_of_every_task():
