@@ -74,6 +74,11 @@ def weight_column(task: str) -> str:
     return f"weight_{task}"
 
 
+def segment_column(name: str) -> str:
+    """Name of the text column with the values of a segment, null where missing."""
+    return f"segment_{name}"
+
+
 def oracle_column(task: str) -> str:
     """Name of the float32 column with the true probability of `task`, in synthetic data."""
     return f"oracle_{task}"
@@ -195,6 +200,9 @@ class Dataset:
     """The files hold `GROUP_COLUMN`."""
     row_weight: bool = False
     """The files hold `WEIGHT_COLUMN`."""
+    segments: tuple[str, ...] = ()
+    """Columns of the query by whose values metrics can be measured, and which no model reads. The files hold them as
+    text in `segment_column(name)`."""
     unlabelled: int = 0
     """Rows that were left out because no task has a label in them."""
     keep_negatives: float = 1.0
@@ -292,6 +300,7 @@ class Dataset:
                 "tables": tuple(Table(**table) for table in values["tables"]),
                 "features": tuple(Feature(**feature) for feature in values["features"]),
                 "tasks": tuple(Task(**task) for task in values["tasks"]),
+                "segments": tuple(values["segments"]),
             }
             dataset = Dataset(**{slot.name: values.pop(slot.name) for slot in fields(Dataset)})
             if values or dataset._fingerprints() != written:

@@ -152,6 +152,8 @@ class Recipe:
     weight: str | None = None
     """Column with the weight of every row for all tasks."""
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    segments: tuple[str, ...] = ()
+    """Columns by whose values metrics can be measured; no model reads them."""
     origin: str = ""
     """Where the recipe was read from, for messages."""
     toml: str = ""
@@ -195,6 +197,7 @@ class _File:
     group: str | None = None
     weight: str | None = None
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    segments: Texts = ()
 
 
 def recipe_names() -> list[str]:
@@ -254,6 +257,7 @@ def _parse(keys: dict[str, Any], origin: str) -> Recipe:
         group=file.group,
         weight=file.weight,
         sampling=file.sampling,
+        segments=file.segments,
         origin=origin,
     )
     check_recipe(recipe)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS
-from recmtl.schema import GROUP_COLUMN, WEIGHT_COLUMN, label_column, oracle_column, weight_column
+from recmtl.schema import GROUP_COLUMN, WEIGHT_COLUMN, label_column, oracle_column, segment_column, weight_column
 
-RESERVED = (label_column(""), oracle_column(""), weight_column(""))
+RESERVED = (label_column(""), oracle_column(""), weight_column(""), segment_column(""))
 """Beginnings of the names of columns that are no features."""
 LONGEST_NAME = 200
 """Bytes: file systems allow 255, and something is put before and after it."""
@@ -42,6 +42,7 @@ def check_recipe(recipe: Recipe) -> None:
         ("[[task]]", recipe.tasks),
     ):
         _check_names([spec.name for spec in specs], f"{where}: {section}")
+    _check_names(list(recipe.segments), f"{where}: segments")
     for source in recipe.sources:
         _check_source(source, f"{where}: [sources] {source.name!r}")
     if len(cut := [source.name for source in recipe.sources if source.partition_by is not None]) > 1:
@@ -99,8 +100,8 @@ def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
     name = feature.name
     if name in (GROUP_COLUMN, WEIGHT_COLUMN) or name.startswith(RESERVED):
         raise UserError(
-            f"{where}: the name is reserved (group, weight, label_*, oracle_*, weight_*); give it another and set "
-            "column"
+            f"{where}: the name is reserved (group, weight, label_*, oracle_*, weight_*, segment_*); give it another "
+            "and set column"
         )
     for key in dict.fromkeys(option for kind in KINDS.values() for option in kind.options):
         changed = getattr(feature, key) != getattr(type(feature)(name), key)

@@ -2,8 +2,8 @@
 
 BLAKE2b (RFC 7693) of 16 bytes over a column's values in row order, each value little-endian in the column's own width.
 A list column has two digests: ``NAME`` over the ids of all its lists, one after the other, and ``NAME.lengths`` over
-their lengths as int32. Neither the batches that rows come in, nor threads, nor the version of Arrow or Parquet change
-a digest.
+their lengths as int32. A text stands as its hash of 64 bits (`recmtl.encoding.hashing`), null as 0. Neither the batches
+that rows come in, nor threads, nor the version of Arrow or Parquet change a digest.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+
+from recmtl.encoding.hashing import hash_texts
 
 DIGEST_BYTES = 16
 
@@ -44,10 +46,15 @@ class ContentDigests:
 def _streams(rows: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
     """The values of every column, chunk by chunk, without copying them.
 
-    Of the prepared columns only labels hold nulls. A null counts as the number -128 or NaN, which no label is.
+    Of the prepared columns only labels and segments, which are text, hold nulls. A null label counts as the number -128
+    or NaN, which no label is.
     """
     for name, column in zip(rows.column_names, rows.columns, strict=True):
         for chunk in column.chunks:
+            if pa.types.is_string(chunk.type):
+                known = chunk.is_valid().to_numpy(zero_copy_only=False)
+                yield name, np.where(known, hash_texts(chunk.fill_null("")), np.uint64(0))
+                continue
             if chunk.null_count:
                 chunk = chunk.fill_null(-128 if pa.types.is_integer(chunk.type) else math.nan)
             if pa.types.is_list(chunk.type):

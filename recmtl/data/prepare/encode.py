@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recmtl.data.prepare.buckets import BucketWriter
+from recmtl.data.prepare.examples import SEGMENT
 from recmtl.data.prepare.factorized import Batch, FactorizedRows
 from recmtl.data.prepare.labels import numbers, read_labels
 from recmtl.data.prepare.shards import schema
@@ -29,6 +30,7 @@ from recmtl.schema import (
     label_column,
     label_type,
     oracle_column,
+    segment_column,
     weight_column,
 )
 
@@ -153,7 +155,7 @@ def encode_into_buckets(
 
 
 def _other_columns(recipe: Recipe, dataset: Dataset, columns: pa.RecordBatch) -> dict[str, pa.Array]:
-    """Labels, true probabilities, weights for a task and users as they are written, by name."""
+    """Labels, true probabilities, weights for a task, segments and users as they are written, by name."""
     found = {}
     for task, spec in zip(dataset.tasks, recipe.tasks, strict=True):
         found[label_column(task.name)] = columns.column(spec.label).cast(pa.float64()).cast(label_type(task))
@@ -161,6 +163,8 @@ def _other_columns(recipe: Recipe, dataset: Dataset, columns: pa.RecordBatch) ->
             found[oracle_column(task.name)] = columns.column(spec.oracle).cast(pa.float64()).cast(pa.float32())
         if spec.row_weight is not None:
             found[weight_column(task.name)] = pa.array(numbers(columns.column(spec.row_weight)).astype(np.float32))
+    for name in recipe.segments:
+        found[segment_column(name)] = columns.column(SEGMENT + name).cast(pa.string())
     if recipe.group is not None:
         found[GROUP_COLUMN] = pa.array(_user_numbers(columns.column(recipe.group)))
     return found

@@ -45,6 +45,8 @@ ORDER = '"#order"'
 """UBIGINT: hash of all that the recipe reads of a row, labels left out; numbers rows of the same `HASH`."""
 SPLIT_VALUE = '"#split value"'
 """The split's column."""
+SEGMENT = "#segment "
+"""Begins the names of the columns with the values of the recipe's segments, as text."""
 OWN = [name.strip('"') for name in (HASH, SPLIT, ROW, SPLIT_KEY, ORDER, SPLIT_VALUE)]
 FETCH_ROWS = 2**13
 """Rows that the engine yields at a time: of long lists, more would take much of the memory, several times."""
@@ -78,6 +80,9 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
     _check_number(types, recipe.weight, f"{where}: weight", "a number")
     for column in recipe.split.key:
         _type(types, column, f"{where}: [split]: key")
+    for column in recipe.segments:
+        if not is_simple(sql_type := _type(types, column, f"{where}: segments")):
+            raise UserError(f"{where}: segments: column {column!r} is {sql_type}; a segment is a single value")
     if recipe.split.column is not None:
         _check_split_column(recipe, types, recipe.split.column)
     if recipe.group is not None and not is_simple(sql_type := _type(types, recipe.group, f"{where}: group")):
@@ -87,7 +92,7 @@ def check_columns(recipe: Recipe, types: dict[str, str]) -> None:
 
 
 def _type(types: dict[str, str], column: str, where: str) -> str:
-    if column.lower() in OWN or column.lower().startswith(CODE):
+    if column.lower() in OWN or column.lower().startswith((CODE, SEGMENT)):
         raise UserError(f"{where}: {column!r} is a name that recmtl uses itself; call the column otherwise in sql")
     if column not in types:
         raise UserError(f"{where}: sql yields no column {column!r}; {columns_hint(column, types)}")
@@ -140,6 +145,13 @@ def _split_value(column: str, sql_type: str) -> str:
     return for_arrow(column, sql_type)
 
 
+def _segment_value(column: str, sql_type: str) -> str:
+    """The value of a segment as text, in which NaN is missing and -0.0 is 0.0."""
+    if sql_type in FLOATS:
+        return f"nullif(cast({quote(column)} + 0 as VARCHAR), 'nan')"
+    return f"cast({quote(column)} as VARCHAR)"
+
+
 def hash_of(columns: Iterable[str]) -> str:
     """UBIGINT: hash of some SQL expressions together."""
     # Twice, as the hash of several values is little more than an exclusive or of theirs.
@@ -151,6 +163,7 @@ def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[s
     read = [column for column in recipe.read_columns if column not in recipe.predicted]
     columns = [f"{for_arrow(name, types[name])} as {quote(name)}" for name in recipe.read_columns]
     columns += [quote(name) for name in recipe.predicted if name not in recipe.read_columns]
+    columns += [f"{_segment_value(name, types[name])} as {quote(SEGMENT + name)}" for name in recipe.segments]
     columns.append(f"{hash_of(map(quote, key_columns(recipe, types)))} as {HASH}")
     columns.append(f"{hash_of(map(quote, read))} as {ORDER}")
     split = recipe.split

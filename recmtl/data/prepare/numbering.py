@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from recmtl.data.prepare.duck import arrow_batches, quote
-from recmtl.data.prepare.examples import HASH, ORDER, ROW, STORED, hash_of
+from recmtl.data.prepare.examples import HASH, ORDER, ROW, SEGMENT, STORED, hash_of
 from recmtl.data.prepare.stored import CHUNK_ROWS, Stored, overwrite
 from recmtl.data.recipe import Recipe
 from recmtl.runtime.storage import remove
@@ -28,8 +28,9 @@ NUMBERED = '"#numbered"'
 def number_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe, stored: Stored, rows: int, memory: int) -> None:
     """Give every row a `HASH` of its own: the n rows of the same one are numbered, and 1 … n − 1 hashed with it.
 
-    Rows are numbered in the order of what the recipe reads. Labels and true probabilities decide last, between rows
-    that are alike in all else, so that other labels move nothing else. Rows alike in them, too, are the same row.
+    Rows are numbered in the order of what the recipe reads. Labels, true probabilities and segments decide last,
+    between rows that are alike in all else, so that other labels move nothing else. Rows alike in them, too, are the
+    same row.
 
     Args:
         db: has the view `STORED`.
@@ -42,7 +43,7 @@ def number_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe, stored: Stored, r
     if not _store_repeated(stored, rows, memory, repeated):
         return
     db.register("#repeated", Stored(repeated))
-    order = ", ".join([ORDER, *map(quote, recipe.predicted)])
+    order = ", ".join([ORDER, *map(quote, [*recipe.predicted, *(SEGMENT + name for name in recipe.segments)])])
     db.execute(
         f"create table {NUMBERED} as select {ROW}, {HASH}, "
         f"row_number() over (partition by {HASH} order by {order}) - 1 as number "

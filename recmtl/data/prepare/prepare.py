@@ -153,6 +153,7 @@ def _run(
         row_weight=recipe.weight is not None or recipe.sampling.keep_negatives < 1,
         unlabelled=unlabelled,
         keep_negatives=recipe.sampling.keep_negatives,
+        segments=recipe.segments,
     )
     shares = Shares(encoder.features)
     ranges, encoded = rows.ranges(memory), rows.folder / "encoded"

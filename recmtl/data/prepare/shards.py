@@ -20,6 +20,7 @@ from recmtl.schema import (
     label_column,
     label_type,
     oracle_column,
+    segment_column,
     weight_column,
 )
 
@@ -29,7 +30,8 @@ SHARD_ROWS = 256 * ROW_GROUP_ROWS
 def schema(dataset: Dataset) -> pa.Schema:
     """Names and types of the columns.
 
-    Only labels that some rows lack are nullable: of all other columns the reader skips the bookkeeping of nulls.
+    Only labels that some rows lack are nullable, and segments, which the reader leaves alone: of all other columns it
+    skips the bookkeeping of nulls.
     """
     columns = [(feature.name, make_kind(feature).prepared_type) for feature in dataset.features]
     for task in dataset.tasks:
@@ -42,7 +44,9 @@ def schema(dataset: Dataset) -> pa.Schema:
         columns.append((WEIGHT_COLUMN, pa.float32()))
     if dataset.group:
         columns.append((GROUP_COLUMN, pa.int64()))
+    columns += [(segment_column(name), pa.string()) for name in dataset.segments]
     nullable = {label_column(task.name) for task in dataset.tasks if dataset.is_partial(task)}
+    nullable |= {segment_column(name) for name in dataset.segments}
     return pa.schema([pa.field(name, arrow_type, nullable=name in nullable) for name, arrow_type in columns])
 
 
