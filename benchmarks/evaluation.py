@@ -19,6 +19,7 @@ from common import RESULTS, machine, markdown_table, write_results
 
 from recmtl.distributed.context import DistContext, process_group
 from recmtl.metrics.collect import Metrics
+from recmtl.schema import Task
 from recmtl.training.results import peak_resident
 
 
@@ -42,7 +43,7 @@ class Options:
 
 def collect(options: Options, context: DistContext) -> Metrics:
     """Feed this rank's share of the rows."""
-    metrics = Metrics([f"task{i}" for i in range(options.tasks)], gauc=True, context=context)
+    metrics = Metrics([Task(f"task{i}") for i in range(options.tasks)], context)
     generator = torch.Generator().manual_seed(options.seed + context.rank)
     shape, groups = (options.batch_size, options.tasks), max(1, options.rows // options.rows_per_group)
     left = options.rows // context.world_size
@@ -52,7 +53,8 @@ def collect(options: Options, context: DistContext) -> Metrics:
         oracle = torch.rand(shape, generator=generator)
         group = torch.randint(0, groups, shape[:1], generator=generator)
         row_number = torch.arange(left, left + options.batch_size)
-        metrics.update(logits, labels, min(left, options.batch_size), oracle, group, row_number)
+        rows = min(left, options.batch_size)
+        metrics.update(logits, labels, rows, oracle=oracle, group=group, row_number=row_number)
         left -= options.batch_size
     return metrics
 
@@ -65,7 +67,7 @@ def main() -> None:
         before, start = peak_resident(), time.process_time()
         metrics = collect(options, context)
         collected, middle = peak_resident(), time.process_time()
-        found, _ = metrics.compute()
+        found = metrics.compute().metrics
         end = time.process_time()
         collecting, computing = context.sum(torch.tensor([middle - start, end - middle], dtype=torch.float64)).tolist()
         if context.is_first:

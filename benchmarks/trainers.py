@@ -19,7 +19,7 @@ from recmtl.data.read.reader import Reader
 from recmtl.distributed.context import DistContext
 from recmtl.metrics.collect import Metrics
 from recmtl.objectives.train_module import Output
-from recmtl.schema import Dataset
+from recmtl.schema import Dataset, Task
 from recmtl.training.session import TrainSession
 
 AnyBatch = Batch | list[Tensor]
@@ -145,10 +145,10 @@ def plain_metrics(predictions: Predictions, tasks: list[str], context: DistConte
 
 def recmtl_metrics(predictions: Predictions, tasks: list[str], context: DistContext) -> dict[str, float]:
     """The AUC of every task by recmtl, which measures more than that."""
-    metrics = Metrics(tasks, gauc=False, context=context)
+    metrics = Metrics([Task(task) for task in tasks], context, include=("auc", "ne", "calibration"))
     for logits, labels in predictions:
-        metrics.update(logits, labels, len(labels), None, None)
-    return {task: float(values["auc"] or 0) for task, values in metrics.compute()[0].items()}
+        metrics.update(logits, labels, len(labels))
+    return {task: float(values["auc"] or 0) for task, values in metrics.compute().metrics.items()}
 
 
 TABLES: dict[str, Callable[[Config, Path, Dataset, DistContext], Tables]] = {

@@ -89,10 +89,11 @@ def train(arguments: list[str]) -> None:
     config, places = _parse_run(Train, arguments, "train")
     check_training()
     from recmtl.training.runs import train as run_training
+    from recmtl.training.summary import summary
 
     results = run_training(config, places["data"], places["run"])
     if _is_first_rank():
-        print(_summary(results, "test"))
+        print(summary(results, "test"))
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -102,12 +103,13 @@ def evaluate(arguments: list[str]) -> None:
     config = load_run_config(args.run)
     check_training()
     from recmtl.training.runs import evaluate_run
+    from recmtl.training.summary import summary
 
     results = evaluate_run(config, args.data, args.run, splits)
     if _is_first_rank():
         for split, measured in results.items():
             heading = f"{split}:\n" if len(splits) > 1 else ""
-            print(heading + _summary(measured, split))
+            print(heading + summary(measured, split))
 
 
 def predict(arguments: list[str]) -> None:
@@ -317,22 +319,3 @@ def _parse_run(places: type, arguments: list[str], command: str) -> tuple[Any, d
 
 def _is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _summary(results: dict[str, Any], split: str) -> str:
-    """The metrics of one split as aligned text; ± is the standard error of the AUC."""
-    lines = [
-        f"{'task':16} {'AUC':>8} {'±':>8} {'oracle':>8} {'GAUC':>8} {'log loss':>9} {'NE':>7} {'calibr.':>8} "
-        f"{'base':>8} {'rows':>12}"
-    ]
-
-    def cell(value: float | None, width: int) -> str:
-        return f"{'n/a':>{width}}" if value is None else f"{value:>{width}.4f}"
-
-    for task, m in results[split].items():
-        lines.append(
-            f"{task:16} {cell(m['auc'], 8)} {cell(m.get('auc_se'), 8)} {cell(m['oracle_auc'], 8)} {cell(m['gauc'], 8)} "
-            f"{cell(m['logloss'], 9)} {cell(m['ne'], 7)} {cell(m['calibration'], 8)} {cell(m['base_rate'], 8)} "
-            f"{m['rows']:>12,}"
-        )
-    return "\n".join(lines)

@@ -45,6 +45,12 @@ Texts = Annotated[
     Field(description="text or a list of texts"),
 ]
 """Several texts; one needs no list around it."""
+Shares = Annotated[
+    dict[str, Positive],
+    BeforeValidator(lambda value: {value: 1.0} if isinstance(value, str) else value),
+    Field(description="one name, or names and numbers above 0"),
+]
+"""How much each of several things counts, by name; one alone needs no number."""
 
 T = TypeVar("T")
 Words = Mapping[Any, str]
@@ -97,7 +103,7 @@ def from_words(kind: Any, words: list[str]) -> Any:
     origin, args = typing.get_origin(plain), typing.get_args(plain)
     if origin is tuple:
         return tuple(from_words(args[0], [word]) for word in words)
-    if origin is dict:
+    if origin is dict and len(words) != 1:
         pairs = zip(words[::2], words[1::2], strict=True)
         return {from_words(args[0], [key]): from_words(args[1], [value]) for key, value in pairs}
     [word] = words

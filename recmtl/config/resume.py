@@ -19,11 +19,12 @@ RESUME_KEYS = (
     "training.batch_size",
     "training.seed",
     "training.tasks",
+    "metrics.monitor",
     "reader.streams",
     "reader.shuffle",
 )
-"""Sections and keys that a run is tied to: its checkpoints hold weights of these sizes and a place in this order of
-rows."""
+"""Sections and keys that a run is tied to: its checkpoints hold weights of these sizes, a place in this order of rows,
+and the best value so far of what is monitored."""
 
 
 def check_continues(path: Path, config: Config) -> None:

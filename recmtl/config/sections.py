@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from annotated_types import Interval, MultipleOf
 
-from recmtl.typed import LARGEST_FLOAT, Count, Fraction, NonNegative, Positive, PositiveCount, Seed, Size
+from recmtl.typed import LARGEST_FLOAT, Count, Fraction, NonNegative, Positive, PositiveCount, Seed, Shares, Size, Texts
 
 ShardingType = Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"]
 
@@ -113,8 +113,14 @@ class MetricsConfig:
 
     every_steps: PositiveCount = 50
     """Steps between two lines of metrics.jsonl."""
-    gauc: bool = True
-    """Measure the AUC within users where the recipe names the user's column."""
+    include: Texts = ()
+    """Metrics to measure, by name, beside the losses: auc, gauc, oracle_auc, ne, calibration; mae, rmse, r2, xauc, bias
+    of tasks whose labels are numbers. None: all."""
+    by: Texts = ()
+    """Categorical features, or segments of the recipe: metrics of the test rows are also measured for each value."""
+    monitor: Shares = field(default_factory=dict)
+    """What early stopping and the best epoch look at: TASK.METRIC on the validation rows, such as like.gauc, or a sum
+    of several, each with its weight. None: the losses, summed by the recipe's weights."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
 

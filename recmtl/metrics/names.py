@@ -17,3 +17,7 @@ SIGNS = {"auc": 1, "gauc": 1, "r2": 1, "xauc": 1, "logloss": -1, "loss": -1, "ne
 """1: higher is better, −1: lower is. Calibration and bias are best at 1, and the oracle's AUC is not the model's."""
 SEGMENT_METRICS = frozenset(("auc", "logloss", "calibration", "mae", "rmse", "bias"))
 """What is measured of every segment of the rows."""
+SEGMENT_VALUES = frozenset(
+    (*(key for name in SEGMENT_METRICS for key in (name, f"{name}_se")), "base_rate", "positives", "mean_label", "rows")
+)
+"""What results say of every segment."""

@@ -44,12 +44,12 @@ def task_losses(logits: Tensor, labels: Tensor, weights: Tensor, tasks: Sequence
         losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     else:
         columns = zip(logits.unbind(1), labels.unbind(1), tasks, strict=True)
-        losses = torch.stack([_losses(z, y, task) for z, y, task in columns], dim=1)
+        losses = torch.stack([row_losses(z, y, task) for z, y, task in columns], dim=1)
     return (losses * weights).sum(0)
 
 
-def _losses(z: Tensor, y: Tensor, task: Task) -> Tensor:
-    """ℓ [B] of one task."""
+def row_losses(z: Tensor, y: Tensor, task: Task) -> Tensor:
+    """ℓ_t(z_b, y_b) of every row [B], as `task_losses` has it, from logits and labels [B] of one task."""
     if task.kind == "binary":
         return F.binary_cross_entropy_with_logits(z, y, reduction="none")
     if task.kind == "duration":

@@ -7,8 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 from recmtl.inference.signature import Signature
-from recmtl.schema import SPLITS, Dataset
+from recmtl.schema import SPLITS, Dataset, Task
 from recmtl.training.trained import TrainedRun
+
+CALIBRATION = {"calibration": "calibration", "positive rate": "base_rate"}
+BIAS = {"bias": "bias", "mean label": "mean_label"}
+WITH_ERROR = ("auc", "mae", "rmse")
+"""Metrics that are shown with their standard errors."""
 
 
 def model_card(trained: TrainedRun, signature: Signature, results: dict[str, Any] | None) -> str:
@@ -24,8 +29,8 @@ def model_card(trained: TrainedRun, signature: Signature, results: dict[str, Any
     copies = sum(table.rows * table.dim for table in signature.tables)
     parts = [
         f"# {signature.name}: {signature.model}",
-        f"Predicts {', '.join(signature.tasks)} from {len(dataset.features)} features: a probability of each for every "
-        "row of the recipe's query.",
+        f"Predicts {', '.join(signature.tasks)} from {len(dataset.features)} features: "
+        f"{_predictions(trained.tasks)} for every row of the recipe's query.",
         "## Use",
         "It ranks or filters candidates for the users and on the logs that it was trained for. Its probabilities are "
         "those of the training logs' population: on another one, or after what is shown has changed, they are not "
@@ -41,9 +46,7 @@ def model_card(trained: TrainedRun, signature: Signature, results: dict[str, Any
         f"- Rows: {rows}; split: {_split(dataset.split)}",
         f"- Fingerprints: encoding `{dataset.encoding_fingerprint}`, data `{dataset.data_fingerprint}`",
         "## Tasks",
-        _tasks(trained, results),
-        "AUC ± its standard error, log loss and calibration (predicted over observed positives) on the test rows. "
-        "`metrics.json` has all metrics.",
+        *_tasks(trained.tasks, results),
         "## Model",
         f"- `{signature.model}`, checkpoint {trained.checkpoint.name}; sizes in `config.toml`",
         f"- {copies:,} numbers in {len(signature.tables)} embedding tables, stored as {signature.dtype}",
@@ -65,19 +68,51 @@ def _split(rule: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in rule.items() if value not in (None, "", [])) or "not known"
 
 
-def _tasks(trained: TrainedRun, results: dict[str, Any] | None) -> str:
-    lines = ["| task | AUC | log loss | calibration | positive rate |", "|---|---|---|---|---|"]
-    for task in trained.tasks:
-        measured = ((results or {}).get("test") or {}).get(task.name)
+def _predictions(tasks: tuple[Task, ...]) -> str:
+    """What the model gives for each task."""
+    binary = [task.name for task in tasks if task.kind == "binary"]
+    numbers = [task.name for task in tasks if task.kind != "binary"]
+    if not numbers:
+        return "a probability of each"
+    parts = [f"a probability of {', '.join(binary)}"] if binary else []
+    return " and ".join([*parts, f"a number, in the label's unit, of {', '.join(numbers)}"])
+
+
+def _tasks(tasks: tuple[Task, ...], results: dict[str, Any] | None) -> list[str]:
+    """A table of the binary tasks and one of the others, with what they show."""
+    test = (results or {}).get("test") or {}
+    parts = []
+    if binary := [task.name for task in tasks if task.kind == "binary"]:
+        parts += [
+            _table({"AUC": "auc", "log loss": "logloss", **CALIBRATION}, binary, test),
+            "AUC ± its standard error, log loss and calibration (predicted over observed positives) on the test rows "
+            "that have a label. `metrics.json` has all metrics.",
+        ]
+    if numbers := [task.name for task in tasks if task.kind != "binary"]:
+        parts += [
+            _table({"MAE": "mae", "RMSE": "rmse", **BIAS}, numbers, test),
+            "MAE and RMSE ± their standard errors, in the label's unit, and bias (mean prediction over mean label) on "
+            "the test rows that have a label.",
+        ]
+    return parts
+
+
+def _table(columns: dict[str, str], tasks: list[str], test: dict[str, Any]) -> str:
+    """A line a task, with the metrics of the columns by their titles."""
+    lines = [f"| task | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for task in tasks:
+        measured = test.get(task)
         if measured is None:
-            lines.append(f"| {task.name} | not measured | | | |")
+            lines.append(f"| {task} | not measured |{' |' * (len(columns) - 1)}")
             continue
-        auc, error = measured.get("auc"), measured.get("auc_se")
-        shown = "n/a" if auc is None else f"{auc:.4f}" + ("" if error is None else f" ± {error:.4f}")
-        rest = (measured.get(name) for name in ("logloss", "calibration", "base_rate"))
-        cells = ("n/a" if value is None else f"{value:.4f}" for value in rest)
-        lines.append(f"| {task.name} | {shown} | {' | '.join(cells)} |")
+        cells = [_cell(measured, metric) for metric in columns.values()]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(measured: dict[str, Any], metric: str) -> str:
+    value, error = measured.get(metric), measured.get(f"{metric}_se") if metric in WITH_ERROR else None
+    return "n/a" if value is None else f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _joined(parts: list[str]) -> str:

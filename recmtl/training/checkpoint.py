@@ -63,7 +63,8 @@ class TrainState:
     examples: int = 0
     """Rows trained on."""
     best_loss: float | None = None
-    """Lowest validation loss so far, in nats: the sum over tasks, each by the recipe's weight."""
+    """Lowest value so far of what is monitored: the validation loss, summed over tasks by the recipe's weights, or
+    minus the sum of the metrics of ``metrics.monitor``, those subtracted of which lower is better."""
     best_epoch: int = 0
     """Epoch of `best_loss`, counted from 1; 0: none yet."""
     best_step: int = 0

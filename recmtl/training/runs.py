@@ -94,9 +94,13 @@ def evaluate_run(config: Config, data: Path, run: Path, splits: tuple[str, ...])
         with session.explain_oom():
             Checkpoints(run / "checkpoints", session).load_whole(checkpoint)
             for split in with_rows:
-                metrics, bins = session.evaluate(split, split)
+                metrics, bins, segments = session.evaluate(split, split, by_segment=True)
                 measured = {"split": split, split: metrics, "logloss_sum": logloss_sum(metrics)}
-                rest = {"checkpoint": checkpoint.name, "calibration_bins": {split: bins}}
+                rest = {
+                    "checkpoint": checkpoint.name,
+                    "calibration_bins": {split: bins},
+                    "segments": {split: segments},
+                }
                 results[split] = {**describe(session), **measured, **rest}
                 context.run_on_rank0(partial(_write_evaluation, run, dataset, split, results[split]))
         return results

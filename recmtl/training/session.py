@@ -21,11 +21,15 @@ from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.parallel import parallelize
 from recmtl.distributed.plan import Plan
 from recmtl.errors import UserError
-from recmtl.metrics.measure import Bins, Values
+from recmtl.metrics.collect import Measured
+from recmtl.metrics.names import LOSS
+from recmtl.metrics.segments import SegmentColumn
 from recmtl.objectives.train_module import Output, TrainModule
 from recmtl.runtime.private_api import has_pipelined_modules
 from recmtl.schema import SPLITS, Dataset, Task
-from recmtl.training.evaluation import evaluate, logloss_sum
+from recmtl.training.evaluation import evaluate
+from recmtl.training.segments import read_segments
+from recmtl.training.selection import Selection
 
 DIVERGED = "lower dense.lr and embedding.lr"
 
@@ -77,6 +81,7 @@ class TrainSession:
 
     def __post_init__(self) -> None:
         config, context = self.config, self.context
+        self.selection = Selection.from_config(config.metrics, self.dataset, self.tasks, trains=not self.measure)
         # Readers come first: they find what is wrong with the data before anything is built or written.
         if self.measure:
             self.readers = {split: self._reader(split, evaluation=True) for split in self.measure}
@@ -136,25 +141,34 @@ class TrainSession:
         return output
 
     def evaluate(
-        self, split: str, title: str, stop: Callable[[], bool] = lambda: False
-    ) -> tuple[dict[str, Values], dict[str, Bins]]:
-        """Metrics and calibration bins of every task on a split.
+        self, split: str, title: str, stop: Callable[[], bool] = lambda: False, *, by_segment: bool = False
+    ) -> Measured:
+        """Metrics and calibration bins of every task on a split, and metrics by the columns of ``metrics.by``.
 
         Raises:
             Stopped: `stop`, asked after every batch, said so.
-            UserError: the model's outputs are no numbers.
+            UserError: the model's outputs are no numbers, or a column of ``metrics.by`` cannot be read.
         """
-        metrics, bins = evaluate(
+        measured = evaluate(
             self.model,
             self.run_batch,
             self.readers[split],
             self.context,
             title=title,
-            gauc=self.config.metrics.gauc,
+            include=self.selection.include,
+            segments=self._segments(split) if by_segment else {},
             prefetch=self.config.reader.prefetch,
             stop=stop,
         )
-        loss = logloss_sum(metrics)
-        if not math.isfinite(loss):
-            raise UserError(f"the log loss on the {split} split is {loss}; {DIVERGED}")
-        return metrics, bins
+        for task in self.tasks:
+            loss = measured.metrics[task.name][LOSS[task.kind]]
+            if loss is not None and not math.isfinite(loss):
+                kind = "log loss" if task.kind == "binary" else f"loss of {task.name}"
+                raise UserError(f"the {kind} on the {split} split is {loss}; {DIVERGED}")
+        return measured
+
+    def _segments(self, split: str) -> dict[str, SegmentColumn | None]:
+        """The columns of ``metrics.by`` on the first rank, their names on the others."""
+        found: dict[str, SegmentColumn | None] = dict.fromkeys(self.selection.by)
+        self.context.run_on_rank0(lambda: found.update(read_segments(self.data, self.dataset, split, found)))
+        return found

@@ -13,6 +13,7 @@ from recmtl.config import TrainingConfig, sha256, to_toml
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.errors import Stopped, UserError
+from recmtl.metrics.collect import Measured
 from recmtl.objectives.train_module import Output
 from recmtl.optim.schedule import Warmup
 from recmtl.runtime.folders import link_folder
@@ -21,7 +22,7 @@ from recmtl.runtime.storage import is_folder, os_errors, read_text, remove, writ
 from recmtl.runtime.versions import versions
 from recmtl.schema import ENCODER, RECIPE, VOCABULARIES
 from recmtl.training.checkpoint import Checkpoints, TrainState
-from recmtl.training.evaluation import logloss_sum, weighted_sum
+from recmtl.training.evaluation import logloss_sum, validation_loss, weighted_sum
 from recmtl.training.results import RESULTS, Results, describe, peak_memory
 from recmtl.training.session import DIVERGED, TrainSession
 from recmtl.training.stopping import StopRequest
@@ -221,21 +222,27 @@ class Trainer:
         state = self.state
         began = time.monotonic()
         self.stopping.restart()
-        metrics, bins = self.session.evaluate("val", f"epoch {epoch} validation", self.stopping.agreed)
-        loss = weighted_sum(self.session.tasks, {task: values["logloss"] or 0.0 for task, values in metrics.items()})
-        better = state.best_loss is None or loss < state.best_loss
+        metrics, bins, _ = self.session.evaluate("val", f"epoch {epoch} validation", self.stopping.agreed)
+        monitor, loss = self.session.selection.monitor, validation_loss(self.session.tasks, metrics)
+        cost = monitor.cost(metrics)
+        # Without anything to go by, the newest model counts as the best, as it does without validation rows.
+        better = cost is None or state.best_loss is None or cost < state.best_loss
         if complete:
             state.bad_epochs = 0 if better else state.bad_epochs + 1
         elif better:
             state.take_part_for_best()
         if better:
-            state.best_loss, state.val, state.val_bins = loss, metrics, bins
+            state.best_loss, state.val, state.val_bins = cost, metrics, bins
             state.best_epoch, state.best_step = epoch, state.step
         state.seconds += time.monotonic() - began
-        self.tracker.log_metrics(state.step, "val", metrics, epoch=epoch, **{"val/loss": loss})
-        aucs = "  ".join(f"{task} AUC {_shown(values['auc'])}" for task, values in metrics.items())
+        monitored = {"val/monitor": -cost} if monitor.metrics and cost is not None else {}
+        self.tracker.log_metrics(state.step, "val", metrics, epoch=epoch, **{"val/loss": loss}, **monitored)
+        shown = [f"{name} {value:.4f}" for name, value in monitor.describe(metrics).items()] or [
+            f"{task} AUC {_shown(values['auc'])}" if "auc" in values else f"{task} MAE {_shown(values['mae'])}"
+            for task, values in metrics.items()
+        ]
         best = "  (best so far)" if better else ""
-        self.tracker.say(f"epoch {epoch}  validation loss {loss:.4f}  {aucs}{best}")
+        self.tracker.say(f"epoch {epoch}  validation loss {loss:.4f}  {'  '.join(shown)}{best}")
 
     def _finish(self) -> Results:
         state = self.state
@@ -245,7 +252,11 @@ class Trainer:
         self.stopping.restart()
         began = time.monotonic()
         rows = self.session.readers["test"].steps
-        test, test_bins = self.session.evaluate("test", "test", self.stopping.agreed) if rows else ({}, {})
+        test, test_bins, segments = (
+            self.session.evaluate("test", "test", self.stopping.agreed, by_segment=True)
+            if rows
+            else Measured({}, {}, {})
+        )
         if test:
             self.tracker.log_metrics(state.step, "test", test, epoch=state.best_epoch)
         seconds = {
@@ -264,6 +275,7 @@ class Trainer:
             "val": state.val,
             "logloss_sum": logloss_sum(test) if test else None,
             "calibration_bins": {"test": test_bins, "val": state.val_bins},
+            "segments": {"test": segments},
             "train_val_seconds": state.seconds,
             "seconds": seconds,
             "examples_per_second": state.examples / state.train_seconds if state.train_seconds else None,

@@ -195,11 +195,11 @@ def test_a_normal_run_says_only_what_concerns_its_user(request, name):
 
 def test_results_hold_the_contracts_fields(one):
     results = read(one)
-    # DESIGN: the fields that scripts depend on; `steps`, `calibration_bins`, `seconds` and `gauc` are beside them.
+    # DESIGN: the fields that scripts depend on; `steps`, `calibration_bins`, `segments`, `seconds` and `gauc` are more.
     assert list(results) == [
         *("model", "dataset", "data_fingerprint", "encoding_fingerprint", "world_size", "device"),
         *("seed", "epochs", "best_epoch", "steps", "test", "val"),
-        *("logloss_sum", "calibration_bins", "train_val_seconds", "seconds", "examples_per_second"),
+        *("logloss_sum", "calibration_bins", "segments", "train_val_seconds", "seconds", "examples_per_second"),
         *("peak_memory_bytes", "versions", "config_sha256"),
     ]
     fixed = {"model": "mmoe", "dataset": "toy", "world_size": 1, "device": "cpu", "seed": 100, "epochs": 2, "steps": 94}
@@ -389,12 +389,13 @@ def test_a_task_with_one_class_has_no_auc(data, tmp_path, capsys):
         table = pq.read_table(path)
         zeros = pa.array([0] * len(table), pa.int8())
         pq.write_table(table.set_column(table.schema.get_field_index("label_like"), "label_like", zeros), path)
-    results = train_here(folder, tmp_path / "run", training__max_steps=10, metrics__gauc=False)
+    results = train_here(folder, tmp_path / "run", training__max_steps=10, metrics__include="auc")
     like = results["test"]["like"]
     assert {key for key, value in like.items() if value is None} == {
         *("auc", "auc_se", "auc_folds", "oracle_auc", "gauc", "ne", "calibration")
     }
     assert like["base_rate"] == 0
     assert results["test"]["click"]["auc"] > 0.4
-    assert results["test"]["click"]["gauc"] is None  # switched off
+    click = results["test"]["click"]
+    assert (click["gauc"], click["oracle_auc"], click["calibration"]) == (None, None, None)  # not asked for
     assert capsys.readouterr().out.splitlines()[2].split()[:4] == ["like", "n/a", "n/a", "n/a"]

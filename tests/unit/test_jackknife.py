@@ -17,7 +17,7 @@ from recmtl.metrics.auc import auc, fold_aucs
 from recmtl.metrics.collect import MIN_USERS, Metrics
 from recmtl.metrics.jackknife import FOLDS, average, difference, folds_of, standard_error
 from recmtl.metrics.measure import measure
-from recmtl.schema import NO_USER
+from recmtl.schema import NO_USER, Task
 
 ROWS = st.lists(  # score on a coarse grid (many ties), label, fold
     st.tuples(st.integers(-4, 4).map(lambda x: x / 2), st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=60
@@ -115,10 +115,10 @@ def test_error_is_that_of_simulated_test_sets(context):
     aucs, errors, by_rows = [], [], []
     for _ in range(150):
         scores, labels, user = users_auc(rng, 150, 20)
-        metrics = Metrics(["a"], gauc=False, context=context)
+        metrics = Metrics([Task("a")], context, include={"auc"})
         columns = (torch.from_numpy(scores)[:, None], torch.from_numpy(labels).float()[:, None])
-        metrics.update(*columns, len(user), None, torch.from_numpy(user) + 10**9, torch.arange(len(user)))
-        found, _ = metrics.compute()
+        metrics.update(*columns, len(user), group=torch.from_numpy(user) + 10**9, row_number=torch.arange(len(user)))
+        found = metrics.compute().metrics
         aucs.append(found["a"]["auc"])
         errors.append(found["a"]["auc_se"])
         by_rows.append(measure(scores, labels, folds=folds_of(np.arange(len(user))))[0]["auc_se"])
@@ -160,15 +160,15 @@ def folds_used(context: DistContext, monkeypatch: pytest.MonkeyPatch, group: np.
     """What `Metrics` hands on as folds and as users."""
     seen = {}
 
-    def spy(logits, labels, oracle, groups, folds):
+    def spy(logits, labels, oracle, groups, folds, weights, include):
         seen.update(groups=groups, folds=folds)
         return {}, {}
 
     monkeypatch.setattr("recmtl.metrics.collect.measure", spy)
-    metrics = Metrics(["a"], gauc=True, context=context)
+    metrics = Metrics([Task("a")], context)
     column = torch.zeros(len(numbers), 1)
     users = None if group is None else torch.from_numpy(group)
-    metrics.update(column, column, len(numbers), None, users, torch.from_numpy(numbers))
+    metrics.update(column, column, len(numbers), group=users, row_number=torch.from_numpy(numbers))
     metrics.compute()
     return seen["folds"], seen["groups"]
 
@@ -192,9 +192,9 @@ def test_a_row_without_a_user_is_its_own_unit_and_in_no_gauc(context, monkeypatc
     group[1::2] = 5
     logits, labels = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0)), torch.ones(1000, 1)
     labels[::3] = 0
-    metrics = Metrics(["a"], gauc=True, context=context)
-    metrics.update(logits, labels, 1000, None, torch.from_numpy(group), torch.from_numpy(numbers))
-    found, _ = metrics.compute()
+    metrics = Metrics([Task("a")], context)
+    metrics.update(logits, labels, 1000, group=torch.from_numpy(group), row_number=torch.from_numpy(numbers))
+    found = metrics.compute().metrics
     assert found["a"]["gauc"] == auc(logits[1::2, 0].numpy(), labels[1::2, 0].bool().numpy())
 
 

@@ -239,11 +239,11 @@ def batch(rows: int, tasks: int, seed: int = 0):
 
 def test_every_task_is_measured_on_real_rows_alone(context):
     logits, labels, oracle, group = batch(50, 2)
-    metrics = Metrics(["a", "b"], gauc=True, context=context)
-    metrics.update(logits[:20], labels[:20], 20, oracle[:20], group[:20] - 2**40)
-    metrics.update(logits[20:], labels[20:], 15, oracle[20:], group[20:] - 2**40)
-    metrics.update(logits, labels, 0, oracle, group)  # all padding
-    found, bins = metrics.compute()
+    metrics = Metrics([Task("a"), Task("b")], context)
+    metrics.update(logits[:20], labels[:20], 20, oracle=oracle[:20], group=group[:20] - 2**40)
+    metrics.update(logits[20:], labels[20:], 15, oracle=oracle[20:], group=group[20:] - 2**40)
+    metrics.update(logits, labels, 0, oracle=oracle, group=group)  # all padding
+    found, bins, _ = metrics.compute()
     assert list(found) == list(bins) == ["a", "b"]
     for i, name in enumerate(found):
         assert found[name] == measured(logits[:35, i], labels[:35, i], oracle[:35, i], group[:35])
@@ -254,32 +254,33 @@ def test_rows_without_a_user_count_in_no_gauc(context):
     """Their group is −1. They count in all else."""
     logits, labels, _, group = batch(50, 1)
     known = group != 0
-    metrics = Metrics(["a"], gauc=True, context=context)
-    metrics.update(logits, labels, 50, None, torch.where(known, group, -1))
-    found, _ = metrics.compute()
+    metrics = Metrics([Task("a")], context)
+    metrics.update(logits, labels, 50, group=torch.where(known, group, -1))
+    found = metrics.compute().metrics
     wanted = measured(logits[known, 0], labels[known, 0], group=group[known])["gauc"]
     assert found["a"]["gauc"] == pytest.approx(wanted, abs=1e-12)
     assert found["a"]["auc"] == measured(logits[:, 0], labels[:, 0])["auc"]
-    nobody = Metrics(["a"], gauc=True, context=context)
-    nobody.update(logits, labels, 50, None, torch.full_like(group, -1))
-    assert nobody.compute()[0]["a"]["gauc"] is None
+    nobody = Metrics([Task("a")], context)
+    nobody.update(logits, labels, 50, group=torch.full_like(group, -1))
+    assert nobody.compute().metrics["a"]["gauc"] is None
 
 
-def test_gauc_can_be_switched_off(context):
+def test_only_what_is_asked_for_is_measured(context):
     logits, labels, oracle, group = batch(50, 1)
-    metrics = Metrics(["a"], gauc=False, context=context)
-    metrics.update(logits, labels, 50, oracle, group)
-    found, _ = metrics.compute()
-    assert found["a"]["gauc"] is None
-    assert found["a"]["auc"] is not None
+    metrics = Metrics([Task("a")], context, include={"auc", "calibration"})
+    metrics.update(logits, labels, 50, oracle=oracle, group=group, row_number=torch.arange(50) % 2)
+    found = metrics.compute().metrics["a"]
+    known = {name for name, value in found.items() if value is not None}
+    losses = {"logloss", "logloss_se"}  # by which a model that diverged is told
+    assert known == {"auc", "auc_se", "auc_folds", "calibration", "base_rate", "positives", "rows"} | losses
 
 
 def test_results_are_plain_numbers(context):
     """Which JSON knows."""
     logits, labels, oracle, group = batch(50, 1)
-    metrics = Metrics(["a"], gauc=True, context=context)
-    metrics.update(logits, labels, 50, oracle, group, torch.arange(50))
-    found, bins = metrics.compute()
+    metrics = Metrics([Task("a")], context)
+    metrics.update(logits, labels, 50, oracle=oracle, group=group, row_number=torch.arange(50))
+    found, bins, _ = metrics.compute()
     folds = found["a"].pop("auc_folds")
     assert {type(value) for value in folds} == {float, type(None)}  # 50 rows leave folds without any
     assert {type(value) for value in found["a"].values()} == {float, int}
