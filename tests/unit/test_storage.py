@@ -28,7 +28,7 @@ PATH_METHODS = {
     *("symlink_to", "hardlink_to", "samefile", "readlink", "chmod", "expanduser"),
 }
 MODULES = {"shutil", "tempfile", "glob", "fcntl", "mmap", "fsspec"}
-OF_THE_PROCESS = {"environ", "cpu_count", "getpid", "_exit"}
+OF_THE_PROCESS = {"environ", "cpu_count", "sched_getaffinity", "getpid", "_exit"}
 """What modules take of `os` that touches no file."""
 OPENERS = {"np": {"load", "save", "memmap", "fromfile"}, "pq": {"ParquetFile", "read_table", "read_metadata"}}
 """Functions of libraries that take a path: it must come from the seam."""
