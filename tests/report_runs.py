@@ -20,6 +20,12 @@ def task(auc: float | None, **changes: Any) -> dict[str, Any]:
     return {**metrics, "base_rate": 0.125, "rows": 1000, **changes}
 
 
+def number_task(mae: float | None, **changes: Any) -> dict[str, Any]:
+    """The metrics of a task whose labels are numbers; their deviation is 20."""
+    metrics = {"loss": 0.7, "mae": mae, "mae_se": 0.25, "rmse": 16.0, "rmse_se": 0.5, "r2": 0.36, "r2_se": 0.01}
+    return {**metrics, "xauc": 0.71, "bias": 1.02, "mean_label": 25.5, "rows": 600, **changes}
+
+
 def folds(auc: float, *spreads: float) -> dict[str, Any]:
     """`auc` without each of the folds, moved by `spreads` in turn, and its standard error."""
     without = [auc + spreads[fold % len(spreads)] for fold in range(FOLDS)]

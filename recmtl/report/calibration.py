@@ -10,18 +10,22 @@ from matplotlib.axes import Axes
 
 from recmtl.report.figures import GRID, MUTED, color, dashes, marker, plain_ticks, svg
 from recmtl.report.rows import Row
-from recmtl.report.runs import Bins
+from recmtl.report.runs import Bins, is_number
 
 
 def calibration_plots(rows: list[Row], task: str) -> dict[str, str]:
-    """Observed fraction of positives against mean prediction in every bin, by title; of runs that have bins."""
+    """Mean label against mean prediction in every bin, by title; of runs that have bins.
+
+    Of a binary task the mean label is the fraction of positives.
+    """
     by_row = [[run.bins[task] for run in row.runs if task in run.bins] for row in rows]
     found = [(series, averaged(runs)) for series, runs in enumerate(by_row)]
     curves = [(series, bins) for series, bins in found if bins is not None]
     if not curves:
         return {}
     title = f"{task}: calibration"
-    return {title: svg(partial(_draw_calibration, curves=curves), title)}
+    binary = not is_number(task, [run for row in rows for run in row.runs])
+    return {title: svg(partial(_draw_calibration, curves=curves, binary=binary), title)}
 
 
 def averaged(runs: list[Bins]) -> Bins | None:
@@ -29,38 +33,42 @@ def averaged(runs: list[Bins]) -> Bins | None:
     if not runs:
         return None
     runs = [bins for bins in runs if len(bins.rows) == len(runs[0].rows)]
+    if not runs[0].rows:
+        return None
     rows = np.mean([bins.rows for bins in runs], axis=0)
     predicted = np.mean([np.multiply(bins.rows, bins.prediction) for bins in runs], axis=0)
-    positives = np.mean([bins.positives for bins in runs], axis=0)
-    return Bins(rows.tolist(), (predicted / rows).tolist(), positives.tolist())
+    labelled = np.mean([np.multiply(bins.rows, bins.label) for bins in runs], axis=0)
+    return Bins(rows.tolist(), (predicted / rows).tolist(), (labelled / rows).tolist())
 
 
-def _draw_calibration(axes: Axes, curves: list[tuple[int, Bins]]) -> None:
+def _draw_calibration(axes: Axes, curves: list[tuple[int, Bins]], binary: bool) -> None:
     predictions = np.concatenate([bins.prediction for _, bins in curves])
-    observed = np.concatenate([np.divide(bins.positives, bins.rows) for _, bins in curves])
+    observed = np.concatenate([bins.label for _, bins in curves])
+    highest, lowest = (1, 0) if binary else (math.inf, -math.inf)
     logarithmic = observed.any() and predictions.max() > 30 * predictions.min() > 0
     drawn = observed > 0 if logarithmic else np.full(len(observed), True)
     low = min(predictions[drawn].min(), observed[drawn].min())
     high = max(predictions[drawn].max(), observed[drawn].max())
     if logarithmic:
-        low, high = low / 1.3, min(high * 1.3, 1)
+        low, high = low / 1.3, min(high * 1.3, highest)
         axes.set_xscale("log")
         axes.set_yscale("log")
         line = np.geomspace(low, high, 100)
     else:
         margin = 0.05 * (high - low) or 0.05
-        low, high = max(low - margin, 0), min(high + margin, 1)
+        low, high = max(low - margin, lowest), min(high + margin, highest)
         line = np.linspace(low, high, 100)
-    rows = min(float(np.median(bins.rows)) for _, bins in curves)
-    spread = 2 * np.sqrt(line * (1 - line) / rows)
-    below, above = np.clip(line - spread, low, high), np.clip(line + spread, low, high)
-    axes.fill_between(line, below, above, color=GRID, linewidth=0)
+    if binary:  # how far other labels lie apart is not known
+        rows = min(float(np.median(bins.rows)) for _, bins in curves)
+        spread = 2 * np.sqrt(line * (1 - line) / rows)
+        below, above = np.clip(line - spread, low, high), np.clip(line + spread, low, high)
+        axes.fill_between(line, below, above, color=GRID, linewidth=0)
     axes.plot([low, high], [low, high], color=MUTED, linewidth=1)
     for series, bins in curves:
-        fraction = np.divide(bins.positives, bins.rows)
+        label = np.array(bins.label)
         axes.plot(
             bins.prediction,
-            np.where(fraction > 0, fraction, math.nan) if logarithmic else fraction,
+            np.where(label > 0, label, math.nan) if logarithmic else label,
             color=color(series),
             linestyle=dashes(series),
             linewidth=1.1,
@@ -72,5 +80,5 @@ def _draw_calibration(axes: Axes, curves: list[tuple[int, Bins]]) -> None:
     axes.set_ylim(low, high)
     axes.set_box_aspect(0.75)
     axes.set_xlabel("mean prediction")
-    axes.set_ylabel("fraction of positives")
+    axes.set_ylabel("fraction of positives" if binary else "mean label")
     plain_ticks(axes)

@@ -35,6 +35,11 @@ def auc_error(row: Row, task: str) -> Value:
     return None if folds is None else standard_error(folds)
 
 
+def single_error(row: Row, task: str, name: str) -> Value:
+    """Standard error of a metric other than the AUC, of a single run."""
+    return metric(task, f"{name}_se")(row.runs[0]) if len(row.runs) == 1 else None
+
+
 def auc_folds(row: Row, task: str) -> Folds | None:
     """The AUC without each fold of the test rows, mean over the runs that have an AUC; None where one lacks them."""
     runs = [run for run in row.runs if metric(task, "auc")(run) is not None]

@@ -1,4 +1,4 @@
-"""AUC and log loss against time and memory, with the Pareto front."""
+"""AUC, MAE and log loss against time and memory, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from recmtl.report.confidence import auc_error
+from recmtl.report.confidence import auc_error, single_error
 from recmtl.report.figures import INK, MUTED, color, marker, plain_ticks, svg
 from recmtl.report.numbers import GB, time_unit
-from recmtl.report.rows import Row, tasks
+from recmtl.report.rows import Row, binary_tasks, tasks
 from recmtl.report.runs import Run, Value, metric, total_logloss
 
 Box = tuple[float, float, float, float]
@@ -37,7 +37,7 @@ class Point:
     cost: float
     """Lower is better."""
     quality: float
-    """Higher is better, or lower (log loss)."""
+    """Higher is better, or lower (MAE, log loss)."""
     cost_deviation: Value
     """Over seeds."""
     quality_spread: Value
@@ -45,7 +45,7 @@ class Point:
 
 
 def cost_plots(rows: list[Row]) -> dict[str, str]:
-    """AUC of every task, and log loss, against time and against memory, by title; of rows that have both."""
+    """AUC or MAE of every task, and log loss, against time and against memory, by title; of rows that have both."""
     seconds = [s for row in rows if (s := row.mean(lambda run: run.train_val_seconds)) is not None]
     size, unit = time_unit(max(seconds, default=1.0))
     on_device = any(run.device_bytes is not None for row in rows for run in row.runs)
@@ -56,10 +56,15 @@ def cost_plots(rows: list[Row]) -> dict[str, str]:
             lambda run: _over(run.device_bytes if on_device else run.host_bytes, GB),
         ),
     }
-    names = tasks(rows)
+    binary = binary_tasks(rows)
+    numbers = [task for task in tasks(rows) if task not in binary]
     qualities: dict[str, tuple[bool, Callable[[Run], Value], Callable[[Row], Value]]] = {
-        **{f"{task} AUC": (True, metric(task, "auc"), partial(auc_error, task=task)) for task in names},
-        "log loss": (False, total_logloss(names), lambda row: None),
+        **{f"{task} AUC": (True, metric(task, "auc"), partial(auc_error, task=task)) for task in binary},
+        **{
+            f"{task} MAE": (False, metric(task, "mae"), partial(single_error, task=task, name="mae"))
+            for task in numbers
+        },
+        "log loss": (False, total_logloss(binary), lambda row: None),
     }
     plots = {}
     for cost_name, (label, cost) in costs.items():

@@ -10,18 +10,22 @@ from matplotlib.ticker import MaxNLocator
 
 from recmtl.report.figures import color, dashes, marker, svg
 from recmtl.report.rows import Row
-from recmtl.report.runs import Run
+from recmtl.report.runs import Run, is_number
 
 POINTS = 80
 """Points of a curve at most; between them it is averaged."""
 
 
 def curve_plots(rows: list[Row], task: str) -> dict[str, str]:
-    """Training loss, validation loss and validation AUC of a task over the steps, by title; of runs that logged."""
+    """Training loss, validation loss and validation AUC of a task over the steps, by title; of runs that logged.
+
+    Of a task whose labels are numbers the MAE stands in place of the AUC.
+    """
+    number = is_number(task, [run for row in rows for run in row.runs])
     wanted = {
         f"{task}: training loss": f"loss/{task}",
-        f"{task}: validation loss": f"val/{task}/logloss",
-        f"{task}: validation AUC": f"val/{task}/auc",
+        f"{task}: validation loss": f"val/{task}/{'loss' if number else 'logloss'}",
+        f"{task}: validation {'MAE' if number else 'AUC'}": f"val/{task}/{'mae' if number else 'auc'}",
     }
     plots = {}
     for title, key in wanted.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,26 @@ class FeatureShares:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What a task's labels are like."""
+
+    rate: Shares
+    """Mean label, of a binary task the fraction of positives; no entry for a split without labels."""
+    observed: dict[str, int] = field(default_factory=dict)
+    """Rows with a label, by split; no entry: all."""
+    is_number: bool = False
+    """They are not 0 and 1."""
+    weighted: bool = False
+    """The mean is by the rows' weights, so that it does not tell the number of positives."""
+
+
+@dataclass(frozen=True)
 class Data:
     """The data of a run."""
 
     rows: dict[str, int]
     """By split."""
-    base_rates: dict[str, Shares]
+    labels: dict[str, Labels]
     """By task."""
     tables: list[TableSize]
     features: list[FeatureShares]
@@ -59,12 +73,18 @@ class Data:
             fields: dict[str, Any] = read_json(path)
             return Data(
                 rows={split: int(count) for split, count in fields["rows"].items()},
-                base_rates={task["name"]: _shares(task, "base_rate") for task in fields["tasks"]},
+                labels={task["name"]: _labels(task, bool(fields.get("row_weight"))) for task in fields["tasks"]},
                 tables=[TableSize(t["name"], int(t["rows"]), t.get("dim")) for t in fields["tables"]],
                 features=[_feature(fields_of) for fields_of in fields["features"]],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error!r}); train again") from None
+
+
+def _labels(task: dict[str, Any], weighted: bool) -> Labels:
+    observed = {split: int(count) for split, count in task.get("observed", {}).items()}
+    number = task.get("kind", "binary") != "binary"
+    return Labels(_shares(task, "base_rate"), observed, number, weighted or bool(task.get("row_weight")))
 
 
 def _feature(fields: dict[str, Any]) -> FeatureShares:

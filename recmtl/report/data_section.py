@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from recmtl.report.data import Data, FeatureShares, TableSize
-from recmtl.report.numbers import NOTHING
+from recmtl.report.data import Data, FeatureShares, Labels, TableSize
+from recmtl.report.numbers import NOTHING, show_amount
 from recmtl.report.rows import Row, tasks
 from recmtl.report.runs import Run, metric
 
@@ -20,7 +20,7 @@ def data_section(rows: list[Row]) -> str:
     data = next((run.data for run in runs if run.data is not None), None)
     if data is None:
         return f"<h2>Data</h2>{_labels(*_tested(runs, tasks(rows)))}<p class=note>No dataset.json.</p>"
-    return f"<h2>Data</h2>{_labels(data.rows, data.base_rates)}{_tables(data, _dimension(runs))}{_features(data)}"
+    return f"<h2>Data</h2>{_labels(data.rows, data.labels)}{_tables(data, _dimension(runs))}{_features(data)}"
 
 
 def _dimension(runs: list[Run]) -> str:
@@ -29,29 +29,35 @@ def _dimension(runs: list[Run]) -> str:
     return " or ".join(sorted({str(section["dim"]) for section in sections if "dim" in section})) or NOTHING
 
 
-def _tested(runs: list[Run], names: list[str]) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
-    """Rows by split and base rates by task and split, as far as results know them."""
+def _tested(runs: list[Run], names: list[str]) -> tuple[dict[str, int], dict[str, Labels]]:
+    """Rows by split, and labels by task, as far as results know them."""
     rows = max(run.test_rows for run in runs)
     found = {task: [rate for run in runs if (rate := metric(task, "base_rate")(run)) is not None] for task in names}
-    rates = {task: {"test": known[0]} if known else {} for task, known in found.items()}
-    return ({"test": rows} if rows else {}), rates
+    labels = {task: Labels({"test": known[0]} if known else {}) for task, known in found.items()}
+    return ({"test": rows} if rows else {}), labels
 
 
-def _labels(rows: dict[str, int], base_rates: dict[str, dict[str, float]]) -> str:
-    """Rows of every split, and the base rate and number of positives of every task in them."""
+def _labels(rows: dict[str, int], tasks: dict[str, Labels]) -> str:
+    """Rows of every split, and of every task in them the mean label, and how many labels or positives there are."""
     splits = [split for split in SPLITS if split in rows]
     if not splits:
         return ""
     lines = [["rows", *(f"{rows[split]:,}" for split in splits)]]
-    for task, rates in base_rates.items():
-        cells = [
-            f"{_percent(rates[split])}<small>{round(rates[split] * rows[split]):,} positives</small>"
-            if split in rates
-            else NOTHING
-            for split in splits
-        ]
+    for task, labels in tasks.items():
+        cells = [_mean_label(labels, split, rows[split]) if split in labels.rate else NOTHING for split in splits]
         lines.append([escape(task), *cells])
-    return _grid(["", *splits], lines)
+    return grid(["", *splits], lines)
+
+
+def _mean_label(labels: Labels, split: str, rows: int) -> str:
+    """The mean label, and below it what it is the mean of."""
+    rate, observed = labels.rate[split], labels.observed.get(split, rows)
+    among = f"{observed:,} labels" if observed < rows or labels.is_number else ""
+    counted = not labels.is_number and not labels.weighted
+    positives = f"{round(rate * observed):,} positives" if counted else ""
+    below = [*filter(None, (positives, among)), *(["by weight"] if labels.weighted else [])]
+    shown = show_amount(rate) if labels.is_number else _percent(rate)
+    return f"{shown}<small>{', '.join(below)}</small>"
 
 
 def _tables(data: Data, dim: str) -> str:
@@ -64,7 +70,7 @@ def _tables(data: Data, dim: str) -> str:
 
     ordered = sorted(data.tables, key=lambda table: -table.rows)
     total = f"{len(ordered)} embedding tables, {sum(table.rows for table in ordered):,} rows"
-    return _folded(total, _grid(["table", "rows", "dimension"], [line(table) for table in ordered]), len(ordered))
+    return folded(total, grid(["table", "rows", "dimension"], [line(table) for table in ordered]), len(ordered))
 
 
 def _features(data: Data) -> str:
@@ -92,16 +98,16 @@ def _features(data: Data) -> str:
     lines = [line(feature) for feature in sorted(known, key=order)]
     title = f"Missing and unseen values of {len(known)} features"
     note = "<p class=note>Missing: the log holds no value. Unseen: the training split has too few rows with it.</p>"
-    return _folded(title, _grid(head, lines) + note, len(known))
+    return folded(title, grid(head, lines) + note, len(known))
 
 
-def _folded(title: str, body: str, lines: int) -> str:
+def folded(title: str, body: str, lines: int) -> str:
     if lines <= LONG:
         return f"<h3>{title}</h3>{body}"
     return f"<details><summary>{title}</summary>{body}</details>"
 
 
-def _grid(head: list[str], lines: list[list[str]]) -> str:
+def grid(head: list[str], lines: list[list[str]]) -> str:
     """A table of cells that are HTML already."""
     titles = "".join(f"<th>{escape(title)}" for title in head)
     body = "".join(f"<tr><th>{first}{''.join(f'<td>{cell}' for cell in rest)}" for first, *rest in lines)

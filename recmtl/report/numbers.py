@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from recmtl.report.runs import Value
 
 NOTHING = "–"
@@ -11,6 +13,12 @@ GB = 1e9
 def show_metric(mean: float, deviation: Value = None) -> str:
     """AUC and log loss: four digits."""
     return _show(mean, deviation, ".4f")
+
+
+def show_amount(mean: float, deviation: Value = None) -> str:
+    """In a label's unit: five digits, or all of those before the point."""
+    digits = int(math.log10(abs(mean))) if abs(mean) >= 1 else 0
+    return _show(mean, deviation, f",.{max(4 - digits, 0)}f")
 
 
 def show_seconds(mean: float, deviation: Value = None) -> str:

@@ -16,6 +16,7 @@ from recmtl.report.data_section import data_section
 from recmtl.report.numbers import NOTHING
 from recmtl.report.rows import Row, tasks
 from recmtl.report.runs import Plan, Run
+from recmtl.report.segments import segments_section
 from recmtl.report.table import Cell, Column, Line, Table, notes, show_gap
 
 WIDE = 14
@@ -67,6 +68,7 @@ def _section(heading: str, rows: list[Row], table: Table) -> str:
 {_table(table)}
 {_differences(table)}
 {_plots(rows)}
+{segments_section(rows)}
 {data_section(rows)}
 <h2>Where the time went</h2>
 {bars.time_bars(rows)}{_missing(rows, lambda run: bool(run.seconds), "times by part in results.json")}
@@ -199,8 +201,8 @@ def _plots(rows: list[Row]) -> str:
         _figures(
             "Calibration",
             {title: plot for task in names for title, plot in calibration_plots(rows, task).items()},
-            "Test rows in bins of rising prediction, as full as each other. Grey: where 95 % of the bins of a model "
-            "lie whose predictions are true. Logarithmic axes leave out bins without positives.",
+            "Test rows in bins of rising prediction, as full as each other. Grey, of binary tasks: where 95 % of the "
+            "bins of a model lie whose predictions are true. Logarithmic axes leave out bins without positives.",
             legend,
         ),
         _missing(rows, lambda run: bool(run.bins), "calibration bins in results.json"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from recmtl.report.runs import Run, Value
+from recmtl.report.runs import Run, Value, is_number
 
 LABEL_LETTERS = 40
 """Settings that take more are not for a label."""
@@ -69,6 +69,12 @@ def _heading(name: str, fingerprint: str, namesakes: list[str]) -> str:
 def tasks(rows: list[Row]) -> list[str]:
     """The tasks of all runs."""
     return list(dict.fromkeys(task for row in rows for run in row.runs for task in run.test))
+
+
+def binary_tasks(rows: list[Row]) -> list[str]:
+    """The tasks of all runs whose labels are 0 and 1."""
+    runs = [run for row in rows for run in row.runs]
+    return [task for task in tasks(rows) if not is_number(task, runs)]
 
 
 def _rows(runs: list[Run]) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,36 @@ class Bins:
     rows: list[float]
     prediction: list[float]
     """Mean of each bin."""
-    positives: list[float]
+    label: list[float]
+    """Mean of each bin; of a binary task the fraction of positives."""
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> Bins:
+        """Of ``results.json``. An earlier version wrote no mean labels, which were the fractions of positives.
+
+        Raises:
+            KeyError, TypeError, ValueError: something else stands there.
+        """
+        rows, prediction = [float(n) for n in fields["rows"]], [float(p) for p in fields["prediction"]]
+        if "label" in fields:
+            label = [float(mean) for mean in fields["label"]]
+        else:
+            label = [float(n) / of for n, of in zip(fields["positives"], rows, strict=True)]
+        if not len(rows) == len(prediction) == len(label):
+            raise ValueError("calibration bins of different lengths")
+        return Bins(rows, prediction, label)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The metrics by the values of one column."""
+
+    tasks: dict[str, dict[str, TaskMetrics]]
+    """By value, then by task."""
+    left_out: int
+    """Values that are not there."""
+    left_out_rows: int
+    """Their rows."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +109,8 @@ class Run:
     """Time by part."""
     bins: dict[str, Bins]
     """Of the test split, by task."""
+    segments: dict[str, Segments]
+    """Of the test split, by the column that metrics were asked for by."""
     config: dict[str, Any]
     """Empty without ``config.toml``."""
     config_text: str
@@ -91,7 +122,9 @@ class Run:
 
     @property
     def test_rows(self) -> int:
-        """Rows of the test split; 0: unknown."""
+        """Rows of the test split, with labels or without; 0: unknown."""
+        if self.data is not None and "test" in self.data.rows:
+            return self.data.rows["test"]
         return max((int(rows) for metrics in self.test.values() if (rows := metrics.get("rows"))), default=0)
 
     @staticmethod
@@ -124,7 +157,8 @@ class Run:
                 host_bytes=_number(fields["peak_memory_bytes"]["host"]),
                 versions={name: str(version) for name, version in fields["versions"].items()},
                 seconds=_numbers(fields["seconds"]),
-                bins={task: Bins(**bins) for task, bins in fields["calibration_bins"]["test"].items()},
+                bins={task: Bins.from_json(bins) for task, bins in fields["calibration_bins"]["test"].items()},
+                segments={name: _segments(of) for name, of in fields.get("segments", {}).get("test", {}).items()},
                 config=read_toml(config) if exists(config) else {},
                 config_text=read_text(config) if exists(config) else "",
                 plan=_plan(folder / "plan.json"),
@@ -193,14 +227,27 @@ def _newest_step(folder: Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
+def is_number(task: str, runs: Iterable[Run]) -> bool:
+    """Whether the labels of a task are numbers, not 0 and 1, as far as runs measured it."""
+    return any("mae" in run.test.get(task, {}) for run in runs)
+
+
 def metric(task: str, name: str) -> Callable[[Run], Value]:
     """A metric of the test split; of a run that has no such task, or where it is unknown, None."""
     return lambda run: run.test.get(task, {}).get(name)
 
 
 def total_logloss(tasks: list[str]) -> Callable[[Run], Value]:
-    """Log loss summed over tasks; of a run that lacks one of them None: its sum is another quantity."""
+    """Log loss summed over binary tasks; of a run that lacks one of them None: its sum is another quantity."""
     return lambda run: run.logloss_sum if tasks and all(task in run.test for task in tasks) else None
+
+
+def _segments(fields: dict[str, Any]) -> Segments:
+    tasks = {
+        str(segment["value"]): {task: _numbers(metrics) for task, metrics in segment["tasks"].items()}
+        for segment in fields["values"]
+    }
+    return Segments(tasks, int(fields["left_out"]), int(fields["left_out_rows"]))
 
 
 def _plan(path: Path) -> Plan | None:

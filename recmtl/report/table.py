@@ -1,17 +1,18 @@
-"""The table: AUC and log loss of every task, time, memory and rate of every row, as Markdown and CSV."""
+"""The table: the metrics of every task, time, memory and rate of every row, as Markdown and CSV."""
 
 from __future__ import annotations
 
 import csv as csv_files
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from recmtl.metrics.entropy import entropy
-from recmtl.report.confidence import ERRORS, Gap, auc_error, gaps
-from recmtl.report.numbers import NOTHING, show_bytes, show_count, show_epochs, show_metric, show_seconds
-from recmtl.report.rows import Row, tasks
+from recmtl.report.confidence import ERRORS, Gap, auc_error, gaps, single_error
+from recmtl.report.numbers import NOTHING, show_amount, show_bytes, show_count, show_epochs, show_metric, show_seconds
+from recmtl.report.rows import Row, binary_tasks, tasks
 from recmtl.report.runs import Run, RunWithoutResults, Value, metric, total_logloss
 
 
@@ -92,7 +93,9 @@ class Table:
     rows: int
     """Rows of the test split; 0: unknown."""
     positives: dict[str, int]
-    """Of the test split, by task; no entry where it is unknown."""
+    """Of the test split, by binary task; no entry where it is unknown."""
+    labelled: dict[str, int]
+    """Rows of the test split that have a label of a task, for tasks that not all rows have one of."""
 
     def differences(self) -> dict[str, list[tuple[Line, Cell]]]:
         """The lines whose distance to the best is known, with their AUC, by task; of tasks that have two and more."""
@@ -112,7 +115,10 @@ def tabulate(rows: list[Row]) -> Table:
     lines = [Line(row.label, row.name, len(row.runs), [column[i] for column in cells]) for i, row in enumerate(rows)]
     positives = {task: _known(metric(task, "positives"), runs) for task in tasks(rows)}
     known = {task: int(counts[0]) for task, counts in positives.items() if counts}
-    return Table(columns, [*_reference_lines(columns), *lines], max(run.test_rows for run in runs), known)
+    test_rows = max(run.test_rows for run in runs)
+    counts = {task: int(max(_known(metric(task, "rows"), runs), default=test_rows)) for task in tasks(rows)}
+    labelled = {task: count for task, count in counts.items() if count < test_rows}
+    return Table(columns, [*_reference_lines(columns), *lines], test_rows, known, labelled)
 
 
 def notes(table: Table) -> list[str]:
@@ -126,6 +132,8 @@ def notes(table: Table) -> list[str]:
         )
     if any(cell.deviation is not None for _, cell in cells):
         found.append("± of several runs is the standard deviation over their seeds.")
+    if any(column.title == "log loss" for column in table.columns) and any(c.short == "MAE" for c in table.columns):
+        found.append("The log loss without a task's name is summed over the binary tasks.")
     if table.differences():
         found.append(
             f"≈ marks an AUC that lies at most {ERRORS} standard errors of the difference below the best: "
@@ -142,6 +150,13 @@ def show_gap(cell: Cell) -> str:
     return "best" if cell.best else f"−{show_metric(-cell.gap.difference, cell.gap.error)}{mark}"
 
 
+def show_counts(table: Table) -> str:
+    """How many test rows there are, of what."""
+    counts = {"positives": table.positives, "with a label": table.labelled}
+    said = [f"{what}: {', '.join(f'{task} {n:,}' for task, n in of.items())}" for what, of in counts.items() if of]
+    return "; ".join([f"{table.rows:,} test rows", *said])
+
+
 def markdown(tables: dict[str, Table]) -> str:
     """A heading, a table, and what it says of the test rows, for each dataset."""
     return "\n\n".join(f"## {dataset}\n\n{_markdown(table)}" for dataset, table in tables.items())
@@ -154,9 +169,8 @@ def _markdown(table: Table) -> str:
         *([_escape(line.name), *(_marked(cell) for cell in line.cells)] for line in table.lines),
     ]
     parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
-    if table.positives:
-        counts = ", ".join(f"{_escape(task)} {count:,}" for task, count in table.positives.items())
-        parts.append(f"{table.rows:,} test rows; positives: {counts}.")
+    if table.positives or table.labelled:
+        parts.append(f"{_escape(show_counts(table))}.")
     if found := notes(table):
         parts.append(" ".join(found))
     if differences := table.differences():
@@ -211,15 +225,16 @@ def _numbers(column: Column, cell: Cell) -> list[tuple[str, Value]]:
 
 
 def _columns(rows: list[Row], runs: list[Run]) -> list[Column]:
-    names = tasks(rows)
-    entropies = [value for task in names if (value := _base_logloss(task, runs)) is not None]
-    total_entropy = sum(entropies) if names and len(entropies) == len(names) else None
+    names, binary = tasks(rows), binary_tasks(rows)
+    entropies = [value for task in binary if (value := _base_logloss(task, runs)) is not None]
+    total_entropy = sum(entropies) if binary and len(entropies) == len(binary) else None
+    loss = Column("log loss", total_logloss(binary), show_metric, min, base_rate=total_entropy, headline=True)
     on_device = bool(_known(lambda run: run.device_bytes, runs))
     device = Column("device GB", lambda run: run.device_bytes, show_bytes, min, "device bytes", optional=True)
     host = Column("host GB", lambda run: run.host_bytes, show_bytes, min, "host bytes", optional=True)
     return [
-        *(column for task in names for column in _task_columns(task, runs)),
-        Column("log loss", total_logloss(names), show_metric, min, base_rate=total_entropy, headline=True),
+        *(column for task in names for column in (_task_columns if task in binary else _number_columns)(task, runs)),
+        *([loss] if binary or not names else []),
         Column("train+val", lambda run: run.train_val_seconds, show_seconds, min, "train+val seconds", headline=True),
         replace(device, headline=on_device),
         replace(host, headline=not on_device),
@@ -244,13 +259,28 @@ def _task_columns(task: str, runs: list[Run]) -> list[Column]:
             gaps=partial(gaps, task=task),
         ),
         gauc,
-        replace(loss, base_rate=_base_logloss(task, runs), error=partial(_logloss_error, task=task)),
+        replace(loss, base_rate=_base_logloss(task, runs), error=partial(single_error, task=task, name="logloss")),
     ]
 
 
-def _logloss_error(row: Row, task: str) -> Value:
-    """Standard error of a single run's log loss."""
-    return metric(task, "logloss_se")(row.runs[0]) if len(row.runs) == 1 else None
+def _number_columns(task: str, runs: list[Run]) -> list[Column]:
+    """MAE, RMSE, R² and XAUC of a task whose labels are numbers; the base rate predicts their mean."""
+    mae = Column(f"{task} MAE", metric(task, "mae"), show_amount, min, task=task, headline=True, optional=True)
+    rmse = Column(f"{task} RMSE", metric(task, "rmse"), show_amount, min, task=task, optional=True)
+    r2 = Column(f"{task} R²", metric(task, "r2"), show_metric, max, task=task, base_rate=0.0, optional=True)
+    return [
+        replace(mae, error=partial(single_error, task=task, name="mae")),
+        replace(rmse, base_rate=_base_rmse(task, runs), error=partial(single_error, task=task, name="rmse")),
+        replace(r2, error=partial(single_error, task=task, name="r2")),
+        Column(f"{task} XAUC", metric(task, "xauc"), show_metric, max, task=task, base_rate=0.5, optional=True),
+    ]
+
+
+def _base_rmse(task: str, runs: list[Run]) -> Value:
+    """Deviation of the labels, as R² tells it: RMSE / √(1 − R²)."""
+    found = [(metric(task, "rmse")(run), metric(task, "r2")(run)) for run in runs]
+    known = [rmse / math.sqrt(1 - r2) for rmse, r2 in found if rmse is not None and r2 is not None and r2 < 1]
+    return known[0] if known else None
 
 
 def _base_logloss(task: str, runs: list[Run]) -> Value:
@@ -285,10 +315,14 @@ def _reference_lines(columns: list[Column]) -> list[Line]:
     """The lines of the oracle, where it is known for a task, and of the base rate."""
     lines = {"oracle": [column.oracle for column in columns], "base rate": [column.base_rate for column in columns]}
     return [
-        Line(label, label, 0, [Cell(None) if v is None else Cell(v, text=show_metric(v, None)) for v in values])
+        Line(label, label, 0, [_reference(*pair) for pair in zip(columns, values, strict=True)])
         for label, values in lines.items()
         if any(value is not None for value in values)
     ]
+
+
+def _reference(column: Column, value: Value) -> Cell:
+    return Cell(None) if value is None else Cell(value, text=column.show(value, None))
 
 
 def _marked(cell: Cell) -> str:

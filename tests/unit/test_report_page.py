@@ -257,13 +257,13 @@ def test_pareto_front_is_what_nothing_beats(pairs: list[tuple[int, int]], higher
 
 
 def test_bins_of_several_seeds_are_averaged() -> None:
-    one, other = Bins([100, 100], [0.1, 0.4], [10, 40]), Bins([60, 140], [0.2, 0.5], [6, 80])
+    one, other = Bins([100, 100], [0.1, 0.4], [0.1, 0.4]), Bins([60, 140], [0.2, 0.5], [0.1, 4 / 7])
     mean = averaged([one, other])
     assert mean is not None
     assert mean.rows == [80, 120]
     assert mean.prediction == pytest.approx([(10 + 12) / 160, (40 + 70) / 240])
-    assert mean.positives == [8, 60]
-    assert averaged([one, Bins([200], [0.3], [50])]) == one
+    assert mean.label == pytest.approx([8 / 80, 60 / 120])
+    assert averaged([one, Bins([200], [0.3], [0.25])]) == one
     assert averaged([]) is None
 
 
@@ -273,6 +273,7 @@ def test_bins_of_several_seeds_are_averaged() -> None:
         {"rows": [1000], "prediction": [0.125], "positives": [125]},  # one bin, right on the line
         {"rows": [500, 500], "prediction": [1e-6, 1e-3], "positives": [0, 0]},  # nothing observed
         {"rows": [500, 500], "prediction": [1e-4, 0.9], "positives": [0, 500]},
+        {"rows": [500, 500], "prediction": [0.1, 0.9], "positives": [50, 400], "label": [0.12, 0.8]},  # weighted
     ],
 )
 def test_unusual_bins_are_drawn(tmp_path: Path, bins: dict[str, list[float]]) -> None:
