@@ -5,7 +5,8 @@
     python benchmarks/table.py merrec --events 2000000 --presets 'merrec_*' --alone merrec_mmoe --seeds 1
 
 The columns are those of the published MerRec comparison: AUC of every task, log loss, time of training and validation,
-peak memory; and examples/s. The first rows are the oracle, where the true probabilities are known, and the base rate.
+peak memory; and examples/s. Tasks whose labels are numbers have their MAE in place of the AUC; the log loss is that of
+the binary ones. The first rows are the oracle, where the true probabilities are known, and the base rate.
 A model of a single task is trained once for every task. Start the command again and it goes on where it stopped.
 """
 
@@ -16,7 +17,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -30,7 +31,7 @@ from recmtl.config import MODELS, config_path, load_config, preset_names
 from recmtl.errors import UserError
 from recmtl.metrics.entropy import entropy
 from recmtl.models.ranking_model import RankingModel
-from recmtl.schema import SPLITS, Dataset
+from recmtl.schema import SPLITS, Dataset, Task
 
 WORK = Path(__file__).resolve().parent / "work"
 FIRST_SEED = 100
@@ -166,14 +167,19 @@ def key(options: Options, row: Row, data: Path) -> str:
 def table(results: dict[Row, list[Results]], dataset: Dataset) -> str:
     """The Markdown table."""
     tested = {task for runs in results.values() for task in runs[0]["test"]}
-    tasks = [task.name for task in dataset.tasks if task.name in tested]
-    behind = behind_alone(results, tasks)
-    header = ["model", *(f"{task} AUC" for task in tasks), "log loss", "train+val min", "peak GB", "examples/s"]
+    tasks = [task for task in dataset.tasks if task.name in tested]
+    behind = behind_alone(results, [task.name for task in tasks if task.kind == "binary"])
+    columns = {task.name: "auc" if task.kind == "binary" else "mae" for task in tasks}
+    titles = [f"{task} {metric.upper()}" for task, metric in columns.items()]
+    header = ["model", *titles, "log loss", "train+val min", "peak GB", "examples/s"]
     lines = reference_rows(results, tasks)
     for row, runs in results.items():
-        cells = [show([run["test"][task]["auc"] for run in runs if task in run["test"]], ".4f") for task in tasks]
+        measured = {
+            task: [run["test"][task][metric] for run in runs if task in run["test"]] for task, metric in columns.items()
+        }
+        cells = [show(known(values), ".4f") for values in measured.values()]
         cells += [
-            show([run["logloss_sum"] for run in runs], ".4f"),
+            show(known(run["logloss_sum"] for run in runs), ".4f"),
             show([run["train_val_seconds"] / 60 for run in runs], ".2f"),
             show([peak(run) / 1e9 for run in runs], ".2f"),
             show([run["examples_per_second"] for run in runs], ",.0f"),
@@ -184,28 +190,36 @@ def table(results: dict[Row, list[Results]], dataset: Dataset) -> str:
     return markdown_table(header, [line[: len(header)] for line in lines])
 
 
-def reference_rows(results: dict[Row, list[Results]], tasks: Sequence[str]) -> list[list[str]]:
-    """The oracle, where it is known, and the base rate."""
-    known = {
-        task: run["test"][task] for runs in results.values() for run in runs for task in tasks if task in run["test"]
-    }
-    oracle = [known[task]["oracle_auc"] for task in tasks]
-    base = sum(entropy(known[task]["base_rate"]) for task in tasks)
+def known(values: Iterable[float | None]) -> list[float]:
+    """Those that are there."""
+    return [value for value in values if value is not None]
+
+
+def reference_rows(results: dict[Row, list[Results]], tasks: Sequence[Task]) -> list[list[str]]:
+    """The oracle, where it is known, and the base rate, of binary tasks."""
+    tested = {task: metrics for runs in results.values() for run in runs for task, metrics in run["test"].items()}
+    oracle = [tested[task.name].get("oracle_auc") for task in tasks]
+    rates = known(tested[task.name]["base_rate"] for task in tasks if task.kind == "binary")
     blank = ["–"] * 4
-    rows = [["base rate", *["0.5000"] * len(tasks), f"{base:.4f}", *blank]]
+    base = ["0.5000" if task.kind == "binary" else "–" for task in tasks]
+    rows = [["base rate", *base, f"{sum(map(entropy, rates)):.4f}" if rates else "–", *blank]]
     if any(auc is not None for auc in oracle):
         rows.insert(0, ["oracle", *("–" if auc is None else f"{auc:.4f}" for auc in oracle), "–", *blank])
     return rows
 
 
 def behind_alone(results: dict[Row, list[Results]], tasks: Sequence[str]) -> dict[Row, float]:
-    """For every model of all tasks: its mean AUC less that of `single_task`, on the task where that is worst."""
+    """For every model of all binary tasks: its mean AUC less that of `single_task`, on the task where that is worst."""
     means = {
-        row: {task: fmean(run["test"][task]["auc"] for run in runs) for task in runs[0]["test"]}
+        row: {
+            task: fmean(aucs)
+            for task in tasks
+            if task in runs[0]["test"] and (aucs := known(run["test"][task]["auc"] for run in runs))
+        }
         for row, runs in results.items()
     }
-    alone = {row.task: means[row][row.task] for row in results if row.task and row.preset == SINGLE}
-    if set(alone) != set(tasks):
+    alone = {row.task: means[row][row.task] for row in results if row.preset == SINGLE and row.task in means[row]}
+    if not tasks or set(alone) != set(tasks):
         return {}
     return {row: min(auc[task] - alone[task] for task in tasks) for row, auc in means.items() if set(auc) == set(tasks)}
 
@@ -217,10 +231,10 @@ def peak(run: Results) -> float:
 
 
 def slim(run: Results) -> Results:
-    """Results, of a run or of an evaluation of one split, without most of their bytes: the points of calibration plots
-    and the folds behind the errors.
+    """Results, of a run or of an evaluation of one split, without most of their bytes: the points of calibration plots,
+    the segments, and the folds behind the errors.
     """
-    kept = {key: value for key, value in run.items() if key != "calibration_bins"}
+    kept = {key: value for key, value in run.items() if key not in ("calibration_bins", "segments")}
     for split in kept.keys() & set(SPLITS):
         kept[split] = {
             task: {name: value for name, value in measured.items() if name != "auc_folds"}

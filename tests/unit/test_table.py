@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,22 @@ def test_a_preset_of_one_task(tmp_path: Path, trained: list[tuple[str, str, int]
     lines = table.table(table.train(options, rows, data, tmp_path / "runs"), dataset).splitlines()
     assert lines[0].startswith("| model | like AUC | log loss |")
     assert lines[-1].startswith("| mine | 0.5000 | 1.2000 |")
+
+
+def test_tasks_whose_labels_are_numbers_have_their_mae(tmp_path: Path) -> None:
+    dataset = write_toy(tmp_path)
+    click, like = dataset.tasks
+    mixed = replace(dataset, tasks=(click, replace(like, kind="regression", oracle=False)))
+    test = {
+        "click": {"auc": None, "oracle_auc": None, "base_rate": None, "logloss": None},  # no label in the test split
+        "like": {"mae": 12.5, "mean_label": 30.0},
+    }
+    costs = {"train_val_seconds": 60.0, "peak_memory_bytes": {"device": None, "host": 5e8}, "examples_per_second": 1.0}
+    run = {"test": test, "logloss_sum": 0.0, **costs}
+    lines = table.table({table.Row("mmoe"): [run]}, mixed).splitlines()
+    assert lines[0].startswith("| model | click AUC | like MAE | log loss |")
+    assert lines[2].startswith("| base rate | 0.5000 | – | – |")
+    assert lines[3].startswith("| mmoe | – | 12.5000 | 0.0000 |")
+    numbers = replace(dataset, tasks=(mixed.tasks[1],))
+    run = {"test": {"like": test["like"]}, "logloss_sum": None, **costs}
+    assert table.table({table.Row("mmoe"): [run]}, numbers).splitlines()[3].startswith("| mmoe | 12.5000 | – |")
