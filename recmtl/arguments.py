@@ -100,6 +100,8 @@ class Evaluate:
     """A prepared folder of the same encoding: that of the run, or other rows."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Which rows; all: the three splits one after the other."""
+    by: str | None = None
+    """Columns to measure by as well, with commas between, in place of the run's metrics.by."""
 
 
 @dataclass

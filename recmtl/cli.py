@@ -101,6 +101,8 @@ def evaluate(arguments: list[str]) -> None:
     args = parse_words(Evaluate, arguments, "evaluate")
     splits = SPLITS if args.split == "all" else (args.split,)
     config = load_run_config(args.run)
+    if args.by is not None:
+        config.metrics.by = _names(args.by)
     check_training()
     from recmtl.training.runs import evaluate_run
     from recmtl.training.summary import summary
@@ -115,7 +117,7 @@ def evaluate(arguments: list[str]) -> None:
 def predict(arguments: list[str]) -> None:
     """Score new raw files."""
     args = parse_words(Predict, arguments, "predict", flags=True)
-    keep = None if args.keep is None else tuple(filter(None, (name.strip() for name in args.keep.split(","))))
+    keep = None if args.keep is None else _names(args.keep)
     options = {name: getattr(args, name) for name in ("since", "conditional", "memory_limit", "threads")}
     from recmtl.inference.predict import predict as run_predict
 
@@ -315,6 +317,11 @@ def _parse_run(places: type, arguments: list[str], command: str) -> tuple[Any, d
     if config.model.name != default.model.name:
         raise UserError(f"--model.name: {arguments[0]} is a {default.model.name}; name a preset of {config.model.name}")
     return config, {f.name: getattr(args, f.name) for f in fields(places)}
+
+
+def _names(words: str) -> tuple[str, ...]:
+    """Names with commas between."""
+    return tuple(filter(None, (name.strip() for name in words.split(","))))
 
 
 def _is_first_rank() -> bool:

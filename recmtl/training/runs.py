@@ -35,6 +35,8 @@ from recmtl.training.trainer import Trainer, is_done
 
 LOCK = ".lock"
 """File in the run folder that the process that trains holds locked."""
+OF_LABELS = ("oracle", "row_weight", "observed", "base_rate")
+"""Fields of a task that say what labels some data have; all others are those that a run was trained with."""
 EVALUATIONS = "evaluations"
 """Folder in the run folder for what `recmtl evaluate` measured."""
 
@@ -187,10 +189,11 @@ def open_dataset(data: Path, config: Config) -> tuple[Dataset, tuple[Task, ...]]
 
 
 def open_evaluated(data: Path, run: Path, config: Config) -> tuple[Dataset, tuple[Task, ...]]:
-    """The prepared folder to measure a run on, and the run's tasks.
+    """The prepared folder to measure a run on, and the run's tasks with what is known of their labels there.
 
     Raises:
-        UserError: the data is encoded otherwise than what the run was trained on, or has no labels of one of its tasks.
+        UserError: the data is encoded otherwise than what the run was trained on, or has no labels of one of its tasks,
+            or labels of another kind.
     """
     given, trained = Dataset.load(data), trained_dataset(run)
     if difference := encoding_difference(trained, given):
@@ -203,7 +206,10 @@ def open_evaluated(data: Path, run: Path, config: Config) -> tuple[Dataset, tupl
     for task in tasks:
         if task.name not in labels:
             raise UserError(f"{data}: no task '{task.name}', which {run} was trained on; add it to the recipe")
-    return given, tuple(replace(task, oracle=labels[task.name].oracle) for task in tasks)
+        if labels[task.name].kind != task.kind:
+            kinds = f"{labels[task.name].kind}, and {run} was trained on a {task.kind} one"
+            raise UserError(f"{data}: task '{task.name}' is {kinds}; give data of the same kind")
+    return given, tuple(replace(task, **{key: getattr(labels[task.name], key) for key in OF_LABELS}) for task in tasks)
 
 
 def check_data(run: Path, dataset: Dataset, data: Path) -> None:

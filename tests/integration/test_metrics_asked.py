@@ -178,6 +178,39 @@ def test_evaluate_prints_a_table_a_kind_and_the_segments(data, run, capsys):
     assert measured["val"]["time"] == pytest.approx(read(run)["val"]["time"], rel=1e-6)
 
 
+def prepare_other(data: Path, folder: Path, recipe: str) -> Path:
+    """The same raw files by another recipe."""
+    (folder / "other.toml").write_text(recipe)
+    prepare(load_recipe(str(folder / "other.toml")), data.parent / "raw", folder / "other")
+    return folder / "other"
+
+
+def test_other_data_is_measured_by_its_own_labels_and_weights(data, run, tmp_path, capsys):
+    """The run was trained on a time in every row and without weights for a task."""
+    sql = "select * replace (case when tab < 15 then seconds end as seconds) from raw"
+    recipe = RECIPE.replace('"select * from raw"', f'"{sql}"').replace('weight = "weight"\n', "")
+    other = prepare_other(
+        data, tmp_path, recipe.replace('label = "clicked"', 'label = "clicked"\nrow_weight = "weight"')
+    )
+    cli.evaluate([str(run), "--data", str(other), "--by", "tab, country"])
+    assert "click by tab" in capsys.readouterr().out
+    measured = read(run, evaluation(other, "test"))
+    assert list(measured["segments"]["test"]) == ["tab", "country"]
+    rows = pq.read_table(next((other / "test").iterdir()))
+    seconds = rows["label_time"].drop_null().to_numpy()
+    assert measured["test"]["time"]["rows"] == len(seconds) < len(rows)
+    assert measured["test"]["time"]["mean_label"] == pytest.approx(seconds.mean(dtype=float), rel=1e-6)  # no weights
+    clicked = rows.filter(rows["label_click"].is_valid())
+    rate = np.average(clicked["label_click"], weights=clicked["weight_click"])
+    assert measured["test"]["click"]["base_rate"] == pytest.approx(rate, rel=1e-6)
+
+
+def test_a_task_of_another_kind_is_refused(data, run, tmp_path):
+    other = prepare_other(data, tmp_path, RECIPE.replace('kind = "duration"', 'kind = "regression"'))
+    with pytest.raises(UserError, match=r"task 'time' is regression, and .* was trained on a duration one; give data"):
+        cli.evaluate([str(run), "--data", str(other)])
+
+
 def best_epochs(run: Path, key: str) -> tuple[list[float], int]:
     """A metric of every epoch, and the best one by the results."""
     return [line[key] for line in lines(run) if key in line], read(run)["best_epoch"]
