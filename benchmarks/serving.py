@@ -53,8 +53,8 @@ class Options:
     """Rows of all tables together."""
     clients: tuple[int, ...] = (1, 8, 64)
     """Numbers of clients at once."""
-    workers: tuple[int, ...] = (1, 2)
-    """Numbers of the server's workers; they share the cores."""
+    workers: int | None = None
+    """Workers of the server, which share the cores; None: one a core."""
     seconds: float = 8.0
     """How long clients send."""
     plain: bool = True
@@ -225,19 +225,19 @@ def measure(options: Options, folder: Path) -> list[dict[str, Any]]:
     bodies = payloads(model)
     protocols = {"plain": [as_plain(body) for body in bodies], "tensors": [as_tensors(body, tables) for body in bodies]}
     cores = len(os.sched_getaffinity(0))
+    workers = options.workers or cores
+    threads = max(1, cores // workers)
     found = []
-    for workers in options.workers:
-        threads = max(1, cores // workers)
-        for protocol, requests in protocols.items():
-            words = ("-m", "recmtl", "serve", export, "--port", "PORT", "--workers", workers)
-            with started(*words, threads=threads) as server:
-                load(
-                    server, requests, max(options.clients), min(2.0, options.seconds)
-                )  # the tables' pages come into memory
-                seen = [load(server, requests, count, options.seconds) for count in options.clients]
-            for line in seen:
-                line |= bare(export, line["batch_rows"], workers, threads, options.seconds / 2)
-                found.append({"server": f"recmtl, {protocol}", "workers": workers, **line})
+    for protocol, requests in protocols.items():
+        words = ("-m", "recmtl", "serve", export, "--port", "PORT", "--workers", workers)
+        with started(*words, threads=threads) as server:
+            load(
+                server, requests, max(options.clients), min(2.0, options.seconds)
+            )  # the tables' pages come into memory
+            seen = [load(server, requests, count, options.seconds) for count in options.clients]
+        for line in seen:
+            line |= bare(export, line["batch_rows"], workers, threads, options.seconds / 2)
+            found.append({"server": f"recmtl, {protocol}", "workers": workers, **line})
     if options.plain:
         script = Path(__file__).with_name("plain_server.py")
         with started(script, "PORT", cores, options.embedding_rows) as server:
