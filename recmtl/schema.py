@@ -207,6 +207,10 @@ class Dataset:
     """Rows that were left out because no task has a label in them."""
     keep_negatives: float = 1.0
     """Share of the training rows without a positive label that were kept, at 1 / share of their weight."""
+    lineage: tuple[str, ...] = ()
+    """Encoding fingerprints of the data that this was extended from, the oldest first. Part of no fingerprint."""
+    until: str = ""
+    """Last moment of the rows, by the column of a split by time. Part of no fingerprint either."""
     split: dict[str, Any] = field(default_factory=dict)
     """The rule by which rows were dealt into splits."""
     content: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -243,6 +247,16 @@ class Dataset:
         tasks = [{key: value for key, value in asdict(task).items() if key != "base_rate"} for task in self.tasks]
         rest = {"split": self.split, "group": self.group, "rows": self.rows, "content": self.content}
         return _digest({"encoding": self.encoding_fingerprint, "tasks": tasks, **rest})
+
+    @property
+    def generation(self) -> int:
+        """How often the encoding was extended. Ids keep the generation that assigned them."""
+        return len(self.lineage)
+
+    def generation_of(self, fingerprint: str) -> int | None:
+        """The generation of an encoding of this fingerprint; None: the encoding did not grow from it."""
+        fingerprints = [*self.lineage, self.encoding_fingerprint]
+        return max((number for number, other in enumerate(fingerprints) if other == fingerprint), default=None)
 
     def table(self, name: str) -> Table:
         return next(table for table in self.tables if table.name == name)
@@ -300,6 +314,7 @@ class Dataset:
                 "tables": tuple(Table(**table) for table in values["tables"]),
                 "features": tuple(Feature(**feature) for feature in values["features"]),
                 "tasks": tuple(Task(**task) for task in values["tasks"]),
+                "lineage": tuple(values["lineage"]),
                 "segments": tuple(values["segments"]),
             }
             dataset = Dataset(**{slot.name: values.pop(slot.name) for slot in fields(Dataset)})
