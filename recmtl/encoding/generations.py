@@ -1,6 +1,6 @@
 """Which generation of an encoding assigned each id of a table, and which saw it last.
 
-`recmtl prepare --extend` makes a new generation of an encoding: values keep their ids, new ones get others, and the id of
+`recmtl prepare --extend` makes a new generation of an encoding: values keep their ids, new ones get others, the id of
 a value that was not seen for long may become that of a new one. So an id means one value within a generation, and a
 model of generation g reads an id that a later one assigned as an unseen value.
 """
