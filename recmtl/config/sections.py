@@ -79,8 +79,8 @@ class TrainingConfig:
     max_steps: Count = 0
     """Stop after this many steps in all; 0: no limit."""
     patience: Count = 1
-    """Epochs in a row without a better validation loss (the sum over tasks by the recipe's weights) before training
-    stops; 0: never stop early."""
+    """Epochs in a row without a better validation loss (the sum over tasks by the recipe's weights), or a better value
+    of `metrics.monitor`, before training stops; 0: never stop early."""
     seed: Seed = 100
     """Seed of the initial weights and of the order of rows."""
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--tasks",))] = ()

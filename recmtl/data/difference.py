@@ -81,7 +81,7 @@ def _shown_rows(rows: int | None) -> str:
 
 
 def _named(dataset: Dataset, kind: str) -> Named:
-    left_out = ("name", "base_rate", *PLANNING_FIGURES)
+    left_out = ("name", "observed", "base_rate", *PLANNING_FIGURES)  # the labels themselves differ where these do
     entries = [asdict(entry) for entry in getattr(dataset, kind)]
     return {entry["name"]: {key: v for key, v in entry.items() if key not in left_out} for entry in entries}
 
