@@ -62,6 +62,17 @@ class Prepare:
     """Replace OUT if it holds prepared data and nothing else; it stays until the new data are whole."""
     limit: int | None = None
     """Read only so many raw rows of the recipe's first source, to try a recipe; none: all."""
+    extend: Path | None = None
+    """Prepared folder whose encoding is to grow by the rows after its last moment; only these are written."""
+    since: str | None = None
+    """With --extend: first moment of the new rows; none: those after the folder's last one."""
+    lookback: str | None = None
+    """With --extend: how far before the new rows the query sees, such as "14 days", in a column of numbers such as
+    1209600; none: all raw rows."""
+    val: Annotated[float, Interval(ge=0, lt=1)] | None = None
+    """With --extend: share of the new rows, the last ones by time, that validate; none: 0."""
+    test: Annotated[float, Interval(ge=0, lt=1)] | None = None
+    """With --extend: the same for testing."""
 
 
 @dataclass(kw_only=True)

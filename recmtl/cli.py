@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recmtl import __version__
 from recmtl.arguments import (
@@ -51,6 +51,9 @@ from recmtl.runtime.storage import read_text
 from recmtl.runtime.versions import check_serving, check_training, check_versions
 from recmtl.schema import SPLITS
 
+if TYPE_CHECKING:
+    from recmtl.data.prepare.extension import Extend
+
 
 def synth(arguments: list[str]) -> None:
     """Make raw logs."""
@@ -77,11 +80,28 @@ def prepare(arguments: list[str]) -> None:
         threads=args.threads,
         overwrite=args.overwrite,
         limit=args.limit,
+        extend=_extend(args),
     )
     print_summary(dataset)
     rows = ", ".join(f"{count:,} {split}" for split, count in dataset.rows.items())
     partial = "" if dataset.limit is None else f"; partial: from the first {dataset.limit:,} raw rows (--limit)"
     print(f"{args.out}: {rows} rows; {len(dataset.features)} features, {len(dataset.tables)} tables{partial}")
+
+
+def _extend(args: Prepare) -> Extend | None:
+    """What to extend.
+
+    Raises:
+        UserError: an argument is there that says how to extend, and not what.
+    """
+    from recmtl.data.prepare.extension import Extend
+
+    if args.extend is not None:
+        return Extend(args.extend, args.since, args.lookback, args.val or 0.0, args.test or 0.0)
+    for name in ("since", "lookback", "val", "test"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name}: is for data that are extended; name the folder with --extend")
+    return None
 
 
 def train(arguments: list[str]) -> None:

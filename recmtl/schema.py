@@ -25,6 +25,8 @@ RECIPE = "recipe.toml"
 """The recipe, with the keys of those that it extends."""
 VOCABULARIES = "vocab"
 """Folder of the vocabularies."""
+PENDING = "pending"
+"""Folder with the values that are too rare for an id, and how often they were seen."""
 SPLITS = ("train", "val", "test")
 ROW_GROUP_ROWS = 16_384
 """Rows of a row group of a prepared file, the last one of a file excepted."""

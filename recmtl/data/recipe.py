@@ -55,6 +55,10 @@ class TableSpec:
     """Features whose occurrences count; all features of the table when empty."""
     hash_rows: Annotated[int, Interval(ge=FIRST + 1, le=LARGEST_COUNT)] | None = None
     """Hash the values into this many rows instead of keeping a vocabulary."""
+    max_rows: Annotated[int, Interval(ge=FIRST + 1, le=LARGEST_COUNT)] | None = None
+    """Most rows of the table: the most frequent values have ids; where data is extended, those that were seen last."""
+    expire: PositiveCount | None = None
+    """Where data is extended, a value that so many extensions in a row have not seen loses its id."""
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,9 @@ def _check_table(recipe: Recipe, table: TableSpec, where: str) -> None:
         raise UserError(f"{where}: min_count does nothing in a hashed table; remove it or hash_rows")
     if table.hash_rows and table.count_from:
         raise UserError(f"{where}: count_from does nothing in a hashed table; remove it or hash_rows")
+    for key in ("max_rows", "expire"):
+        if table.hash_rows and getattr(table, key) is not None:
+            raise UserError(f"{where}: {key} does nothing in a hashed table; remove it or hash_rows")
     own = [feature.name for feature in recipe.features_of(table.name)]
     for name in table.count_from:
         if name not in own:

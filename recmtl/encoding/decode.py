@@ -14,7 +14,7 @@ from recmtl.schema import FIRST
 
 
 def read_values(vocabularies: Path, table: str) -> pa.Array:
-    """The values of a table that is not hashed, in the order of their ids.
+    """The values of a table that is not hashed, by their ids, from `FIRST` on; null for an id that has none any more.
 
     Args:
         vocabularies: the folder with ``TABLE.parquet``.
@@ -25,9 +25,15 @@ def read_values(vocabularies: Path, table: str) -> pa.Array:
     """
     path = vocabularies / f"{table}.parquet"
     try:
-        return pq.read_table(local_path(path), columns=["value"])["value"].combine_chunks()
+        found = pq.read_table(local_path(path)).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); prepare the data again") from None
+    values, ids = found["value"].combine_chunks(), found["id"].to_numpy()
+    if not len(ids) or ids[-1] == FIRST + len(ids) - 1:
+        return values
+    places = np.full(ids[-1] - FIRST + 1, -1)
+    places[ids - FIRST] = np.arange(len(ids))
+    return values.take(pa.array(places, mask=places < 0))
 
 
 def decode(values: pa.Array, ids: np.ndarray) -> pa.Array:

@@ -158,8 +158,15 @@ def hash_of(columns: Iterable[str]) -> str:
     return f"hash(hash({', '.join(columns)}))"
 
 
-def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str]) -> None:
-    """Create the view `SELECTED`: the columns that the recipe uses, and the hashes of those that identify a row."""
+def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str], condition: str = "") -> None:
+    """Create the view `SELECTED`: the columns that the recipe uses, and the hashes of those that identify a row.
+
+    Args:
+        db: the database.
+        recipe: names the columns.
+        types: of the query's columns.
+        condition: which of the query's rows are wanted, as `` where ...``; empty: all.
+    """
     read = [column for column in recipe.read_columns if column not in recipe.predicted]
     columns = [f"{for_arrow(name, types[name])} as {quote(name)}" for name in recipe.read_columns]
     columns += [quote(name) for name in recipe.predicted if name not in recipe.read_columns]
@@ -171,7 +178,7 @@ def create_selected(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[s
         columns.append(f"{hash_of(map(quote, split.key))} as {SPLIT_KEY}")
     if split.column is not None:
         columns.append(f"{_split_value(split.column, types[split.column])} as {SPLIT_VALUE}")
-    db.execute(f"create view {SELECTED} as select {', '.join(columns)} from {ROWS}")
+    db.execute(f"create view {SELECTED} as select {', '.join(columns)} from {ROWS}{condition}")
 
 
 def for_arrow(column: str, sql_type: str) -> str:

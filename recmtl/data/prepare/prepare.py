@@ -11,11 +11,14 @@ What comes out depends on the recipe and the raw files alone, not on the number 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import duckdb
+import numpy as np
 
 from recmtl.data.prepare.buckets import BucketWriter, sorted_rows
 from recmtl.data.prepare.content import ContentDigests
@@ -31,8 +34,10 @@ from recmtl.data.prepare.examples import (
     run_query,
     splits_and_hashes,
 )
+from recmtl.data.prepare.extension import Extend, Extension, last_moment
 from recmtl.data.prepare.factorized import FactorizedRows
 from recmtl.data.prepare.footers import read_footer
+from recmtl.data.prepare.growth import count_pending, grow
 from recmtl.data.prepare.label_checks import check_labels
 from recmtl.data.prepare.numbering import number_rows
 from recmtl.data.prepare.partitions import show_partitions
@@ -62,6 +67,7 @@ def prepare(
     threads: int | None = None,
     overwrite: bool = False,
     limit: int | None = None,
+    extend: Extend | None = None,
 ) -> Dataset:
     """Turn the raw files of a folder into training data.
 
@@ -73,6 +79,7 @@ def prepare(
         threads: number of threads; all cores when None.
         overwrite: `out` may hold prepared data, which stays until it is replaced.
         limit: read only the first so many raw rows of the recipe's first source of files; all when None.
+        extend: the folder whose encoding is to grow, and the rows after it, which alone are written; None: begin anew.
 
     Returns:
         What was written, as in ``dataset.json``.
@@ -80,6 +87,9 @@ def prepare(
     Raises:
         UserError: the recipe, a raw file or `out` has a mistake; nothing is written.
     """
+    extension = None if extend is None else Extension(recipe, extend)
+    if extension:
+        recipe = extension.recipe
     files = find_files(recipe, raw)
     cut_short = None if limit is None else limit_files(recipe, files, limit)
     if overwrite and real_path(raw).is_relative_to(real_path(out)):
@@ -88,10 +98,11 @@ def prepare(
         db = connect(memory_limit, threads, work / "spill")
         try:
             with Progress() as progress, one_line_errors(recipe.origin, memory_limit):
-                create_views(db, recipe, files, raw, cut_short)
+                in_sight = partial(extension.in_sight, db) if extension else None
+                create_views(db, recipe, files, raw, cut_short, in_sight=in_sight)
                 columns = source_columns(db, recipe)
                 described = replace(
-                    _run(db, recipe, files, parse_size(memory_limit), work / "data", progress),
+                    _run(db, recipe, files, parse_size(memory_limit), work / "data", progress, extension),
                     limit=None if cut_short is None else limit,
                     split=recipe.split.rule,
                     sql=_sql_digest(recipe),
@@ -111,16 +122,21 @@ def _run(
     memory: int,
     folder: Path,
     progress: Progress,
+    extension: Extension | None,
 ) -> Dataset:
     types = create_query(db, recipe)
     check_columns(recipe, types)
     types = leave_out_refused(types)
     with query_errors(recipe, files):
-        create_selected(db, recipe, types)
+        create_selected(db, recipe, types, extension.new_rows(db, types) if extension else "")
         encoder = make_encoder(db, recipe, types)
+        if extension:
+            extension.check_encoder(encoder)
         rows = FactorizedRows(folder.with_name("stored"), encoder, other_columns(db, recipe))
         with closing(show_partitions(db, recipe, memory, rows.folder / "parts", progress)) as partitions:
             unlabelled = run_query(db, recipe, partitions, rows)
+    if extension:
+        extension.check_not_empty(rows.rows, unlabelled)
     check_not_empty(recipe, rows, unlabelled)
 
     with progress.stage("splitting", 1):
@@ -128,31 +144,30 @@ def _run(
         asked = assign_splits(db, recipe, rows.rows)
         oracles = check_labels(db, recipe, rows.rows)
         splits, hashes = splits_and_hashes(db, rows.folder, rows.rows)
-        counts, tasks = describe_tasks(recipe, rows, splits, hashes, oracles)
+        counts, tasks = describe_tasks(recipe, rows, splits, hashes, oracles, all_labelled=extension is None)
+        until = last_moment(db, recipe)
     if note := far_from_asked(asked, counts):
         progress.note(f"{recipe.origin}: {note}")
 
-    vocabularies = folder / VOCABULARIES
-    make_folder(vocabularies)
     with progress.stage("numbering values", len(recipe.tables)) as advance:
-        found = []
-        for done, spec in enumerate(recipe.tables, 1):
-            found.append(make_lookup(db, rows, splits, spec, recipe.split.vocab_from, vocabularies))
-            advance(done)
-        tables = tuple(table for table, _ in found)
-        lookups = {table.name: lookup for table, lookup in found}
-        encoder = Encoder(fit_features(rows, splits), tables, lookups, encoder.schema)
+        if extension is None:
+            encoder = _new_encoder(db, recipe, rows, splits, folder, advance)
+        else:
+            tasks = extension.tasks(tasks)
+            encoder = _grown_encoder(db, recipe, rows, splits, folder, extension, advance, progress)
 
     dataset = Dataset(
         recipe.name,
         counts,
-        tables,
+        encoder.tables,
         encoder.features,
         tasks,
         group=recipe.group is not None,
         row_weight=recipe.weight is not None or recipe.sampling.keep_negatives < 1,
         unlabelled=unlabelled,
         keep_negatives=recipe.sampling.keep_negatives,
+        lineage=extension.lineage if extension else (),
+        until=until,
         segments=recipe.segments,
     )
     shares = Shares(encoder.features)
@@ -174,6 +189,53 @@ def _run(
     for note in notes(dataset):
         progress.note(f"{recipe.origin}: {note}")
     return dataset
+
+
+def _new_encoder(
+    db: duckdb.DuckDBPyConnection,
+    recipe: Recipe,
+    rows: FactorizedRows,
+    splits: np.ndarray,
+    folder: Path,
+    advance: Callable[[int], None],
+) -> Encoder:
+    """The encoder whose statistics and vocabularies are those of the training rows."""
+    make_folder(folder / VOCABULARIES)
+    vocab_from, found = recipe.split.vocab_from, []
+    for done, spec in enumerate(recipe.tables, 1):
+        found.append(make_lookup(db, rows, splits, spec, vocab_from, folder / VOCABULARIES))
+        if recipe.split.by == "time" and (spec.min_count > 1 or spec.max_rows is not None):
+            count_pending(db, rows, splits, spec, vocab_from, folder)
+        advance(done)
+    lookups = {table.name: lookup for table, lookup in found}
+    return Encoder(fit_features(rows, splits), tuple(table for table, _ in found), lookups, rows.encoder.schema)
+
+
+def _grown_encoder(
+    db: duckdb.DuckDBPyConnection,
+    recipe: Recipe,
+    rows: FactorizedRows,
+    splits: np.ndarray,
+    folder: Path,
+    extension: Extension,
+    advance: Callable[[int], None],
+    progress: Progress,
+) -> Encoder:
+    """The encoder of the data that is extended, with the values of the new training rows; says how many they are."""
+    make_folder(folder / VOCABULARIES)
+    make_folder(folder / ENCODER)
+    found = []
+    for done, spec in enumerate(recipe.tables, 1):
+        grown = grow(db, rows, splits, spec, (extension.folder, extension.dataset), folder, recipe.split.vocab_from)
+        if grown.generations is not None:
+            grown.generations.save(folder / ENCODER, spec.name)
+        found.append(grown)
+        advance(done)
+    changes = [f"{grown.table.name} +{grown.new:,} −{grown.retired:,}" for grown in found if grown.new or grown.retired]
+    if changes:
+        progress.note(f"values that got an id, and that lost theirs: {', '.join(changes)}")
+    lookups = {grown.table.name: grown.lookup for grown in found}
+    return Encoder(extension.dataset.features, tuple(grown.table for grown in found), lookups, rows.encoder.schema)
 
 
 def _sql_digest(recipe: Recipe) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -87,6 +87,7 @@ def create_views(
     raw: Path,
     cut_short: Cut | None = None,
     known: SourceColumns | None = None,
+    in_sight: Callable[[dict[str, str]], str | None] | None = None,
 ) -> SourceColumns:
     """Create a view a source; of files it has two more columns: filename (relative to `raw`) and file_row_number.
 
@@ -100,6 +101,7 @@ def create_views(
         raw: their folder.
         cut_short: where the rows of a source end.
         known: columns that the files of a source are known to have: where all of them lack one, it is null.
+        in_sight: of the types of a source's columns, the condition that its rows meet; None: all rows of all sources.
 
     Returns:
         The known columns that are lacking.
@@ -119,6 +121,8 @@ def create_views(
                 last = literal(cut_short.path.relative_to(raw).as_posix())
                 query = f"select * from ({query}) where {FILENAME} <> {last} or {FILE_ROW_NUMBER} < {cut_short.rows}"
             db.execute(f"create view {quote(source.name)} as {query}")
+            if in_sight and (condition := in_sight(column_types(db, quote(source.name)))):
+                db.execute(f"create or replace view {quote(source.name)} as select * from ({query}) where {condition}")
         else:
             create_query_view(db, quote(source.name), _empty({**columns, **source.columns}), f"{where}: columns")
         _check_cut(db, source, where)

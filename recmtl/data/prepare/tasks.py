@@ -35,7 +35,13 @@ def row_weights(labels: Labels, splits: np.ndarray, share: float) -> np.ndarray:
 
 
 def describe_tasks(
-    recipe: Recipe, rows: FactorizedRows, splits: np.ndarray, hashes: np.ndarray, oracles: frozenset[str]
+    recipe: Recipe,
+    rows: FactorizedRows,
+    splits: np.ndarray,
+    hashes: np.ndarray,
+    oracles: frozenset[str],
+    *,
+    all_labelled: bool = True,
 ) -> tuple[dict[str, int], tuple[Task, ...]]:
     """Rows that are kept by split, and the tasks with what their labels are.
 
@@ -45,6 +51,7 @@ def describe_tasks(
         splits: index into `SPLITS` of every row, uint8.
         hashes: of every row, uint64.
         oracles: tasks whose true probabilities are known.
+        all_labelled: every task must have a label that weighs something in a training row.
 
     Raises:
         UserError: no row is for training, or a task has no label there, or no weight.
@@ -67,7 +74,7 @@ def describe_tasks(
     by_split = dict(zip(SPLITS, counts.tolist(), strict=True))
     if not by_split["train"]:
         raise UserError(f"{recipe.origin}: [split]: no row is left for training; change the split")
-    return by_split, tuple(found.task(recipe.origin, oracles) for found in statistics)
+    return by_split, tuple(found.task(recipe.origin, oracles, all_labelled) for found in statistics)
 
 
 class _Statistics:
@@ -98,17 +105,17 @@ class _Statistics:
         if self.spec.kind == "regression":
             self.targets.add(transformed(values[known & (splits == 0)], self.spec.transform or "none"))
 
-    def task(self, origin: str, oracles: frozenset[str]) -> Task:
+    def task(self, origin: str, oracles: frozenset[str], labelled: bool) -> Task:
         """The task.
 
         Raises:
-            UserError: the training rows have no label of it, or none that weighs anything.
+            UserError: it is to be labelled, and the training rows have no label of it, or none that weighs anything.
         """
         spec = self.spec
-        if not self.observed[0]:
+        if labelled and not self.observed[0]:
             raise UserError(f"{origin}: [[task]] {spec.name!r}: label {spec.label!r} is null in all training rows")
         weights = [found.total() for found in self.weights]
-        if not weights[0]:
+        if labelled and not weights[0]:
             raise UserError(
                 f"{origin}: [[task]] {spec.name!r}: all training rows that have a label weigh 0; mend the weights"
             )
@@ -120,7 +127,7 @@ class _Statistics:
         mean, std = 0.0, 1.0
         if spec.kind == "duration":
             # Where nobody stayed at all, there is no scale.
-            mean = means["train"] or 1.0
+            mean = means.get("train") or 1.0
         elif spec.kind == "regression":
             mean, std = self.targets.mean(), self.targets.deviation() or 1.0
         return Task(

@@ -47,14 +47,15 @@ def make_lookup(
     if spec.hash_rows is not None:
         return replace(table, rows=spec.hash_rows, hashed=True), Hashed(spec.hash_rows)
     path = folder / f"{table.name}.parquet"
-    counts = pa.RecordBatchReader.from_batches(_count_schema(table), _partial_counts(rows, splits, spec, vocab_from))
+    counts = pa.RecordBatchReader.from_batches(count_schema(table), partial_counts(rows, splits, spec, vocab_from))
     db.register("#counts", counts)
+    limit = "" if spec.max_rows is None else f" limit {spec.max_rows - FIRST}"
     query = (
         'select value from (select value, sum("count") as seen from "#counts" group by value) '
-        f"where seen >= {spec.min_count} order by seen desc, value"
+        f"where seen >= {spec.min_count} order by seen desc, value{limit}"
     )
-    digest, written = hashlib.sha256(), 0
-    schema = pa.schema([("value", arrow_type(table.value_type)), ("id", pa.int32())])
+    written = 0
+    schema = value_schema(table)
     with pq.ParquetWriter(path, schema) as file:
         for batch in arrow_batches(db, query, BATCH_ROWS):
             values = batch.column(0).cast(schema.field("value").type)
@@ -63,20 +64,31 @@ def make_lookup(
             written += batch.num_rows
     db.unregister("#counts")
     vocabulary = Vocabulary.build(path, table.value_type)
-    for part in (vocabulary.keys, vocabulary.ids):
-        digest.update(part.data)
-    return replace(table, rows=vocabulary.rows, vocabulary=digest.hexdigest()[:32]), vocabulary
+    return replace(table, rows=FIRST + written, vocabulary=digest(vocabulary.keys, vocabulary.ids)), vocabulary
 
 
-def _count_schema(table: Table) -> pa.Schema:
+def digest(*parts: np.ndarray) -> str:
+    """SHA-256 of arrays, the first 32 hexadecimal digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.data)
+    return found.hexdigest()[:32]
+
+
+def value_schema(table: Table) -> pa.Schema:
+    """Columns of ``TABLE.parquet``."""
+    return pa.schema([("value", arrow_type(table.value_type)), ("id", pa.int32())])
+
+
+def count_schema(table: Table) -> pa.Schema:
     return pa.schema([("value", arrow_type(table.value_type)), ("count", pa.int64())])
 
 
-def _partial_counts(
+def partial_counts(
     rows: FactorizedRows, splits: np.ndarray, spec: TableSpec, vocab_from: str
 ) -> Iterator[pa.RecordBatch]:
     """How often each distinct value of a batch occurs in it, batch by batch."""
-    schema = _count_schema(next(table for table in rows.encoder.tables if table.name == spec.name))
+    schema = count_schema(next(table for table in rows.encoder.tables if table.name == spec.name))
     for batch in rows.batches(spec.name):
         distinct = batch.features.tables[spec.name]
         counts = np.zeros(len(distinct.values), np.int64)

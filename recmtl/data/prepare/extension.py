@@ -1,0 +1,162 @@
+"""Data that is extended: what the new rows are, and what must be as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import duckdb
+
+from recmtl.data.prepare.duck import first_row, literal, message, quote
+from recmtl.data.prepare.examples import SPLIT_VALUE, STORED
+from recmtl.data.recipe import Recipe
+from recmtl.encoding.encoder import Encoder
+from recmtl.errors import UserError
+from recmtl.schema import ENCODER, PLANNING_FIGURES, Dataset, Feature, Task
+
+OF_THE_ROWS = ("mean", "mean_tail", "std", *PLANNING_FIGURES)
+"""Fields of a feature that the rows tell."""
+
+
+@dataclass(frozen=True)
+class Extend:
+    """What `recmtl prepare` is asked to extend."""
+
+    folder: Path
+    """The prepared folder."""
+    since: str | None = None
+    """The first moment of the new rows; None: they are those after the folder's last moment."""
+    lookback: str | None = None
+    """How far the query sees before `since`, or the folder's last moment; None: all that there is."""
+    val: float = 0.0
+    """Share of the new rows, the last ones by time, that validate."""
+    test: float = 0.0
+    """The same for testing."""
+
+
+class Extension:
+    """A prepared folder whose encoding is to grow by the rows after it.
+
+    Args:
+        recipe: of the new rows.
+        asked: what to extend, and how.
+
+    Raises:
+        UserError: the folder cannot be extended by the recipe.
+    """
+
+    def __init__(self, recipe: Recipe, asked: Extend) -> None:
+        self.asked, self.folder = asked, asked.folder
+        self.dataset = dataset = Dataset.load(asked.folder)
+        where = f"--extend {asked.folder}"
+        if recipe.split.by != "time":
+            raise UserError(
+                f"{recipe.origin}: [split]: by = {recipe.split.by!r} tells no new rows from old ones; --extend needs "
+                "by = 'time'"
+            )
+        if dataset.limit is not None:
+            raise UserError(f"{where}: holds a part of the raw rows (--limit); extend data of all of them")
+        if not dataset.until:
+            raise UserError(f"{where}: does not say up to which moment it goes; prepare it with by = 'time'")
+        names = [task.name for task in recipe.tasks]
+        if names != [task.name for task in dataset.tasks]:
+            before = ", ".join(task.name for task in dataset.tasks)
+            raise UserError(f"{where}: has the tasks {before}, not {', '.join(names)}")
+        if asked.val + asked.test >= 1:
+            raise UserError(f"--val and --test: {asked.val + asked.test:g} leaves no training rows")
+        self.recipe = replace(recipe, split=replace(recipe.split, val=asked.val, test=asked.test))
+        """The recipe, with the shares of the new rows."""
+        self.encoder = Encoder.load(asked.folder / ENCODER)
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Raise UserError unless the recipe and the raw files give the features and types that the folder has."""
+        for old, new in zip(_by_name(self.dataset.features), _by_name(encoder.features), strict=False):
+            if old != new:
+                key = next(key for key in old if old[key] != new[key])
+                raise UserError(
+                    f"{self.recipe.origin}: [[feature]] {new['name']!r}: {key} is {new[key]!r}, in {self.folder} it is "
+                    f"{old[key]!r}; an encoding that grows keeps its features"
+                )
+        if len(self.dataset.features) != len(encoder.features):
+            counts = f"{len(encoder.features)} features, and {self.folder} has {len(self.dataset.features)}"
+            raise UserError(f"{self.recipe.origin}: {counts}; an encoding that grows keeps its features")
+        for name in encoder.schema.names:
+            before, now = (of.schema.field(name).type for of in (self.encoder, encoder))
+            if before != now:
+                where = f"{self.recipe.origin}: column {name!r}"
+                raise UserError(f"{where} is {now}, in {self.folder} {before}; cast it in sql")
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """Of the data that is made."""
+        return (*self.dataset.lineage, self.dataset.encoding_fingerprint)
+
+    def check_not_empty(self, rows: int, unlabelled: int) -> None:
+        """Raise UserError if there are no new rows."""
+        if not rows and not unlabelled:
+            since = self.asked.since
+            start = f"after {self.dataset.until}" if since is None else f"from {since} on"
+            raise UserError(f"--extend {self.folder}: the raw files have no rows {start}, by which to extend it")
+
+    def new_rows(self, db: duckdb.DuckDBPyConnection, types: dict[str, str]) -> str:
+        """The condition that tells the new rows of the query.
+
+        Raises:
+            UserError: `--since` is no moment.
+        """
+        column = str(self.recipe.split.column)
+        start = self._start(db, types[column])
+        return f" where {quote(column)} {'>' if self.asked.since is None else '>='} {start}"
+
+    def in_sight(self, db: duckdb.DuckDBPyConnection, types: dict[str, str]) -> str | None:
+        """The condition that rows of a source are not before what the query may look back to; None: all are in sight.
+
+        Args:
+            db: the database.
+            types: of the source's columns.
+
+        Raises:
+            UserError: `--lookback` is no length of time for the column.
+        """
+        column, lookback = str(self.recipe.split.column), self.asked.lookback
+        if lookback is None or column not in types:
+            return None
+        start = self._start(db, types[column])
+        of_dates = types[column] == "DATE" or types[column].startswith("TIMESTAMP")
+        span = f"interval {literal(lookback)}" if of_dates else f"cast({literal(lookback)} as {types[column]})"
+        try:
+            db.execute(f"select {start} - {span}").fetchall()
+        except duckdb.Error as error:
+            wanted = "a length of time such as '14 days'" if of_dates else f"a number as column {column!r} has them"
+            raise UserError(f"--lookback: {lookback!r} is not {wanted} ({message(error)})") from None
+        return f"{quote(column)} >= {start} - {span}"
+
+    def tasks(self, tasks: Iterable[Task]) -> tuple[Task, ...]:
+        """New rows' tasks in the scale and with the meaning that the folder's have."""
+        before = {task.name: task for task in self.dataset.tasks}
+        kept = ("mean", "std", "conditional")
+        return tuple(replace(task, **{key: getattr(before[task.name], key) for key in kept}) for task in tasks)
+
+    def _start(self, db: duckdb.DuckDBPyConnection, sql_type: str) -> str:
+        """The moment that new rows are after, or from which on they are, in SQL."""
+        text = self.dataset.until if self.asked.since is None else self.asked.since
+        moment = f"cast({literal(text)} as {sql_type})"
+        try:
+            db.execute(f"select {moment}").fetchall()
+        except duckdb.Error as error:
+            raise UserError(f"--since: {text!r} is no {sql_type} ({message(error)})") from None
+        return moment
+
+
+def last_moment(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> str:
+    """Last moment of the stored rows as text; empty unless rows are split by time."""
+    if recipe.split.by != "time":
+        return ""
+    row = first_row(db, f"select cast(max({SPLIT_VALUE}) as varchar) from {STORED}")
+    return str(row[0]) if row else ""
+
+
+def _by_name(features: Iterable[Feature]) -> list[dict[str, object]]:
+    """What of the features does not depend on the rows."""
+    return [{key: value for key, value in asdict(feature).items() if key not in OF_THE_ROWS} for feature in features]
