@@ -89,6 +89,49 @@ def test_predict_on_an_export(docker, work):
     assert predictions.num_rows == sum(rows.values())
 
 
+ASK = """
+import json, os, time, urllib.request
+at = "http://127.0.0.1:8080"
+for _ in range(600):
+    try:
+        urllib.request.urlopen(at + "/v2/health/ready")
+        break
+    except OSError:
+        time.sleep(0.1)
+inputs = json.load(urllib.request.urlopen(at + "/v2/models/merrec"))["inputs"]
+body = {"common": {column["name"]: None for column in inputs}, "rows": [{}, {}]}
+answer = json.load(urllib.request.urlopen(at + "/predict", json.dumps(body).encode()))
+metrics = urllib.request.urlopen(at + "/metrics").read().decode()
+print(json.dumps({"user": os.getuid(), "answer": answer, "metrics": metrics}))
+"""
+
+
+def test_an_export_is_served_from_read_only_files(docker, work):
+    for words in (
+        ("synth", "merrec", "/mnt/raw", "--events", 3000),
+        ("prepare", "merrec", "/mnt/raw", "/mnt/merrec"),
+        ("train", "mmoe", "--data", "/mnt/merrec", "--run", "/mnt/run", "--training.max_steps", 2),
+        ("export", "/mnt/run", "/mnt/export"),
+    ):
+        docker("run", "--rm", "--network=none", "--volume", f"{work}:/mnt", IMAGE, *words)
+    # As torchx_specs/serve/deployment.yaml has it.
+    rights = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--tmpfs=/tmp", "--workdir=/tmp")
+    serve = ("serve", "/mnt/export", "--host", "0.0.0.0", "--workers", 2)
+    name = "serves"
+    docker("run", "--detach", "--name", name, "--network=none", *rights, "--volume", f"{work}:/mnt:ro", IMAGE, *serve)
+    try:
+        told = json.loads(docker("exec", name, "python", "-c", ASK).stdout)
+        assert told["user"] == USER
+        assert [list(row) for row in told["answer"]["predictions"]] == [["view", "like"]] * 2
+        assert "recmtl_rows_total 2.0" in told["metrics"]
+        docker("stop", "--time", 30, name)
+        state = json.loads(docker("inspect", name).stdout)[0]["State"]
+        assert state["ExitCode"] in (0, 143), docker("logs", name).stderr
+        assert "Traceback" not in docker("logs", name).stderr
+    finally:
+        docker("rm", "--force", name)
+
+
 def test_demo_job_on_local_docker(docker, work):
     docker(
         "run",
