@@ -18,20 +18,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
+from exports import write_export
 from workload import merrec_shaped, merrec_tables, table_sizes
 
-from recmtl.config import load_config
 from recmtl.inference.archive import load_graph
 from recmtl.inference.exported import to_tensors
-from recmtl.inference.signature import MODEL, TABLES, StoredTable
-from recmtl.inference.tables import open_table, write_table
-from recmtl.models.ranking_model import RankingModel
+from recmtl.inference.signature import MODEL, StoredTable
+from recmtl.inference.tables import open_table
 from recmtl.schema import Dataset
-from recmtl.training.export import random_inputs, save_graph, trace
+from recmtl.training.export import random_inputs, save_graph
 from recmtl.training.graph import ScoringGraph
 
 ROWS = 200
@@ -78,20 +76,12 @@ def shaped(options: Options) -> Dataset:
 
 def build(options: Options, folder: Path) -> None:
     """Write the model both ways."""
-    dataset = shaped(options)
-    config = load_config(options.preset)
-    config.embedding.dim = 32
-    model = RankingModel.from_config(config, dataset, dataset.tasks)
-    (folder / TABLES).mkdir()
-    rng = np.random.default_rng(0)
-    for table in dataset.tables:
-        write_table(rng.random((table.rows, 32), np.float32), folder / TABLES, table.name, "float32")
-    graph, tables = ScoringGraph(model, dataset).eval(), stored(dataset, folder)
-    save_graph(trace(graph, dataset, tables), folder / MODEL)
-    ids, numeric, _ = to_tensors(random_inputs(dataset, 7))
+    export = write_export(folder, options.preset, options.embedding_rows)
+    ids, numeric, _ = to_tensors(random_inputs(export.dataset, 7))
     dynamic = torch.export.Dim.DYNAMIC
     shapes = ({1: dynamic}, {0: dynamic})
-    whole = torch.export.export(WithTables(graph, tables), (ids, numeric), dynamic_shapes=shapes, strict=False)
+    both = WithTables(export.graph, export.tables)
+    whole = torch.export.export(both, (ids, numeric), dynamic_shapes=shapes, strict=False)
     save_graph(whole, folder / "inside.pt2")
 
 

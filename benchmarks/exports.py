@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from workload import merrec_shaped, merrec_tables, table_sizes
+from workload import TEXTS, merrec_shaped, merrec_tables, table_sizes, values_of
 
 from recmtl.config import load_config
 from recmtl.data.recipe import load_recipe
@@ -28,8 +27,6 @@ from recmtl.training.graph import ScoringGraph
 from recmtl.training.outputs import output_columns
 
 DIM = 32
-TEXTS = ("product", "session_id", "color")
-"""Tables whose values are texts; those of the others are whole numbers."""
 INIT_STD = 0.1
 """Of the embeddings: probabilities differ from row to row, as a trained model's do."""
 
@@ -89,14 +86,6 @@ def write_export(folder: Path, preset: str, embedding_rows: int, seed: int = 0) 
     write_whole(folder / RECIPE, load_recipe("merrec").toml)
     write_manifest(folder)
     return Export(dataset, graph, tables)
-
-
-def values_of(table: str, ids: np.ndarray) -> pa.Array:
-    """The values that have these ids: whole numbers, or texts such as product17; null for id 0."""
-    numbers = pa.array(ids.astype(np.int64), mask=ids < FIRST)
-    if table not in TEXTS:
-        return numbers
-    return pc.binary_join_element_wise(pa.scalar(table), numbers.cast(pa.string()), "")
 
 
 def _encoder(dataset: Dataset) -> Encoder:

@@ -13,15 +13,15 @@ import numpy as np
 import orjson
 import torch
 import uvicorn
-from exports import DIM, values_of
 from fastapi import FastAPI, Request, Response
 from plain import PlainMMoE
-from workload import merrec_shaped, merrec_tables, table_sizes
+from workload import merrec_shaped, merrec_tables, table_sizes, values_of
 
 from recmtl.config import load_config
 from recmtl.config.models import MMoEConfig
 from recmtl.schema import FIRST, UNSEEN
 
+DIM = 32
 ROWS = "PLAIN_SERVER_ROWS"
 """Environment variable that tells workers how many embedding rows there are."""
 

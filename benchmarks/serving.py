@@ -11,6 +11,7 @@ people write first (benchmarks/plain_server.py) answers the same requests.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -32,7 +33,6 @@ import orjson
 import psutil
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
-from exports import write_export
 from serving_requests import REQUESTS, ROWS, as_plain, as_tensors, payloads
 
 from recmtl.inference.exported import ExportedModel
@@ -163,17 +163,19 @@ def load(server: Running, requests: Sequence[bytes], count: int, seconds: float)
     return found
 
 
-def bare(export: Path, rows: float, processes: int, threads: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Forward passes of a number of rows, in several processes at once, without and with encoding: requests per second,
-    CPU milliseconds of each, and milliseconds of a pass.
+def bare(export: Path, rows: list[float], processes: int, threads: int, seconds: float) -> list[dict[str, Any]]:
+    """Forward passes of some numbers of rows, in several processes at once, without and with encoding.
+
+    Returns:
+        By number of rows and kind: requests per second, CPU milliseconds of each, and milliseconds of a pass.
     """
     command = [sys.executable, __file__, "--pass-only", json.dumps([str(export), rows, seconds])]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     running = [
         subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(processes)
     ]
-    found = {}
-    for name in ("bare", "bare_with_encoding"):
+
+    def together() -> dict[str, float]:
         for process in running:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
@@ -182,25 +184,27 @@ def bare(export: Path, rows: float, processes: int, threads: int, seconds: float
             process.stdin.write(b"\n")
             process.stdin.flush()
         lines = [json.loads(process.stdout.readline()) for process in running if process.stdout is not None]
-        found[name] = {
+        return {
             "requests_per_second": sum(line["requests"] / line["seconds"] for line in lines),
             "cpu_ms": 1000 * sum(line["cpu"] for line in lines) / sum(line["requests"] for line in lines),
             "pass_ms": float(np.median([line["pass_ms"] for line in lines])),
         }
+
+    found = [{kind: together() for kind in ("bare", "bare_with_encoding")} for _ in rows]
     for process in running:
         process.wait()
     return found
 
 
-def passes(export: Path, rows: float, seconds: float) -> None:
+def passes(export: Path, rows: list[float], seconds: float) -> None:
     """Run forward passes for some seconds and print what they took, then the same with encoding."""
     model = ExportedModel(export, verify=False)
     scorer = JointScorer(model, lambda *_: None)
-    count = max(1, round(rows / ROWS))
     requests = [plain.parse(orjson.dumps(payload), model.encoder, ROWS) for payload in payloads(model)]
-    batches = [[requests[(start + place) % REQUESTS] for place in range(count)] for start in range(0, REQUESTS, count)]
-    groups = [scorer.encode(batch) for batch in batches]
-    for encode in (False, True):
+    for count, encode in itertools.product((max(1, round(some / ROWS)) for some in rows), (False, True)):
+        starts = range(0, REQUESTS, count)
+        batches = [[requests[(start + place) % REQUESTS] for place in range(count)] for start in starts]
+        groups = [scorer.encode(batch) for batch in batches]
         for batch in groups[:3]:
             scorer.score(batch)
         print("ready", flush=True)
@@ -218,6 +222,10 @@ def passes(export: Path, rows: float, seconds: float) -> None:
 
 def measure(options: Options, folder: Path) -> list[dict[str, Any]]:
     """All servers and numbers of clients."""
+    from exports import (
+        write_export,  # with TorchRec, whose import takes seconds in each process that this script starts
+    )
+
     export = folder / "export"
     write_export(export, options.preset, options.embedding_rows)
     model = ExportedModel(export)
@@ -235,9 +243,9 @@ def measure(options: Options, folder: Path) -> list[dict[str, Any]]:
                 server, requests, max(options.clients), min(2.0, options.seconds)
             )  # the tables' pages come into memory
             seen = [load(server, requests, count, options.seconds) for count in options.clients]
-        for line in seen:
-            line |= bare(export, line["batch_rows"], workers, threads, options.seconds / 2)
-            found.append({"server": f"recmtl, {protocol}", "workers": workers, **line})
+        passed = bare(export, [line["batch_rows"] for line in seen], workers, threads, options.seconds / 2)
+        for line, beside in zip(seen, passed, strict=True):
+            found.append({"server": f"recmtl, {protocol}", "workers": workers, **line, **beside})
     if options.plain:
         script = Path(__file__).with_name("plain_server.py")
         with started(script, "PORT", cores, options.embedding_rows) as server:

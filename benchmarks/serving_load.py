@@ -257,6 +257,14 @@ class Service:
         self.memory.append({"minute": (time.monotonic() - self.began) / 60, "start": self.starts, "pss_mb": megabytes})
         self.counted = Running(self.process, self.port).metrics()
 
+    def wait_for_refusal(self) -> None:
+        """Until an export was refused, a minute at most."""
+        self.look()
+        before, until = self.counted["recmtl_model_refusals_total"], time.monotonic() + 60
+        while self.counted["recmtl_model_refusals_total"] == before and time.monotonic() < until:
+            time.sleep(1)
+            self.look()
+
     def tally(self) -> None:
         """Add what it counted; the first swap is its start."""
         self.swaps += self.counted["recmtl_model_swaps_total"] - self.options.workers
@@ -277,7 +285,7 @@ def disturb(options: Options, exports: Exports, service: Service, until: float) 
             exports.lead_to(now := next(turns))
         elif step == "damage":
             exports.lead_to(exports.damaged)
-            time.sleep(max(5.0, options.swap_seconds / 12))
+            service.wait_for_refusal()
             exports.lead_to(now)
         elif step == "restart":
             service.restarting = True

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
-from exports import TEXTS, values_of
-from workload import popular_ids
+from workload import TEXTS, popular_ids, values_of
 
 from recmtl.inference.exported import ExportedModel
 

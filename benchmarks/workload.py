@@ -9,18 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from recmtl.data.prepare.content import ContentDigests
 from recmtl.data.prepare.shards import schema, write_shards
 from recmtl.data.recipe import load_recipe
-from recmtl.schema import ROW_GROUP_ROWS, SPLITS, Dataset, Feature, Table, Task
+from recmtl.schema import FIRST, ROW_GROUP_ROWS, SPLITS, Dataset, Feature, Table, Task
 
 LARGE = {"session_id": 4_200_000, "user_id": 2_770_000, "product": 914_000}
 """Values of the tables that are scaled, in the benchmark's month."""
 SMALL = {"brand_id": 20_002, "c2_id": 3_074, "c1_id": 310, "c0_id": 18, "size_id": 200, "color": 200}
 """Rows of the others; those not named have 6."""
 MISSING = {"color": 0.956, "size_id": 0.627, "brand_id": 0.192}
+TEXTS = ("product", "session_id", "color")
+"""Tables whose values are texts; those of the others are whole numbers."""
 BASE_RATE = {"view": 0.84551, "like": 0.12736}
 SIGMA = 1.82
 """Events per value are lognormal: a mean of 63 and a median of 12, as for MerRec's users, give √(2 ln(63/12))."""
@@ -110,3 +113,11 @@ def popular_ids(table: str, size: int, rows: int, generator: torch.Generator) ->
     ids = (1 + rank * (size - 1)).to(torch.int32).clamp_(max=size - 1)
     ids[torch.rand(rows, generator=generator) < MISSING.get(table, 0.0)] = 0
     return ids.numpy()
+
+
+def values_of(table: str, ids: np.ndarray) -> pa.Array:
+    """The values that have these ids: whole numbers, or texts such as product17; null for id 0."""
+    numbers = pa.array(ids.astype(np.int64), mask=ids < FIRST)
+    if table not in TEXTS:
+        return numbers
+    return pc.binary_join_element_wise(pa.scalar(table), numbers.cast(pa.string()), "")

@@ -18,7 +18,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
 class Metrics:
-    """The counters of one process; docs/serving.md says what each means.
+    """The counters of one process; docs/operations.md says what each means.
 
     Args:
         several: other processes serve too, and PROMETHEUS_MULTIPROC_DIR says where all keep their numbers.

@@ -193,6 +193,33 @@ def test_export_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_serving(tmp_path: Path) -> None:
+    sizes = ("--embedding-rows", 40_000, "--seconds", 1, "--clients", 1, 3, "--workers", 1)
+    lines = run("serving.py", tmp_path / "out", *sizes)["lines"]
+    servers = ("recmtl, plain", "recmtl, tensors", "written first")
+    assert [(line["server"], line["clients"]) for line in lines] == list(itertools.product(servers, (1, 3)))
+    assert all(line["requests"] > 0 == line["failed"] for line in lines)
+    for line in lines[:4]:
+        assert 200 <= line["batch_rows"] <= 200 * line["clients"]
+        assert all(milliseconds > 0 for milliseconds in line["stages_ms"].values())
+        assert line["bare"]["requests_per_second"] > 0 < line["bare_with_encoding"]["cpu_ms"]
+
+
+@pytest.mark.slow
+def test_serving_under_load(tmp_path: Path) -> None:
+    sizes = ("--minutes", 1, "--swap-seconds", 10, "--wrong", 0.1, "--embedding-rows", 40_000)
+    results = run("serving_load.py", tmp_path / "out", *sizes)
+    count = results["count"]
+    assert count["right answers"] > 0 < count["wrong requests refused"]
+    wrong = ("wrong answers", "failed good requests", "wrong requests not refused")
+    assert results["mistakes"] == []
+    assert not any(count.get(name) for name in (*wrong, "tries that met no server while the server ran"))
+    assert results["swaps"] >= 3
+    assert results["refused_exports"] == 1
+    assert {line["start"] for line in results["memory"]} == {1, 2}
+
+
+@pytest.mark.slow
 def test_suite_of_a_gpu_runs_where_there_is_none(tmp_path: Path) -> None:
     done = subprocess.run(
         [str(BENCHMARKS / "gpu.sh"), str(tmp_path)],
