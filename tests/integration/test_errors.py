@@ -18,6 +18,7 @@ from toy import write_toy
 
 from recmtl import cli
 from recmtl.errors import UserError
+from recmtl.schema import FORMAT
 
 TRAIN_FILE = "train/part-00001.parquet"
 FLAGS = ["--training.batch_size", "64", "--training.max_epochs", "1", "--training.device", "cpu"]
@@ -84,7 +85,7 @@ def empty(data: Path) -> None:
 
 
 def describe_badly(data: Path) -> None:
-    (data / "dataset.json").write_text('{"format": 2, "name": "x"}')
+    (data / "dataset.json").write_text(json.dumps({"format": FORMAT, "name": "x"}))
 
 
 def describe_another_version(data: Path) -> None:
