@@ -324,3 +324,16 @@ def test_ranks_measure_the_same(run_recmtl, data, run, tmp_path):
                 assert measured["test"][task][name] == pytest.approx(value, rel=1e-5), name
     found = json.dumps([[s["value"], s["rows"]] for s in measured["segments"]["test"]["tab"]["values"]])
     assert found == json.dumps([[s["value"], s["rows"]] for s in results["segments"]["test"]["tab"]["values"]])
+
+
+def test_the_model_card_has_a_table_for_each_kind_of_task(run, tmp_path):
+    cli.export([str(run), str(tmp_path / "export")])
+    card, test = (tmp_path / "export" / "README.md").read_text(), read(run)["test"]
+    assert "a probability of click, never and a number, in the label's unit, of rating, time for every row" in card
+    binary, numbers = card.split("## Tasks")[1].split("## Model")[0].split("| task | MAE |")
+    click, time = test["click"], test["time"]
+    assert f"| click | {click['auc']:.4f} ± {click['auc_se']:.4f} | {click['logloss']:.4f} |" in binary
+    assert "| never | n/a | n/a | n/a | n/a |" in binary
+    assert (
+        f"| time | {time['mae']:.4f} ± {time['mae_se']:.4f} | {time['rmse']:.4f} ± {time['rmse_se']:.4f} |" in numbers
+    )
