@@ -50,7 +50,7 @@ def by_number(table: pa.Table, names: list[str]) -> np.ndarray:
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
 def test_predictions_are_those_of_the_evaluation(run_recmtl, root, tmp_path, name):
     tasks = ["p_click"] if name == "single_task" else ["p_click", "p_like"]
-    extra = ["p_like_given_click"] if name == "esmm" else []
+    extra = ["p_like_given_click"] if name in ("esmm", "escm2") else []
     outputs = check_predictions(run_recmtl, root, tmp_path, name, tasks, extra)
     if extra:
         click, like, given = by_number(outputs, [*tasks, *extra]).T
