@@ -108,7 +108,7 @@ class Evaluate:
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """A run folder of `recmtl train`."""
     data: Path
-    """A prepared folder of the same encoding: that of the run, or other rows."""
+    """A prepared folder of the same encoding, or of one that grew from it: that of the run, or other rows."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Which rows; all: the three splits one after the other."""
     by: str | None = None

@@ -1,6 +1,6 @@
 """What differs between the data that a run was trained on and the data that it is given now, in one phrase.
 
-Each function returns the first difference it finds, None where the fingerprints are equal.
+Each function returns the first difference it finds, None where there is none.
 """
 
 from __future__ import annotations
@@ -16,10 +16,21 @@ Named = dict[str, dict[str, Any]]
 
 
 def encoding_difference(trained: Dataset, given: Dataset) -> str | None:
-    """What of the encoding differs: a table or a feature, and how."""
-    if trained.encoding_fingerprint == given.encoding_fingerprint:
-        return None
-    return next(_encoding_differences(trained, given), "the encoding differs")
+    """What of the encoding differs: a table or a feature, and how; None: nothing, or it grew from what was trained on.
+
+    An encoding that grew has more rows, tables or features, and what was there stays as it was.
+    """
+    if given.generation_of(trained.encoding_fingerprint) is None:
+        return next(_encoding_differences(trained, given), "the encoding differs")
+    for kind in ("tables", "features"):
+        old, new = _named(trained, kind), _named(given, kind)
+        for name, fields in old.items():
+            if name not in new:
+                return f"{kind[:-1]} '{name}' is gone"
+            for key, value in fields.items():
+                if value != new[name].get(key) and key not in ("rows", "vocabulary"):
+                    return f"the encoding of {kind[:-1]} '{name}': {_change(key, value, new[name].get(key))}"
+    return None
 
 
 def data_difference(trained: Dataset, given: Dataset) -> str | None:

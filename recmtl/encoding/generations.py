@@ -14,7 +14,7 @@ import numpy as np
 
 from recmtl.errors import UserError
 from recmtl.runtime.storage import is_file, local_path, open_write
-from recmtl.schema import Table
+from recmtl.schema import ENCODER, Dataset, Table
 
 
 @dataclass
@@ -54,6 +54,36 @@ class Generations:
         if len(assigned) != table.rows or len(seen) != table.rows:
             raise UserError(f"{encoder}: the generations of table {table.name!r} are not those of its {table.rows} ids")
         return cls(assigned, seen)
+
+
+def later_ids(data: Path, dataset: Dataset, before: Dataset) -> dict[str, np.ndarray]:
+    """The ids that mean nothing, or something else, in the encoding that some data grew from.
+
+    Args:
+        data: the prepared folder.
+        dataset: what it holds.
+        before: of an encoding in its lineage.
+
+    Returns:
+        By table of both encodings: bool [rows], whether a later generation gave the id its value. No entry where no id
+        is such.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    generation = dataset.generation_of(before.encoding_fingerprint)
+    if generation == dataset.generation:
+        return {}
+    rows = {table.name: table.rows for table in before.tables}
+    found = {}
+    for table in dataset.tables:
+        if table.name not in rows:
+            continue
+        later = Generations.load(data / ENCODER, table).assigned > generation
+        later[rows[table.name] :] = True
+        if later.any():
+            found[table.name] = later
+    return found
 
 
 def _file(encoder: Path, table: str, part: str) -> Path:

@@ -67,7 +67,8 @@ def train(config: Config, data: Path, run: Path) -> Results:
 def evaluate_run(config: Config, data: Path, run: Path, splits: tuple[str, ...]) -> dict[str, Results]:
     """Measure a run's best model on splits of a prepared folder of the same encoding, such as tomorrow's rows.
 
-    Tasks, weights, relations and parents are those of the run; labels, groups and true probabilities are the data's.
+    The encoding may also have grown from the run's: ids that it assigned later are read as unseen values. Tasks,
+    weights, relations and parents are those of the run; labels, groups and true probabilities are the data's.
 
     Args:
         config: the run's configuration.
@@ -84,14 +85,14 @@ def evaluate_run(config: Config, data: Path, run: Path, splits: tuple[str, ...])
     """
     with process_group(config.training.device) as context:
         checkpoint = context.run_on_rank0(lambda: best_checkpoint(run))
-        dataset, tasks = open_evaluated(data, run, config)
+        dataset, trained, tasks = open_evaluated(data, run, config)
         with_rows = tuple(split for split in splits if dataset.rows.get(split))
         empty = [f"{data}: split '{split}' has no rows" for split in splits if split not in with_rows]
         if not with_rows:
             raise UserError(empty[0])
         for line in empty:
             context.print_rank0(line)
-        session = TrainSession(config, data, dataset, tasks, context, measure=with_rows)
+        session = TrainSession(config, data, dataset, tasks, context, measure=with_rows, trained=trained)
         results = {}
         with session.explain_oom():
             Checkpoints(run / "checkpoints", session).load_whole(checkpoint)
@@ -188,8 +189,9 @@ def open_dataset(data: Path, config: Config) -> tuple[Dataset, tuple[Task, ...]]
     return dataset, dataset.select_tasks(tuple(config.training.tasks))
 
 
-def open_evaluated(data: Path, run: Path, config: Config) -> tuple[Dataset, tuple[Task, ...]]:
-    """The prepared folder to measure a run on, and the run's tasks with what is known of their labels there.
+def open_evaluated(data: Path, run: Path, config: Config) -> tuple[Dataset, Dataset, tuple[Task, ...]]:
+    """The prepared folder to measure a run on, what the run was trained on, and the run's tasks with what is known of
+    their labels in that folder.
 
     Raises:
         UserError: the data is encoded otherwise than what the run was trained on, or has no labels of one of its tasks,
@@ -199,7 +201,7 @@ def open_evaluated(data: Path, run: Path, config: Config) -> tuple[Dataset, tupl
     if difference := encoding_difference(trained, given):
         raise UserError(
             f"{data}: encoded otherwise than what {run} was trained on: {difference}; "
-            "give data of the same recipe and vocabularies"
+            "give data of the same recipe and vocabularies, or extended from them"
         )
     labels = {task.name: task for task in given.tasks}
     tasks = trained.select_tasks(tuple(config.training.tasks))
@@ -209,7 +211,8 @@ def open_evaluated(data: Path, run: Path, config: Config) -> tuple[Dataset, tupl
         if labels[task.name].kind != task.kind:
             kinds = f"{labels[task.name].kind}, and {run} was trained on a {task.kind} one"
             raise UserError(f"{data}: task '{task.name}' is {kinds}; give data of the same kind")
-    return given, tuple(replace(task, **{key: getattr(labels[task.name], key) for key in OF_LABELS}) for task in tasks)
+    measured = tuple(replace(task, **{key: getattr(labels[task.name], key) for key in OF_LABELS}) for task in tasks)
+    return given, trained, measured
 
 
 def check_data(run: Path, dataset: Dataset, data: Path) -> None:

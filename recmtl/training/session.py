@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from recmtl.distributed.context import DistContext
 from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.parallel import parallelize
 from recmtl.distributed.plan import Plan
+from recmtl.encoding.generations import later_ids
 from recmtl.errors import UserError
 from recmtl.metrics.collect import Measured
 from recmtl.metrics.names import LOSS
@@ -78,9 +79,14 @@ class TrainSession:
     context: DistContext
     measure: tuple[str, ...] = ()
     """The splits to measure; none: to train, validate and test."""
+    trained: Dataset | None = None
+    """What the model was trained on, where the data's encoding grew from that; None: on the data."""
 
     def __post_init__(self) -> None:
         config, context = self.config, self.context
+        trained = self.trained or self.dataset
+        self._later = later_ids(self.data, self.dataset, trained)
+        self._read = replace(self.dataset, features=trained.features)
         self.selection = Selection.from_config(config.metrics, self.dataset, self.tasks, trains=not self.measure)
         # Readers come first: they find what is wrong with the data before anything is built or written.
         if self.measure:
@@ -88,13 +94,13 @@ class TrainSession:
         else:
             self.readers = {split: self._reader(split, split != "train") for split in SPLITS}
         batch_size = max(reader.local_batch_size for reader in self.readers.values())
-        self.estimate = MemoryEstimate.for_ranks(config, self.dataset, self.tasks, context, batch_size)
+        self.estimate = MemoryEstimate.for_ranks(config, trained, self.tasks, context, batch_size)
         self.plan: Plan = self.estimate.plan
         if not self.measure:  # measuring needs less than what is estimated
             self.estimate.check_surely()
         with self.explain_oom():
             torch.manual_seed(config.training.seed)
-            train_module = TrainModule.from_config(config, self.dataset, self.tasks)
+            train_module = TrainModule.from_config(config, trained, self.tasks)
             self.weighting = train_module.weighting
             self.model, self.optimizer = parallelize(train_module, self.plan, config, context.device)
         # Until here all ranks drew the same weights; dropout must differ between them.
@@ -114,7 +120,7 @@ class TrainSession:
         config, context = self.config, self.context
         return Reader(
             self.data,
-            self.dataset,
+            self._read,
             split,
             self.tasks,
             batch_size=config.training.batch_size,
@@ -126,6 +132,7 @@ class TrainSession:
             evaluation=evaluation,
             gather=context.gather,
             pin_memory=context.device.type == "cuda",
+            later=self._later,
         )
 
     def run_batch(self, batches: Iterator[Batch]) -> Output:

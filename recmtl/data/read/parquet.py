@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from recmtl.features import FeatureKinds, TableKind
 from recmtl.runtime.storage import local_path
 from recmtl.schema import (
     GROUP_COLUMN,
+    UNSEEN,
     WEIGHT_COLUMN,
     Dataset,
     Task,
@@ -44,6 +45,7 @@ class ParquetSplit:
         tasks: the tasks whose labels to read, in order.
         evaluation: also read true probabilities and groups, and number the rows.
         share: rank, number of ranks and how to gather: every rank looks at its share of the files. None: at all.
+        later: by table, whether an id [rows] is to be read as `UNSEEN`, as a model that does not know it reads it.
 
     Raises:
         UserError: files are missing, cut short, lack a column or have one of another type.
@@ -57,8 +59,9 @@ class ParquetSplit:
         tasks: tuple[Task, ...],
         evaluation: bool,
         share: tuple[int, int, Gather] | None = None,
+        later: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.dataset, self.tasks = dataset, tasks
+        self.dataset, self.tasks, self.later = dataset, tasks, later or {}
         kinds = FeatureKinds(dataset.features)
         self.categorical, self.lists, self.dense = kinds.categorical, kinds.lists, kinds.dense
         self.width = sum(kind.width for kind in self.dense)
@@ -274,7 +277,8 @@ class Decoder:
             raise UserError(f"{self.path}: column '{name}': a list holds a null; prepare the data again")
         lengths, ids = kind.read(column)
         self._check_ids(ids, name, kind.feature.table)
-        return lengths, ids
+        later = self.split.later.get(str(kind.feature.table))
+        return lengths, ids if later is None else np.where(later[ids], np.int32(UNSEEN), ids)
 
     def _check_ids(self, ids: np.ndarray, name: str, table: str | None) -> None:
         if len(ids) == 0:

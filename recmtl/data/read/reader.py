@@ -8,7 +8,7 @@ within a row group, are visited in another order every epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ class Reader:
         evaluation: also read true probabilities and groups, and number the rows.
         gather: how to share out the look at the files among the ranks; None: every rank looks at all.
         pin_memory: put batches into page-locked memory.
+        later: by table, whether an id [rows] is to be read as `UNSEEN`.
 
     Raises:
         UserError: there are more ranks than streams, or files are damaged.
@@ -64,6 +65,7 @@ class Reader:
         evaluation: bool = False,
         gather: Gather | None = None,
         pin_memory: bool = False,
+        later: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         streams = min(streams, batch_size)
         if streams < world_size:
@@ -71,7 +73,7 @@ class Reader:
                 f"reader.streams and training.batch_size: at least the number of ranks ({world_size}), not {streams}"
             )
         share = None if gather is None else (rank, world_size, gather)
-        self.data = ParquetSplit(folder, dataset, split, tasks, evaluation, share)
+        self.data = ParquetSplit(folder, dataset, split, tasks, evaluation, share, later)
         # Where one batch holds all rows, more padding and more streams would only take memory.
         streams = min(streams, max(self.data.rows, world_size))
         batch_size = min(batch_size, max(self.data.rows, streams))
