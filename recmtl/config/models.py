@@ -329,19 +329,11 @@ MODELS: dict[str, ModelEntry] = {
         "one MLP for all tasks, then a tower each (Caruana, 1997)",
     ),
     "mmoe": ModelEntry(MMoEConfig, "recmtl.models.mmoe:MMoE", "multi-gate mixture of experts (Ma et al., KDD 2018)"),
-    "omoe": ModelEntry(
-        OMoEConfig,
-        "recmtl.models.omoe:OMoE",
-        "one gate, and so one mixture of experts, for all tasks (Ma et al., KDD 2018)",
-    ),
+    "omoe": ModelEntry(OMoEConfig, "recmtl.models.omoe:OMoE", "one mixture of experts for all (Ma et al., KDD 2018)"),
     "cgc": ModelEntry(
         CGCConfig, "recmtl.models.cgc:CGC", "experts of each task's own beside shared ones (Tang et al., RecSys 2020)"
     ),
-    "ple": ModelEntry(
-        PLEConfig,
-        "recmtl.models.ple:PLE",
-        "CGC in levels, where tasks separate step by step (Tang et al., RecSys 2020)",
-    ),
+    "ple": ModelEntry(PLEConfig, "recmtl.models.ple:PLE", "CGC in levels, step by step (Tang et al., RecSys 2020)"),
     "adatt": ModelEntry(
         AdaTTConfig,
         "recmtl.models.adatt:AdaTT",
