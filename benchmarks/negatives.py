@@ -99,10 +99,11 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 def measure(options: Options, share: float) -> list[Results]:
     """Results of every seed's run on data with a share of the negatives."""
     name = f"{share:g}"
-    raw, data, recipe = options.work / "raw", options.work / f"data {name}", options.work / f"funnel_{name}.toml"
+    raw, data, recipe = options.work / "raw", options.work / f"data {name}", options.work / f"{name}" / "funnel.toml"
     if not raw.exists():
         write_log(raw, options)
     if not data.exists():
+        recipe.parent.mkdir(exist_ok=True)
         recipe.write_text(RECIPE.format(share=float(share)))
         table.recmtl("prepare", recipe, raw, data)
     found = []
