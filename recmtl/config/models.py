@@ -221,7 +221,7 @@ class ESCM2Config(ESMMConfig):
     """Model name."""
     regularizer: Literal["ips", "dr"] = "dr"
     """Loss of a conditional probability: inverse propensities, or doubly robust, with towers that impute errors."""
-    counterfactual: NonNegative = 1.0
+    counterfactual: NonNegative = 0.1
     """Weight λ of that loss; 0: ESMM."""
     clip: Annotated[float, Interval(ge=1e-4, le=1)] = 0.02
     """Least propensity p(parent) to divide by: the smaller, the less biased and the noisier."""

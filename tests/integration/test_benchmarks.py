@@ -170,6 +170,18 @@ def test_unseen(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_cvr(tmp_path: Path) -> None:
+    sizes = ("--impressions", 5_000, "--hidden", 0.5, "--seeds", 1, "--work", tmp_path / "work")
+    results = run("cvr.py", tmp_path / "out", *sizes, "--overrides=--training.max_epochs 1")["results"]["0.5"]
+    assert {name.split(",")[0] for name in results} == {"single_task", "mmoe", "esmm", "escm2"}
+    for [found] in results.values():
+        assert found["rows"] == 1_000 > found["clicks"] > 0
+        assert 0 < found["auc"] < found["oracle_auc"] < 1
+        # Clicks are where conversions are likely.
+        assert found["mean_true"]["clicked"] > found["mean_true"]["all"]
+
+
+@pytest.mark.slow
 def test_predict_and_types_of_an_export(tmp_path: Path) -> None:
     work = tmp_path / "work"
     results = run("predict.py", tmp_path / "out", "--events", 5_000, "--work", work)
