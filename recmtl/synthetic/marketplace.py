@@ -170,28 +170,53 @@ class Effects:
     taste: Floats
     """[T, TASTE_DIM, P]: the c1 vector that meets the user's."""
 
+
+@dataclass(frozen=True)
+class Worth:
+    """The standard normal values that the effects are made of, tasks first."""
+
+    taste: Floats
+    """[T, TASTE_DIM, C1]"""
+    level: dict[str, Floats]
+    """Of the levels c0, c1, c2, brand and product: [T, L]."""
+    condition: Floats
+    """[T, conditions], evenly spaced instead of normal, as is shipper."""
+    shipper: Floats
+    trait: tuple[Floats, Floats]
+    """Of c1 and of brand: [T, L]."""
+
     @staticmethod
-    def draw(catalogue: Catalogue, rng: np.random.Generator) -> Effects:
-        weight = catalogue.weight
-        levels = {"c0": catalogue.c0, "c1": catalogue.c1, "c2": catalogue.c2, "brand": catalogue.brand}
-        levels["product"] = np.arange(len(weight))
+    def draw(catalogue: Catalogue, rng: np.random.Generator) -> Worth:
+        levels = _levels(catalogue)
+        sizes = {name: int(level.max()) + 1 for name, level in levels.items()}
+        return Worth(
+            taste=draw_task_normals((TASTE_DIM, sizes["c1"]), rng),
+            level={name: draw_task_normals(size, rng) for name, size in sizes.items()},
+            condition=_draw_orders(len(CONDITION_SHARES), rng),
+            shipper=_draw_orders(len(SHIPPER_SHARES), rng),
+            trait=(draw_task_normals(sizes["c1"], rng), draw_task_normals(sizes["brand"], rng)),
+        )
 
-        def per_level(level: Ints) -> Floats:
-            """Standard normal values, one a level, standardised by popularity, for each task: [T, P]."""
-            values = draw_task_normals(int(level.max()) + 1, rng)
-            return np.stack([_standardise(row[level], weight) for row in values])
+    def effects(self, catalogue: Catalogue) -> Effects:
+        """Standardised by popularity, weighted and spread over the products."""
+        levels = _levels(catalogue)
 
-        def per_share(shares: tuple[float, ...]) -> Floats:
-            values = rng.permuted(np.tile(np.linspace(-1.0, 1.0, len(shares)), (TASKS, 1)), axis=1)
+        def per_product(values: Floats, level: Ints) -> Floats:
+            return np.stack([_standardise(row[level], catalogue.weight) for row in values])
+
+        def per_share(values: Floats, shares: tuple[float, ...]) -> Floats:
             return np.stack([_standardise(row, np.array(shares)) for row in values])
 
-        c1_vector = draw_task_normals((TASTE_DIM, int(levels["c1"].max()) + 1), rng) / np.sqrt(TASTE_DIM)
+        of_levels = {name: per_product(self.level[name], level) for name, level in levels.items()}
+        of_c1, of_brand = self.trait
+        trait = per_product(of_c1, levels["c1"]) + per_product(of_brand, levels["brand"])
+        vectors = self.taste / np.sqrt(TASTE_DIM)
         return Effects(
-            product=float32(sum(EFFECTS[name] * per_level(level) for name, level in levels.items())),
-            condition=float32(EFFECTS["condition"] * per_share(CONDITION_SHARES)),
-            shipper=float32(EFFECTS["shipper"] * per_share(SHIPPER_SHARES)),
-            trait=float32(EFFECTS["history"] * (per_level(levels["c1"]) + per_level(levels["brand"])) / np.sqrt(2)),
-            taste=float32(EFFECTS["taste"] * c1_vector[:, :, levels["c1"]]),
+            product=float32(sum(EFFECTS[name] * values for name, values in of_levels.items())),
+            condition=float32(EFFECTS["condition"] * per_share(self.condition, CONDITION_SHARES)),
+            shipper=float32(EFFECTS["shipper"] * per_share(self.shipper, SHIPPER_SHARES)),
+            trait=float32(EFFECTS["history"] * trait / np.sqrt(2)),
+            taste=float32(EFFECTS["taste"] * vectors[:, :, levels["c1"]]),
         )
 
 
@@ -217,6 +242,17 @@ class Link:
         """Probability of like and of other, [T, N] float32."""
         odds = np.exp(scores * float32(self.scale)[:, None] + float32(self.intercept)[:, None])
         return odds / (1 + odds.sum(axis=0))
+
+
+def _levels(catalogue: Catalogue) -> dict[str, Ints]:
+    """What each product is of."""
+    levels = {"c0": catalogue.c0, "c1": catalogue.c1, "c2": catalogue.c2, "brand": catalogue.brand}
+    return levels | {"product": np.arange(len(catalogue.c2))}
+
+
+def _draw_orders(levels: int, rng: np.random.Generator) -> Floats:
+    """Evenly spaced values in a random order for each task: [T, levels]."""
+    return rng.permuted(np.tile(np.linspace(-1.0, 1.0, levels), (TASKS, 1)), axis=1)
 
 
 def _standardise(values: Floats, weight: Floats) -> Floats:

@@ -6,7 +6,7 @@ not depend on what they do with them, so the true probability of each event is k
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from recmtl.synthetic.marketplace import (
     Ints,
     Link,
     Sizes,
+    Worth,
     categories,
     draw_task_normals,
     float32,
@@ -40,11 +41,14 @@ FAVOURITES = (0.4, 0.2, 0.15, 0.15, 0.1)
 """How often each of a user's favourite categories is chosen."""
 ITEM_SKEW = 5.5
 """Popularity within a product falls with rank as rank^(1/skew − 1)."""
-MONTH_START = np.datetime64("2023-05-01", "us").astype(np.int64)
-MONTH = 31 * 86_400 * 1_000_000
-"""Microseconds in the month."""
+MONTH_START = int(np.datetime64("2023-05-01", "us").astype(np.int64))
+DAY = 86_400 * 1_000_000
+"""Microseconds in a day."""
+MONTH_DAYS = 31
 MAX_PAUSE, MAX_SESSION_PAUSE = 600 * 1_000_000, 3 * 3_600 * 1_000_000
-"""Microseconds: MAX_SEQUENCE pauses of the longer kind still fit into the month."""
+"""Microseconds: MAX_SEQUENCE pauses of the longer kind take less than LONGEST_SEQUENCE of the month."""
+LONGEST_SEQUENCE = 0.9
+"""Share of the period that a sequence may last."""
 
 PILOT_EVENTS = 500_000
 """On so many events, or the blocks that hold them, scale and intercepts are fitted."""
@@ -87,8 +91,8 @@ class Simulation:
         self.sizes = Sizes.for_events(events)
         rng = np.random.default_rng([seed, CATALOGUE_STREAM])
         self.catalogue = Catalogue.build(self.sizes, rng)
-        self.effects = Effects.draw(self.catalogue, rng)
-        self._counts = _draw_user_counts(self.sizes, rng)
+        self.effects = Worth.draw(self.catalogue, rng).effects(self.catalogue)
+        self._counts = draw_user_counts(self.sizes, rng)
         ends = np.cumsum(self._counts)
         cuts = np.searchsorted(ends, np.arange(block_events, events, block_events)) + 1
         self._first_user = np.unique(np.concatenate([[0], cuts, [len(ends)]]))
@@ -101,84 +105,120 @@ class Simulation:
 
     def block(self, index: int) -> Events:
         """The events of one block."""
-        return self._decide(*self._walk(index), self._first_user[index])
+        walk, rng = self._walk(index)
+        events = decide(walk, self._link, self.sizes.sessions, MONTH, rng)
+        return replace(events, user=events.user + self._first_user[index])
 
     def _pilot(self) -> range:
         """The first blocks that hold PILOT_EVENTS, or all."""
         ends = np.cumsum(np.add.reduceat(self._counts, self._first_user[:-1]))
         return range(min(int(np.searchsorted(ends, PILOT_EVENTS)) + 1, self.blocks))
 
-    def _walk(self, index: int) -> tuple[_Walk, np.random.Generator]:
+    def _walk(self, index: int) -> tuple[Walk, np.random.Generator]:
         """What the users of a block see and how it scores; and the generator of the block's further draws."""
         rng = np.random.default_rng([self.seed, BLOCK_STREAM, index])
         counts = self._counts[self._first_user[index] : self._first_user[index + 1]]
-        user = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        start, length = _draw_sequences(counts, rng)
-        position = np.arange(len(user)) - start
-        item = _draw_items(self.catalogue, len(counts), user, start, position, rng)
-        product = self.catalogue.product[item]
-        ease = EFFECTS["user"] * draw_task_normals(len(counts), rng)
+        path = Path(np.repeat(np.arange(len(counts), dtype=np.int32), counts), *_draw_sequences(counts, rng))
+        returns = draw_returns(path, rng)
+        favourites = draw_favourites(self.catalogue, len(counts), rng)
+        item = draw_items(self.catalogue, path, returns, favourites, rng)
+        ease = draw_task_normals(len(counts), rng)
         taste = rng.standard_normal((TASTE_DIM, len(counts)))
-        scores = self._scores(user, start, position, item, product, float32(np.concatenate([ease, taste])))
-        return _Walk(user, start, position, length, item, scores), rng
-
-    def _scores(self, user: Ints, start: Ints, position: Ints, item: Ints, product: Ints, person: Floats) -> Floats:
-        """Unscaled scores [T, N]."""
-        effects, catalogue = self.effects, self.catalogue
-        condition, shipper = catalogue.condition[item], catalogue.shipper[item]
-        brand = catalogue.brand[product]
-        seen = EFFECTS["product_seen"] * _seen_before(product, position)
-        seen += EFFECTS["brand_seen"] * _seen_before(brand, position) * (brand > 0)
-        scores = np.empty((TASKS, len(item)), np.float32)
-        for task in range(TASKS):
-            scores[task] = effects.product[task][product] + effects.condition[task][condition]
-            scores[task] += effects.shipper[task][shipper] + seen
-            scores[task] += _history_mean(effects.trait[task][product], start, position)
-            scores[task] += person[task][user]
-            for axis in range(TASTE_DIM):
-                scores[task] += person[TASKS + axis][user] * effects.taste[task, axis][product]
-        return scores
-
-    def _decide(self, walk: _Walk, rng: np.random.Generator, first_user: int) -> Events:
-        """Draw what happens at each event of `walk`."""
-        like, other = self._link.probabilities(walk.scores)
-        draw = rng.random(len(like), dtype=np.float32)
-        kind = (draw < like).astype(np.int8)
-        is_other = (draw >= like) & (draw < like + other)
-        rest = np.array(EVENT_SHARES[2:]) / sum(EVENT_SHARES[2:])
-        kind[is_other] = 2 + categories(tuple(rest), rng.random(np.count_nonzero(is_other)))
-        new_session = (walk.position == 0) | (rng.random(len(like)) < NEW_SESSION)
-        session = np.cumsum(new_session) - 1
-        begins = walk.position == 0
-        sequence = np.cumsum(begins)
-        user_start = np.flatnonzero(np.diff(walk.user, prepend=-1))
-        return Events(
-            user=walk.user + first_user,
-            sequence=sequence - sequence[user_start][walk.user],
-            length=walk.length,
-            session=rng.integers(self.sizes.sessions, size=session[-1] + 1)[session],
-            time=_draw_times(walk, new_session, rng),
-            item=walk.item,
-            kind=kind,
-            view=1 - like - other,
-            like=like,
-        )
+        return walk_along(path, item, self.catalogue, self.effects, ease, taste), rng
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """What a block of users sees, before it is drawn what they do. `user` counts from 0 in the block."""
+class Period:
+    """Microseconds since 1970 at which a log starts, and how many it lasts."""
+
+    start: int
+    length: int
+
+
+MONTH = Period(MONTH_START, MONTH_DAYS * DAY)
+
+
+@dataclass(frozen=True)
+class Path:
+    """The sequences of a block, before it is drawn what is seen in them; one value an event."""
 
     user: Ints
+    """From 0 in the block."""
     start: Ints
     """Row in which the event's sequence starts."""
-    position: Ints
     length: Ints
+
+    @property
+    def position(self) -> Ints:
+        """Number of events before each one in its sequence."""
+        return np.arange(len(self.user)) - self.start
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a block of users sees, before it is drawn what they do."""
+
+    path: Path
     item: Ints
     scores: Floats
+    """[T, N], not scaled yet."""
 
 
-def _draw_user_counts(sizes: Sizes, rng: np.random.Generator) -> Ints:
+def walk_along(path: Path, item: Ints, catalogue: Catalogue, effects: Effects, ease: Floats, taste: Floats) -> Walk:
+    """Score the items along a path.
+
+    Args:
+        path: its sequences.
+        item: what is seen.
+        catalogue: of the items.
+        effects: of the catalogue.
+        ease: how easily each user of the block likes or buys, standard normal [T, U].
+        taste: each user's vector, standard normal [TASTE_DIM, U].
+    """
+    position, product = path.position, catalogue.product[item]
+    person = float32(np.concatenate([EFFECTS["user"] * ease, taste]))
+    condition, shipper = catalogue.condition[item], catalogue.shipper[item]
+    brand = catalogue.brand[product]
+    seen = EFFECTS["product_seen"] * _seen_before(product, position)
+    seen += EFFECTS["brand_seen"] * _seen_before(brand, position) * (brand > 0)
+    scores = np.empty((TASKS, len(item)), np.float32)
+    for task in range(TASKS):
+        scores[task] = effects.product[task][product] + effects.condition[task][condition]
+        scores[task] += effects.shipper[task][shipper] + seen
+        scores[task] += _history_mean(effects.trait[task][product], path.start, position)
+        scores[task] += person[task][path.user]
+        for axis in range(TASTE_DIM):
+            scores[task] += person[TASKS + axis][path.user] * effects.taste[task, axis][product]
+    return Walk(path, item, scores)
+
+
+def decide(walk: Walk, link: Link, sessions: int, period: Period, rng: np.random.Generator) -> Events:
+    """Draw what happens at each event of a walk, and when in a period; users are numbered as in the walk."""
+    like, other = link.probabilities(walk.scores)
+    draw = rng.random(len(like), dtype=np.float32)
+    kind = (draw < like).astype(np.int8)
+    is_other = (draw >= like) & (draw < like + other)
+    rest = np.array(EVENT_SHARES[2:]) / sum(EVENT_SHARES[2:])
+    kind[is_other] = 2 + categories(tuple(rest), rng.random(np.count_nonzero(is_other)))
+    user, begins = walk.path.user, walk.path.position == 0
+    new_session = begins | (rng.random(len(like)) < NEW_SESSION)
+    session = np.cumsum(new_session) - 1
+    sequence = np.cumsum(begins)
+    user_start = np.flatnonzero(np.diff(user, prepend=-1))
+    return Events(
+        user=user,
+        sequence=sequence - sequence[user_start][user],
+        length=walk.path.length,
+        session=rng.integers(sessions, size=session[-1] + 1)[session],
+        time=_draw_times(walk.path, new_session, period, rng),
+        item=walk.item,
+        kind=kind,
+        view=1 - like - other,
+        like=like,
+    )
+
+
+def draw_user_counts(sizes: Sizes, rng: np.random.Generator) -> Ints:
     """Events per user: log-normal, at least one, summing to the number of events."""
     wish = np.exp(np.log(MEDIAN_USER_EVENTS) + USER_SPREAD * rng.standard_normal(sizes.users))
     wish = np.minimum(wish, min(MAX_USER_EVENTS, max(sizes.events // 100, 1)))
@@ -191,40 +231,60 @@ def _draw_user_counts(sizes: Sizes, rng: np.random.Generator) -> Ints:
     return counts
 
 
+def draw_lengths(count: int, rng: np.random.Generator) -> Ints:
+    """Lengths of sequences: log-normal, 1 … MAX_SEQUENCE."""
+    wish = np.exp(np.log(MEDIAN_SEQUENCE) + SEQUENCE_SPREAD * rng.standard_normal(count))
+    return np.clip(np.rint(wish), 1, MAX_SEQUENCE).astype(np.int64)
+
+
 def _draw_sequences(counts: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """The row where each event's sequence starts, and its length. Sequences end with their user."""
     total = int(counts.sum())
-    wish = np.exp(np.log(MEDIAN_SEQUENCE) + SEQUENCE_SPREAD * rng.standard_normal(total // 4 + 64))
-    lengths = np.clip(np.rint(wish), 1, MAX_SEQUENCE).astype(np.int64)
-    ends = np.cumsum(lengths)
+    ends = np.cumsum(draw_lengths(total // 4 + 64, rng))
     starts = np.union1d(ends[ends < total], np.cumsum(counts) - counts)
     lengths = np.diff(starts, append=total)
     return np.repeat(starts, lengths), np.repeat(lengths, lengths)
 
 
-def _draw_items(
-    catalogue: Catalogue, users: int, user: Ints, start: Ints, position: Ints, rng: np.random.Generator
-) -> Ints:
-    """The item of each event: one seen shortly before, another of a product seen shortly before, or a fresh one."""
-    rows = np.arange(len(user))
-    draw = rng.random(len(user), dtype=np.float32)
-    back = np.minimum(1 + np.floor(HISTORY * rng.random(len(user), dtype=np.float32) ** 1.5).astype(np.int64), position)
+@dataclass(frozen=True)
+class Returns:
+    """Which events return to an item, or a product, of an event before them, and how many rows before."""
+
+    same_item: NDArray[np.bool_]
+    same_product: NDArray[np.bool_]
+    back: Ints
+
+
+def draw_returns(path: Path, rng: np.random.Generator) -> Returns:
+    """Returns within the last HISTORY events of a sequence."""
+    count, position = len(path.user), path.position
+    draw = rng.random(count, dtype=np.float32)
+    back = np.minimum(1 + np.floor(HISTORY * rng.random(count, dtype=np.float32) ** 1.5).astype(np.int64), position)
     same_item = (draw < SAME_ITEM) & (position >= 2)
-    back = np.where(same_item, np.maximum(back, 2), back)
     same_product = (draw < SAME_ITEM + SAME_PRODUCT) & (position >= 1)
-    product = _draw_fresh_products(catalogue, users, user, rng)
-    product = product[_roots(np.where(same_product, rows - back, rows))]
-    offset = (catalogue.items[product] * rng.random(len(user), dtype=np.float32) ** ITEM_SKEW).astype(np.int64)
-    item = (catalogue.first_item[product] + offset)[_roots(np.where(same_item, rows - back, rows))]
-    return _without_twins(item, start, len(catalogue.product))
+    return Returns(same_item, same_product, np.where(same_item, np.maximum(back, 2), back))
 
 
-def _draw_fresh_products(catalogue: Catalogue, users: int, user: Ints, rng: np.random.Generator) -> Ints:
+def draw_favourites(catalogue: Catalogue, users: int, rng: np.random.Generator) -> Ints:
+    """Each user's favourite c2, [users, FAVOURITES], by popularity."""
+    drawn = np.searchsorted(catalogue.cumulative, rng.random((users, len(FAVOURITES))) * catalogue.cumulative[-1])
+    return catalogue.c2[np.minimum(drawn, len(catalogue.c2) - 1)]
+
+
+def draw_items(catalogue: Catalogue, path: Path, returns: Returns, favourites: Ints, rng: np.random.Generator) -> Ints:
+    """The item of each event: one seen shortly before, another of a product seen shortly before, or a fresh one."""
+    rows = np.arange(len(path.user))
+    product = _draw_fresh_products(catalogue, favourites, path.user, rng)
+    product = product[_roots(np.where(returns.same_product, rows - returns.back, rows))]
+    offset = (catalogue.items[product] * rng.random(len(rows), dtype=np.float32) ** ITEM_SKEW).astype(np.int64)
+    item = (catalogue.first_item[product] + offset)[_roots(np.where(returns.same_item, rows - returns.back, rows))]
+    return _without_twins(item, path.start, len(catalogue.product))
+
+
+def _draw_fresh_products(catalogue: Catalogue, favourites: Ints, user: Ints, rng: np.random.Generator) -> Ints:
     """Products by popularity, mostly in one of the user's favourite categories."""
     edges = np.concatenate([[0.0], catalogue.cumulative])
-    anywhere = np.searchsorted(catalogue.cumulative, rng.random((users, len(FAVOURITES))) * edges[-1])
-    favourite = catalogue.c2[np.minimum(anywhere, len(catalogue.c2) - 1)]
-    choice = favourite[user, categories(FAVOURITES, rng.random(len(user)))]
+    choice = favourites[user, categories(FAVOURITES, rng.random(len(user)))]
     anywhere_else = rng.random(len(user)) >= FAVOURITE
     low = np.where(anywhere_else, 0.0, edges[catalogue.first_product[choice]])
     high = np.where(anywhere_else, edges[-1], edges[catalogue.first_product[choice + 1]])
@@ -267,14 +327,17 @@ def _history_mean(trait: Floats, start: Ints, position: Ints) -> Floats:
     return float32((sums[rows] - sums[first]) / np.maximum(rows - first, 1))
 
 
-def _draw_times(walk: _Walk, new_session: NDArray[np.bool_], rng: np.random.Generator) -> Ints:
-    """Microseconds since 1970, rising inside a sequence, within the month."""
+def _draw_times(path: Path, new_session: NDArray[np.bool_], period: Period, rng: np.random.Generator) -> Ints:
+    """Microseconds since 1970, rising inside a sequence, within the period; sequences too long for it are quicker."""
     noise = rng.standard_normal(len(new_session), dtype=np.float32)
     median = np.where(new_session, np.float32(2_000e6), np.float32(15e6))
     limit = np.where(new_session, MAX_SESSION_PAUSE, MAX_PAUSE)
     pause = np.clip(median * np.exp(noise), 1_000, limit).astype(np.int64)
     elapsed = np.cumsum(pause)
-    elapsed -= elapsed[walk.start]
-    last = walk.start + walk.length - 1
-    latest = MONTH - elapsed[last]
-    return MONTH_START + (rng.random(len(latest))[walk.start] * latest).astype(np.int64) + elapsed
+    elapsed -= elapsed[path.start]
+    last = path.start + path.length - 1
+    longest = LONGEST_SEQUENCE * period.length
+    too_long = elapsed[last] > longest
+    elapsed = np.where(too_long, (elapsed * (longest / np.maximum(elapsed[last], 1))).astype(np.int64), elapsed)
+    latest = period.length - elapsed[last]
+    return period.start + (rng.random(len(latest))[path.start] * latest).astype(np.int64) + elapsed

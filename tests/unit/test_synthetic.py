@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,17 @@ def test_same_seed_same_log_and_another_seed_another(tmp_path: Path) -> None:
     assert a.equals(b)
     assert not a.equals(c)
     assert read(tmp_path / "a" / TRUTH_FOLDER / MONTH_FOLDER).equals(read(tmp_path / "b" / TRUTH_FOLDER / MONTH_FOLDER))
+
+
+def test_a_seed_keeps_its_log(tmp_path: Path) -> None:
+    """The numbers were written down before the log could also be made day by day."""
+    synthesize(tmp_path / "out", 5_000, seed=3)
+    log, truth = read(tmp_path / "out" / MONTH_FOLDER), read(tmp_path / "out" / TRUTH_FOLDER / MONTH_FOLDER)
+    names = ("user_id", "sequence_id", "session_id", "item_id", "product_id", "event_id")
+    spelled = "\n".join(" ".join(map(str, row.values())) for row in log.select(names).to_pylist())
+    assert hashlib.sha256(spelled.encode()).hexdigest()[:16] == "0be10339ce218ee4"
+    assert truth["like"].to_numpy()[:3] == pytest.approx([0.2845607, 0.1983565, 0.0738792], rel=1e-4)
+    assert str(log["stime"][0].as_py())[:19] == "2023-05-15 04:38:30"
 
 
 def test_link_meets_the_shares() -> None:
