@@ -41,7 +41,11 @@ class Synth:
     events: int = 1_000_000
     """Number of events."""
     seed: int = 0
-    """Seed; the same seed and number of events give the same log."""
+    """Seed; the same seed, events and days give the same log."""
+    days: int | None = None
+    """Days that follow each other, a folder and EVENTS / DAYS events each; none: one folder, of a month."""
+    drift: bool = False
+    """With --days: users and products come and go from day to day, tastes change."""
 
 
 @dataclass

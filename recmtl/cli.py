@@ -57,12 +57,12 @@ if TYPE_CHECKING:
 
 def synth(arguments: list[str]) -> None:
     """Make raw logs."""
-    args = parse_words(Synth, arguments, "synth")
+    args = parse_words(Synth, arguments, "synth", flags=True)
     if args.dataset != "merrec":
         raise UserError(f"no synthetic dataset '{args.dataset}'; there is merrec")
     from recmtl.synthetic.synthesize import synthesize
 
-    synthesize(args.out, args.events, seed=args.seed)
+    synthesize(args.out, args.events, seed=args.seed, days=args.days, drift=args.drift)
 
 
 def prepare(arguments: list[str]) -> None:

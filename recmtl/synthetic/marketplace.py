@@ -10,7 +10,7 @@ attributes that are seen often, so that embeddings can learn it from a few milli
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,10 @@ class Catalogue:
     c1_of_c2: Ints
     c0_of_c1: Ints
     c2: Ints
-    """Per product [P], as are brand, cumulative, first_item and items."""
+    """Per product [P], as are brand, edition, cumulative, first_item and items."""
     brand: Ints
+    edition: Ints
+    """How many products were here before this one, which has the attributes of the last and is another all the same."""
     cumulative: Floats
     """Probability that a random draw is this product or one before it."""
     first_item: Ints
@@ -129,6 +131,7 @@ class Catalogue:
             c0_of_c1=c0_of_c1,
             c2=c2,
             brand=brand,
+            edition=np.zeros(len(c2), np.int64),
             cumulative=np.cumsum(weight),
             first_item=first_item,
             items=items,
@@ -195,6 +198,26 @@ class Worth:
             condition=_draw_orders(len(CONDITION_SHARES), rng),
             shipper=_draw_orders(len(SHIPPER_SHARES), rng),
             trait=(draw_task_normals(sizes["c1"], rng), draw_task_normals(sizes["brand"], rng)),
+        )
+
+    def drift(self, keep: float, arrives: NDArray[np.bool_], rng: np.random.Generator) -> Worth:
+        """A step of the random walk of everything but condition and shipper.
+
+        Args:
+            keep: correlation of the values with those before.
+            arrives: which products [P] are new, whose own values have nothing of those before.
+            rng: of the step.
+        """
+
+        def step(values: Floats, keep: ArrayLike = keep) -> Floats:
+            return walk_step(values, keep, draw_task_normals(values.shape[1:], rng))
+
+        own = np.where(arrives, 0.0, keep)
+        return replace(
+            self,
+            taste=step(self.taste),
+            level={name: step(values, own if name == "product" else keep) for name, values in self.level.items()},
+            trait=(step(self.trait[0]), step(self.trait[1])),
         )
 
     def effects(self, catalogue: Catalogue) -> Effects:
@@ -265,6 +288,11 @@ def draw_task_normals(shape: int | tuple[int, ...], rng: np.random.Generator) ->
     """Standard normal values [T, *shape], correlated between tasks by TASK_CORRELATION."""
     shared, own = rng.standard_normal(shape), rng.standard_normal((TASKS, *np.atleast_1d(shape)))
     return np.sqrt(TASK_CORRELATION) * shared + np.sqrt(1 - TASK_CORRELATION) * own
+
+
+def walk_step(values: Floats, keep: ArrayLike, fresh: Floats) -> Floats:
+    """`keep · values + √(1 − keep²) · fresh`: the deviation stays, the correlation with `values` is `keep`."""
+    return keep * values + np.sqrt(1 - np.square(keep)) * fresh
 
 
 def float32(values: ArrayLike) -> Floats:

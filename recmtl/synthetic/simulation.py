@@ -118,13 +118,13 @@ class Simulation:
         """What the users of a block see and how it scores; and the generator of the block's further draws."""
         rng = np.random.default_rng([self.seed, BLOCK_STREAM, index])
         counts = self._counts[self._first_user[index] : self._first_user[index + 1]]
-        path = Path(np.repeat(np.arange(len(counts), dtype=np.int32), counts), *_draw_sequences(counts, rng))
-        returns = draw_returns(path, rng)
+        sequences = Sequences(np.repeat(np.arange(len(counts), dtype=np.int32), counts), *_draw_sequences(counts, rng))
+        returns = draw_returns(sequences, rng)
         favourites = draw_favourites(self.catalogue, len(counts), rng)
-        item = draw_items(self.catalogue, path, returns, favourites, rng)
+        item = draw_items(self.catalogue, sequences, returns, favourites, rng)
         ease = draw_task_normals(len(counts), rng)
         taste = rng.standard_normal((TASTE_DIM, len(counts)))
-        return walk_along(path, item, self.catalogue, self.effects, ease, taste), rng
+        return walk_along(sequences, item, self.catalogue, self.effects, ease, taste), rng
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ MONTH = Period(MONTH_START, MONTH_DAYS * DAY)
 
 
 @dataclass(frozen=True)
-class Path:
+class Sequences:
     """The sequences of a block, before it is drawn what is seen in them; one value an event."""
 
     user: Ints
@@ -158,24 +158,26 @@ class Path:
 class Walk:
     """What a block of users sees, before it is drawn what they do."""
 
-    path: Path
+    sequences: Sequences
     item: Ints
     scores: Floats
     """[T, N], not scaled yet."""
 
 
-def walk_along(path: Path, item: Ints, catalogue: Catalogue, effects: Effects, ease: Floats, taste: Floats) -> Walk:
-    """Score the items along a path.
+def walk_along(
+    sequences: Sequences, item: Ints, catalogue: Catalogue, effects: Effects, ease: Floats, taste: Floats
+) -> Walk:
+    """Score the items that are seen along sequences.
 
     Args:
-        path: its sequences.
-        item: what is seen.
+        sequences: of the users of a block.
+        item: what is seen at each event.
         catalogue: of the items.
         effects: of the catalogue.
         ease: how easily each user of the block likes or buys, standard normal [T, U].
         taste: each user's vector, standard normal [TASTE_DIM, U].
     """
-    position, product = path.position, catalogue.product[item]
+    position, product = sequences.position, catalogue.product[item]
     person = float32(np.concatenate([EFFECTS["user"] * ease, taste]))
     condition, shipper = catalogue.condition[item], catalogue.shipper[item]
     brand = catalogue.brand[product]
@@ -185,11 +187,11 @@ def walk_along(path: Path, item: Ints, catalogue: Catalogue, effects: Effects, e
     for task in range(TASKS):
         scores[task] = effects.product[task][product] + effects.condition[task][condition]
         scores[task] += effects.shipper[task][shipper] + seen
-        scores[task] += _history_mean(effects.trait[task][product], path.start, position)
-        scores[task] += person[task][path.user]
+        scores[task] += _history_mean(effects.trait[task][product], sequences.start, position)
+        scores[task] += person[task][sequences.user]
         for axis in range(TASTE_DIM):
-            scores[task] += person[TASKS + axis][path.user] * effects.taste[task, axis][product]
-    return Walk(path, item, scores)
+            scores[task] += person[TASKS + axis][sequences.user] * effects.taste[task, axis][product]
+    return Walk(sequences, item, scores)
 
 
 def decide(walk: Walk, link: Link, sessions: int, period: Period, rng: np.random.Generator) -> Events:
@@ -200,7 +202,7 @@ def decide(walk: Walk, link: Link, sessions: int, period: Period, rng: np.random
     is_other = (draw >= like) & (draw < like + other)
     rest = np.array(EVENT_SHARES[2:]) / sum(EVENT_SHARES[2:])
     kind[is_other] = 2 + categories(tuple(rest), rng.random(np.count_nonzero(is_other)))
-    user, begins = walk.path.user, walk.path.position == 0
+    user, begins = walk.sequences.user, walk.sequences.position == 0
     new_session = begins | (rng.random(len(like)) < NEW_SESSION)
     session = np.cumsum(new_session) - 1
     sequence = np.cumsum(begins)
@@ -208,9 +210,9 @@ def decide(walk: Walk, link: Link, sessions: int, period: Period, rng: np.random
     return Events(
         user=user,
         sequence=sequence - sequence[user_start][user],
-        length=walk.path.length,
+        length=walk.sequences.length,
         session=rng.integers(sessions, size=session[-1] + 1)[session],
-        time=_draw_times(walk.path, new_session, period, rng),
+        time=_draw_times(walk.sequences, new_session, period, rng),
         item=walk.item,
         kind=kind,
         view=1 - like - other,
@@ -255,9 +257,9 @@ class Returns:
     back: Ints
 
 
-def draw_returns(path: Path, rng: np.random.Generator) -> Returns:
+def draw_returns(sequences: Sequences, rng: np.random.Generator) -> Returns:
     """Returns within the last HISTORY events of a sequence."""
-    count, position = len(path.user), path.position
+    count, position = len(sequences.user), sequences.position
     draw = rng.random(count, dtype=np.float32)
     back = np.minimum(1 + np.floor(HISTORY * rng.random(count, dtype=np.float32) ** 1.5).astype(np.int64), position)
     same_item = (draw < SAME_ITEM) & (position >= 2)
@@ -271,14 +273,16 @@ def draw_favourites(catalogue: Catalogue, users: int, rng: np.random.Generator) 
     return catalogue.c2[np.minimum(drawn, len(catalogue.c2) - 1)]
 
 
-def draw_items(catalogue: Catalogue, path: Path, returns: Returns, favourites: Ints, rng: np.random.Generator) -> Ints:
+def draw_items(
+    catalogue: Catalogue, sequences: Sequences, returns: Returns, favourites: Ints, rng: np.random.Generator
+) -> Ints:
     """The item of each event: one seen shortly before, another of a product seen shortly before, or a fresh one."""
-    rows = np.arange(len(path.user))
-    product = _draw_fresh_products(catalogue, favourites, path.user, rng)
+    rows = np.arange(len(sequences.user))
+    product = _draw_fresh_products(catalogue, favourites, sequences.user, rng)
     product = product[_roots(np.where(returns.same_product, rows - returns.back, rows))]
     offset = (catalogue.items[product] * rng.random(len(rows), dtype=np.float32) ** ITEM_SKEW).astype(np.int64)
     item = (catalogue.first_item[product] + offset)[_roots(np.where(returns.same_item, rows - returns.back, rows))]
-    return _without_twins(item, path.start, len(catalogue.product))
+    return _without_twins(item, sequences.start, len(catalogue.product))
 
 
 def _draw_fresh_products(catalogue: Catalogue, favourites: Ints, user: Ints, rng: np.random.Generator) -> Ints:
@@ -327,17 +331,17 @@ def _history_mean(trait: Floats, start: Ints, position: Ints) -> Floats:
     return float32((sums[rows] - sums[first]) / np.maximum(rows - first, 1))
 
 
-def _draw_times(path: Path, new_session: NDArray[np.bool_], period: Period, rng: np.random.Generator) -> Ints:
+def _draw_times(sequences: Sequences, new_session: NDArray[np.bool_], period: Period, rng: np.random.Generator) -> Ints:
     """Microseconds since 1970, rising inside a sequence, within the period; sequences too long for it are quicker."""
     noise = rng.standard_normal(len(new_session), dtype=np.float32)
     median = np.where(new_session, np.float32(2_000e6), np.float32(15e6))
     limit = np.where(new_session, MAX_SESSION_PAUSE, MAX_PAUSE)
     pause = np.clip(median * np.exp(noise), 1_000, limit).astype(np.int64)
     elapsed = np.cumsum(pause)
-    elapsed -= elapsed[path.start]
-    last = path.start + path.length - 1
+    elapsed -= elapsed[sequences.start]
+    last = sequences.start + sequences.length - 1
     longest = LONGEST_SEQUENCE * period.length
     too_long = elapsed[last] > longest
     elapsed = np.where(too_long, (elapsed * (longest / np.maximum(elapsed[last], 1))).astype(np.int64), elapsed)
     latest = period.length - elapsed[last]
-    return period.start + (rng.random(len(latest))[path.start] * latest).astype(np.int64) + elapsed
+    return period.start + (rng.random(len(latest))[sequences.start] * latest).astype(np.int64) + elapsed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from recmtl.errors import UserError
 from recmtl.runtime.folders import complete_or_absent
 from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import make_folder
+from recmtl.synthetic.days import DailySimulation
 from recmtl.synthetic.marketplace import EVENT_TYPES, Catalogue, Ints
 from recmtl.synthetic.simulation import Events, Simulation
 
 MONTH_FOLDER = "20230501"
 TRUTH_FOLDER = "truth"
-MIN_EVENTS = 1_000
+MIN_EVENTS, MIN_DAY_EVENTS = 1_000, 100
 SHARD_EVENTS, MIN_SHARDS = 262_144, 4
 
 CONDITIONS = ("New", "Like new", "Good", "Fair", "Poor")
@@ -65,40 +66,81 @@ DISTINCT = ("item_id", "stime", "price")
 """Columns with too many values for a dictionary to pay."""
 
 
-def synthesize(out: Path, events: int, *, seed: int = 0) -> None:
+def synthesize(out: Path, events: int, *, seed: int = 0, days: int | None = None, drift: bool = False) -> None:
     """Write a synthetic MerRec log of `events` rows.
 
     The shards are ``out/20230501/000000000000.parquet`` …, in order of user, sequence and time; the columns are those
     of `SCHEMA`. Beside each there is ``out/truth/20230501/000000000000.parquet`` with one row for each of its rows, in
     the same order: `view` and `like`, float32, the true probability that the event is an item_view or an item_like.
-    The same `events` and `seed` give the same log. `out` is there complete or not at all.
+    The same arguments give the same log. `out` is there complete or not at all.
+
+    With `days` there is a folder for each: ``out/20230501``, ``out/20230502``, …, and the same below ``out/truth``. A
+    day has ``events // days`` rows, the last one what remains too. What a day holds depends on that number, the seed
+    and `drift` alone, so that the first days of a longer log are those of a shorter one.
 
     Args:
         out: folder to make; it must not exist, or be empty.
         events: number of rows, at least MIN_EVENTS.
         seed: of every random draw, 0 or more.
+        days: number of days, at least 2, each of at least MIN_DAY_EVENTS rows; None: the events are those of a month.
+        drift: people and products come and go from day to day, tastes change; needs `days`.
 
     Raises:
         UserError: `out` is in use, or a number is out of range.
     """
+    _check(events, seed, days, drift)
+    with complete_or_absent(out) as work, Progress() as progress, progress.stage("events", events) as advance:
+        folder = work / "data"
+        done = 0
+        for shard, table, block in _month(events, seed) if days is None else _days(events, seed, days, drift):
+            for kind in (folder, folder / TRUTH_FOLDER):
+                make_folder((kind / shard).parent)
+            _write(table, folder / shard)
+            _write(pa.table({"view": block.view, "like": block.like}), folder / TRUTH_FOLDER / shard)
+            done += len(block.user)
+            advance(done)
+
+
+def _check(events: int, seed: int, days: int | None, drift: bool) -> None:
+    """Raise UserError if a number is out of range."""
     if events < MIN_EVENTS:
         raise UserError(f"--events {events}: at least {MIN_EVENTS} are needed")
     if seed < 0:
         raise UserError(f"--seed {seed}: must not be negative")
-    with complete_or_absent(out) as work, Progress() as progress, progress.stage("events", events) as advance:
-        folder = work / "data"
-        for kind in (folder, folder / TRUTH_FOLDER):
-            make_folder(kind / MONTH_FOLDER)
-        simulation = Simulation(events, seed, min(SHARD_EVENTS, events // MIN_SHARDS))
+    if days is None:
+        if drift:
+            raise UserError("--drift: changes from day to day; give --days too")
+    elif days < 2:
+        raise UserError(f"--days {days}: at least 2 are needed; without --days the events are those of one month")
+    elif events < days * MIN_DAY_EVENTS:
+        least = days * MIN_DAY_EVENTS
+        raise UserError(f"--days {days}: a day needs at least {MIN_DAY_EVENTS} events; give --events {least} or more")
+
+
+def _month(events: int, seed: int) -> Iterator[tuple[Path, pa.Table, Events]]:
+    """Every shard's path, rows and events."""
+    simulation = Simulation(events, seed, min(SHARD_EVENTS, events // MIN_SHARDS))
+    shards = _Shards(simulation.catalogue)
+    for index in range(simulation.blocks):
+        block = simulation.block(index)
+        yield _shard(MONTH_FOLDER, index), shards.table(block), block
+
+
+def _days(events: int, seed: int, days: int, drift: bool) -> Iterator[tuple[Path, pa.Table, Events]]:
+    """The same of a log that has a folder a day."""
+    simulation = DailySimulation(events // days, seed, drift)
+    for day in range(days):
+        if day:
+            simulation.next_day()
         shards = _Shards(simulation.catalogue)
-        done = 0
-        for index in range(simulation.blocks):
-            block = simulation.block(index)
-            shard = Path(MONTH_FOLDER, f"{index:012d}.parquet")
-            _write(shards.table(block), folder / shard)
-            _write(pa.table({"view": block.view, "like": block.like}), folder / TRUTH_FOLDER / shard)
-            done += len(block.user)
-            advance(done)
+        count = simulation.events if day < days - 1 else events - day * simulation.events
+        folder = str(np.datetime64(simulation.period.start, "us").astype("datetime64[D]")).replace("-", "")
+        for index, block in enumerate(simulation.blocks(count, SHARD_EVENTS)):
+            yield _shard(folder, index), shards.table(block), block
+
+
+def _shard(folder: str, index: int) -> Path:
+    return Path(folder, f"{index:012d}.parquet")
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -116,9 +158,12 @@ class _Shards:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         brand, category = pa.array(catalogue.brand), pa.array(catalogue.c2 + 1)
-        self._product_ids = _join([brand, category], "_")
+        named = _join([brand, category], "_")
         branded = _join([_numbered("Brand", brand), _numbered("item", category)], " ")
-        self._titles = pc.if_else(pc.greater(brand, 0), branded, _numbered("Item", category))
+        titled = pc.if_else(pc.greater(brand, 0), branded, _numbered("Item", category))
+        first, edition = pa.array(catalogue.edition == 0), pa.array(catalogue.edition + 1)
+        self._product_ids = pc.if_else(first, named, _join([named, edition], "_"))
+        self._titles = pc.if_else(first, titled, _join([titled, _numbered("edition", edition)], " "))
 
     def table(self, events: Events) -> pa.Table:
         """The rows of one shard."""
@@ -132,7 +177,7 @@ class _Shards:
             "stime": pa.array(events.time, pa.timestamp("us")),
             "sequence_length": events.length,
             "event_id": _spelled(events.kind, pa.array(EVENT_TYPES).take),
-            "item_id": item + 1,
+            "item_id": item + 1 + catalogue.edition[product] * len(catalogue.product),
             "product_id": _spelled(product, self._product_ids.take),
             "name": _spelled(product, self._titles.take),
             **_numbered_pair("c0", catalogue.c0[product] + 1, "Department"),
