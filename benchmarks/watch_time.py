@@ -23,20 +23,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import table
+import tomli_w
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
+from recmtl.config import tomllib
 from recmtl.data.recipe import load_recipe
 from recmtl.metrics.jackknife import average, difference, standard_error
 from recmtl.metrics.xauc import xauc
 from recmtl.schema import Dataset, Task
 
 TASK = "play_time"
-KINDS = {
-    "duration": 'kind = "duration"\n',
-    "squared": 'kind = "regression"\n',
-    "huber": 'kind = "regression"\nloss = "huber"\n',
-    "log1p": 'kind = "regression"\ntransform = "log1p"\n',
+KINDS: dict[str, dict[str, Any]] = {
+    "duration": {"kind": "duration"},
+    "duration, weight 0.2": {"kind": "duration", "weight": 0.2},
+    "squared": {"kind": "regression"},
+    "huber": {"kind": "regression", "loss": "huber"},
+    "log1p": {"kind": "regression", "transform": "log1p"},
 }
 """Keys of the task by what the table calls it."""
 Results = dict[str, Any]
@@ -66,8 +69,11 @@ def prepared(options: Options, kind: str | None) -> Path:
     if not data.exists():
         options.work.mkdir(parents=True, exist_ok=True)
         recipe = options.work / f"{kind or 'binary'}.toml"
-        text = load_recipe("kuairand_time" if kind else "kuairand").toml
-        recipe.write_text(text.replace('kind = "duration"\n', KINDS[kind]) if kind else text)
+        keys = tomllib.loads(load_recipe("kuairand_time").toml)
+        tasks = [task for task in keys["task"] if task["name"] != TASK]
+        if kind is not None:
+            tasks.append({"name": TASK, "label": "play_time_ms", **KINDS[kind]})
+        recipe.write_text(tomli_w.dumps({**keys, "task": tasks}))
         table.recmtl("prepare", recipe, options.raw, data)
     return data
 
