@@ -11,6 +11,7 @@ the difference, an epoch in a third of the time. Start the command again and it 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -62,8 +63,14 @@ class Options:
     """About how many impressions are clicked."""
     preset: str = "mmoe"
     """What to train."""
-    epochs: int = 2
+    epochs: int = 3
     """Passes over the training rows, at most."""
+    batch_size: int = 1024
+    """Rows of a batch of the whole log. Of the sampled one it is smaller, so that an epoch has about as many steps, each
+    with about as many positives."""
+    embedding_lr: float = 0.01
+    """Learning rate of the tables. With the preset's, embeddings fit single rows so well that predictions for others are
+    too low, with all negatives as with some."""
     seeds: int = 2
     """Runs of each, with seeds 100, 101, …"""
     work: Path = table.WORK / "negatives"
@@ -75,7 +82,7 @@ class Options:
 def write_log(folder: Path, options: Options) -> None:
     """Impressions whose clicks and purchases depend on the user's and the item's vectors and on the place."""
     rng = np.random.default_rng(0)
-    users, items, places, width = 20_000, 5_000, 10, 4
+    users, items, places, width = 4_000, 1_000, 10, 4
     taste, kind = rng.normal(size=(users, width)), rng.normal(size=(items, width)) / width**0.5
     worth = rng.normal(size=(2, items)) * 0.6
     user = rng.integers(0, users, options.rows)
@@ -110,7 +117,11 @@ def measure(options: Options, share: float) -> list[Results]:
     for seed in range(table.FIRST_SEED, table.FIRST_SEED + options.seeds):
         run = options.work / "runs" / f"{options.preset} {name} {seed}"
         if not (run / "results.json").exists():
+            rows = json.loads((data / "dataset.json").read_text())["rows"]["train"]
+            every = rows / (options.rows * 0.7)
+            batch_size = 2 ** round(math.log2(options.batch_size * max(every, 1 / 16)))
             choices = ("--training.seed", seed, "--training.max_epochs", options.epochs)
+            choices += ("--training.batch_size", batch_size, "--embedding.lr", options.embedding_lr)
             table.recmtl("train", options.preset, "--data", data, "--run", run, *choices)
         found.append(
             {
