@@ -87,6 +87,9 @@ class Train:
     """Prepared folder of `recmtl prepare`."""
     run: Path
     """Run folder to write, or to go on with."""
+    start_from: Path | None = None
+    """Run folder whose best model to start from, trained on the same encoding or one that DATA was extended from; none:
+    from new weights."""
 
 
 @dataclass(kw_only=True)

@@ -111,7 +111,7 @@ def train(arguments: list[str]) -> None:
     from recmtl.training.runs import train as run_training
     from recmtl.training.summary import summary
 
-    results = run_training(config, places["data"], places["run"])
+    results = run_training(config, **places)
     if _is_first_rank():
         print(summary(results, "test"))
 

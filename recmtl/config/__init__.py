@@ -10,7 +10,7 @@ from recmtl.config.load import (
     preset_names,
 )
 from recmtl.config.models import MODELS, ModelConfig, ModelEntry, find_model
-from recmtl.config.resume import RESUME_KEYS, check_continues, sha256
+from recmtl.config.resume import RESUME_KEYS, check_continues, check_starts, sha256
 from recmtl.config.sections import (
     CheckpointConfig,
     Config,
@@ -42,6 +42,7 @@ __all__ = [
     "TrainingConfig",
     "WeightingConfig",
     "check_continues",
+    "check_starts",
     "config_class",
     "config_path",
     "find_model",

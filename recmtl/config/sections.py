@@ -29,6 +29,9 @@ class EmbeddingConfig:
     """Added to the root of the accumulator (Adagrad and Adam)."""
     init_scale: Positive = 1.0
     """Rows start uniform in ±init_scale/√rows."""
+    new_rows: Literal["drawn", "unseen"] = "drawn"
+    """Where rows of new values start in a run that starts from another one: drawn as in any run, or at the row that
+    unseen values have learned."""
     placement: Literal["auto", "data_parallel", "sharded"] = "auto"
     """Where tables of tasks' own (stem, me_*) lie; auto replicates the smallest on several ranks. Same losses."""
     replica_mib: NonNegative = 64.0

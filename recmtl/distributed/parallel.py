@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -133,13 +134,79 @@ def table_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int, int, int
 def initialize_tables(model: nn.Module, seed: int, scale: float, dtype: torch.dtype = torch.float32) -> None:
     """Fill every table uniformly in ±scale/√rows, the same values of type `dtype` whatever the plan and the device."""
     for table, piece, first_row, first_column, rows, dim in table_weights(model):
-        bound = scale / math.sqrt(rows)
-        last_row = first_row + piece.shape[0]
-        for block in range(first_row // INIT_ROWS, -(-last_row // INIT_ROWS)):
-            start = block * INIT_ROWS
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{table}/{block}".encode()))
-            values = torch.rand(min(INIT_ROWS, rows - start), dim, generator=generator).mul_(2 * bound).sub_(bound)
-            low, high = max(start, first_row), min(start + INIT_ROWS, last_row)
-            piece[low - first_row : high - first_row].copy_(
-                values[low - start : high - start, first_column : first_column + piece.shape[1]].to(dtype)
-            )
+        columns = slice(first_column, first_column + piece.shape[1])
+        for low, values in _drawn(seed, table, scale / math.sqrt(rows), first_row, first_row + piece.shape[0], dim):
+            piece[low - first_row : low - first_row + len(values)].copy_(values[:, columns].to(dtype))
+
+
+@torch.no_grad()
+def draw_rows(
+    model: nn.Module,
+    chosen: Mapping[str, np.ndarray],
+    seed: int,
+    bounds: Mapping[str, float],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Fill some rows as `initialize_tables` does: a row's value depends on seed, table, id and bound alone.
+
+    Args:
+        model: sharded.
+        chosen: by table, whether to fill a row: bool [rows].
+        seed: of the run.
+        bounds: by table, the largest absolute value.
+        dtype: what values are rounded to.
+    """
+    for table, piece, first_row, first_column, _, dim in table_weights(model):
+        if table not in chosen:
+            continue
+        columns = slice(first_column, first_column + piece.shape[1])
+        mine = chosen[table][first_row : first_row + piece.shape[0]]
+        for start, stop in _block_bounds(first_row, first_row + len(mine)):
+            places = np.flatnonzero(mine[start - first_row : stop - first_row])
+            if len(places):
+                [(_, values)] = _drawn(seed, table, bounds[table], start, start + int(places[-1]) + 1, dim)
+                rows = torch.from_numpy(places)
+                piece[(rows + (start - first_row)).to(piece.device)] = (
+                    values[rows][:, columns].to(piece.device, dtype).to(piece.dtype)
+                )
+
+
+@torch.no_grad()
+def copy_row(model: nn.Module, chosen: Mapping[str, np.ndarray], row: int) -> None:
+    """Fill some rows of tables with what one row of the table holds.
+
+    Args:
+        model: sharded; all ranks call this together.
+        chosen: by table, whether to fill a row: bool [rows].
+        row: the one to copy.
+    """
+    pieces = [found for found in table_weights(model) if found[0] in chosen]
+    device = next(model.parameters()).device
+    for table in sorted(chosen):
+        dim = next(value.size()[1] for key, value in model.state_dict().items() if key.endswith(f".{table}.weight"))
+        # Whoever holds a part of the row says what is in it; the others say less than any number.
+        values = torch.full((dim,), -math.inf, device=device)
+        mine = [(piece, first, column) for name, piece, first, column, *_ in pieces if name == table]
+        for piece, first, column in mine:
+            if first <= row < first + len(piece):
+                values[column : column + piece.shape[1]] = piece[row - first].float()
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        for piece, first, column in mine:
+            rows = torch.from_numpy(chosen[table][first : first + len(piece)]).to(device)
+            piece[rows] = values[column : column + piece.shape[1]].to(piece.dtype)
+
+
+def _block_bounds(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the parts of rows first … last − 1 that lie in one block."""
+    for block in range(first // INIT_ROWS, -(-last // INIT_ROWS)):
+        yield max(first, block * INIT_ROWS), min(last, (block + 1) * INIT_ROWS)
+
+
+def _drawn(seed: int, table: str, bound: float, first: int, last: int, dim: int) -> Iterator[tuple[int, Tensor]]:
+    """The initial values [n, dim] of rows first … last − 1, block by block, each with its first row."""
+    for low, high in _block_bounds(first, last):
+        block = low // INIT_ROWS
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{table}/{block}".encode()))
+        # Rows are drawn in order: how many follow does not change them.
+        values = torch.rand(high - block * INIT_ROWS, dim, generator=generator).mul_(2 * bound).sub_(bound)
+        yield low, values[low - block * INIT_ROWS :]

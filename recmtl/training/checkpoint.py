@@ -78,6 +78,11 @@ class TrainState:
     complete: dict[str, Any] | None = None
     """The fields of `BEST` by complete epochs alone, where a part of an epoch is better than all of those; None: it is
     not. A run that goes on goes on from these, as if it had not stopped in the midst of an epoch."""
+    start_from: dict[str, Any] | None = None
+    """The run that this one started from: its folder's name, its data's fingerprint, the step of its checkpoint."""
+    first_rows: dict[str, int] = field(default_factory=dict)
+    """Rows that tables had at the start of the first run of a line of runs, each of which started from the one before:
+    they set the scale of new rows. Empty in a first run."""
 
     def take_part_for_best(self) -> None:
         """Before a part of an epoch becomes the best: keep what the complete ones have come to."""
@@ -94,6 +99,8 @@ class TrainState:
         return {self.best_step, (self.complete or {}).get("best_step", 0)}
 
 
+LATER_FIELDS = ("start_from", "first_rows")
+"""Fields of `TrainState` that checkpoints of earlier versions do not have."""
 BEST = ("best_loss", "best_epoch", "best_step", "val", "val_bins")
 """Fields of `TrainState` that tell the best epoch."""
 
@@ -218,18 +225,39 @@ class Checkpoints:
             state["optimizer"] = optimizer.state_dict()
             if same_ranks:
                 state |= self._random_state()
-        try:
-            dcp.load(
-                state, storage_reader=SafeReader(path), planner=SafePlanner(), process_group=self.context.cpu_group
-            )
-        except CheckpointException as error:
-            raise UserError(f"{path}: cannot be loaded ({_reason(error)})") from None
+        self._read(path, state, SafePlanner())
         model.load_state_dict(model_state)
         if with_optimizer:
             optimizer.load_state_dict(state["optimizer"])
             if same_ranks:
                 self._set_random_state(state)
         return TrainState(**described)
+
+    def take_over(self, path: Path, planner: SafePlanner) -> TrainState:
+        """Take weights and optimiser states from another run's checkpoint, as far as `planner` finds them there.
+
+        Returns:
+            Where that run stood.
+
+        Raises:
+            UserError: it is damaged, or does not fit.
+        """
+        refuse_damaged(path, self.damage(path))
+        described = read_state(path)
+        assert described is not None
+        self._check_widths(path, read_json(path / TRAIN_STATE)["widths"], with_optimizer=True)
+        model, optimizer = self.session.model, self.session.optimizer
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        self._read(path, state, planner)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return described
+
+    def _read(self, path: Path, state: dict[str, Any], planner: SafePlanner) -> None:
+        try:
+            dcp.load(state, storage_reader=SafeReader(path), planner=planner, process_group=self.context.cpu_group)
+        except CheckpointException as error:
+            raise UserError(f"{path}: cannot be loaded ({_reason(error)})") from None
 
     def load_whole(self, path: Path) -> None:
         """Restore the model of one checkpoint, which no other can stand in for.
@@ -246,7 +274,7 @@ class Checkpoints:
         if not (with_optimizer and optimizer.startswith("rowwise")):
             return
         for table, width in self.session.plan.widths().items():
-            if before[table] != width:
+            if before.get(table, width) != width:
                 raise UserError(
                     f"{path}: the columns of table '{table}' were cut into pieces of {before[table]}, now of {width}, "
                     f"and {optimizer} keeps a state a piece; go on with the sharding and number of ranks it had"
@@ -339,7 +367,10 @@ def read_state(path: Path) -> TrainState | None:
     """Where the run stood at a checkpoint; None: the file is damaged."""
     try:
         described = read_json(path / TRAIN_STATE)
-        return TrainState(**{field.name: described[field.name] for field in fields(TrainState)})
+        names = [
+            field.name for field in fields(TrainState) if field.name in described or field.name not in LATER_FIELDS
+        ]
+        return TrainState(**{name: described[name] for name in names})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

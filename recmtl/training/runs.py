@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from recmtl.config import Config, check_continues
+from recmtl.config import Config, check_continues, load_run_config
 from recmtl.data.difference import data_difference, encoding_difference
 from recmtl.distributed.context import DistContext, process_group
 from recmtl.errors import UserError
@@ -21,6 +21,7 @@ from recmtl.runtime.storage import (
     make_folder,
     os_errors,
     read_json,
+    real_path,
     remove,
     remove_empty_folder,
     remove_folder,
@@ -31,6 +32,7 @@ from recmtl.training.checkpoint import Checkpoints, best_checkpoint, checkpoint_
 from recmtl.training.evaluation import logloss_sum
 from recmtl.training.results import RESULTS, Results, describe
 from recmtl.training.session import TrainSession
+from recmtl.training.start import Start
 from recmtl.training.trainer import Trainer, is_done
 
 LOCK = ".lock"
@@ -41,13 +43,20 @@ EVALUATIONS = "evaluations"
 """Folder in the run folder for what `recmtl evaluate` measured."""
 
 
-def train(config: Config, data: Path, run: Path) -> Results:
+def train(config: Config, data: Path, run: Path, start_from: Path | None = None) -> Results:
     """Train the model that `config` describes on a prepared folder; `run` gets the files of the run.
 
     A run that is finished stays as it is.
 
+    Args:
+        config: the configuration.
+        data: the prepared folder.
+        run: the run folder.
+        start_from: folder of another run, whose best model a new run starts from; None: from new weights.
+
     Raises:
-        UserError: the folder has no training rows, `run` holds another run, or another process writes to it.
+        UserError: the folder has no training rows, `run` holds another run, or another process writes to it; or a run
+            cannot start from the other one.
         Stopped: SIGTERM came; what was trained is saved.
     """
     with process_group(config.training.device) as context:
@@ -55,13 +64,16 @@ def train(config: Config, data: Path, run: Path) -> Results:
         if not dataset.rows.get("train"):
             raise UserError(f"{data}: split 'train' has no rows")
         with run_folder(run, context):
-            finished = context.run_on_rank0(lambda: finished_results(config, data, dataset, run))
+            finished = context.run_on_rank0(lambda: finished_results(config, data, dataset, run, start_from))
             if finished:
                 context.print_rank0(f"{run}: finished already, after step {finished['steps']}")
                 return finished
+            start = None if start_from is None else open_start(start_from, run, context)
+            if start:
+                start.check(config, data, dataset, tasks)
             session = TrainSession(config, data, dataset, tasks, context)
             with session.explain_oom():
-                return Trainer(session, run).fit()
+                return Trainer(session, run, start).fit()
 
 
 def evaluate_run(config: Config, data: Path, run: Path, splits: tuple[str, ...]) -> dict[str, Results]:
@@ -160,11 +172,25 @@ def _clear(run: Path, made: list[Path]) -> None:
             remove_empty_folder(path)
 
 
-def finished_results(config: Config, data: Path, dataset: Dataset, run: Path) -> Results | None:
+def open_start(start_from: Path, run: Path, context: DistContext) -> Start | None:
+    """The run to start from; None where `run` has a checkpoint, and goes on from that.
+
+    Raises:
+        UserError: there is no such run, or it has no checkpoint.
+    """
+    if context.run_on_rank0(lambda: bool(checkpoint_paths(run / "checkpoints"))):
+        return None
+    config, dataset = load_run_config(start_from), trained_dataset(start_from)
+    return Start(start_from, config, dataset, context.run_on_rank0(lambda: best_checkpoint(start_from)))
+
+
+def finished_results(
+    config: Config, data: Path, dataset: Dataset, run: Path, start_from: Path | None = None
+) -> Results | None:
     """The results of a run that `config` would train no further; None where it would, or where they are missing.
 
     Raises:
-        UserError: the run is not one that `config` may go on with.
+        UserError: the run is not one that `config` may go on with, or started from another one than `start_from`.
     """
     paths = checkpoint_paths(run / "checkpoints")
     if paths or exists(run / FILE_NAME):
@@ -175,6 +201,9 @@ def finished_results(config: Config, data: Path, dataset: Dataset, run: Path) ->
         raise UserError(f"{run}: holds a run already; choose another --run folder or checkpoint.resume True")
     check_continues(run / "config.toml", config)
     state = read_state(paths[-1])
+    if start_from is not None and state and (state.start_from or {}).get("run") != real_path(start_from).name:
+        before = f"from {state.start_from['run']}" if state.start_from else "from new weights"
+        raise UserError(f"--start-from: {run} started {before}; leave it out to go on, or name another --run folder")
     try:
         results: Results = read_json(run / RESULTS)
     except (FileNotFoundError, ValueError):

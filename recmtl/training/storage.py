@@ -16,12 +16,20 @@ import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from recmtl.runtime.private_api import INDEX_CLASSES
+from recmtl.runtime.private_api import INDEX_CLASSES, values_offset
 from recmtl.runtime.storage import open_read
+
+TABLE_KEY = "model.model.embeddings.collection.embedding_bags.{}.weight"
+DENSE_KEY = "model.model.dense."
+"""What a checkpoint calls tables and the dense network."""
+
+
+BLOCK_BYTES = 2**24
+"""What is read of a large tensor at a time."""
 
 
 class Writer(FileSystemWriter):
@@ -71,7 +79,10 @@ class IndexUnpickler(pickle.Unpickler):
 
 
 class SafeReader(FileSystemReader):
-    """Reads the index of a checkpoint with `IndexUnpickler`."""
+    """Reads the index of a checkpoint with `IndexUnpickler`, and large tensors a block of rows at a time.
+
+    By itself PyTorch reads the whole piece of a table that some rank wrote, beside the rows of it that a rank takes.
+    """
 
     def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
         """The index. (PyTorch looks for an index of every rank's own where one of these has the name `kwargs`.)"""
@@ -81,6 +92,36 @@ class SafeReader(FileSystemReader):
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Fill this rank's tensors."""
+        rest = [item for item in plan.items if not self._read_blocks(item, planner)]
+        return super().read_data(LoadPlan(rest), planner)
+
+    def _read_blocks(self, item: ReadItem, planner: LoadPlanner) -> bool:
+        """Fill a part of a tensor from a piece that is large and lies row after row; whether it is such a piece."""
+        place = self.storage_data[item.storage_index]
+        if item.type != LoadItemType.TENSOR or place.length <= BLOCK_BYTES:
+            return False
+        with open_read(Path(self.path) / place.relative_path) as file:
+            view = self._slice_file(file, place)
+            with torch.serialization.skip_data():
+                piece = torch.load(view, map_location="cpu", weights_only=True)
+            if not piece.is_contiguous():
+                return False
+            first, row = item.storage_offsets[0], piece.stride(0) * piece.element_size()
+            start = place.offset + values_offset(view) + piece.storage_offset() * piece.element_size() + first * row
+            target = planner.resolve_tensor(item).detach()
+            for block in target.split(max(1, BLOCK_BYTES // row)):
+                file.seek(start)
+                content = bytearray(file.read(len(block) * row))
+                values = torch.frombuffer(content, dtype=piece.dtype).view(len(block), *piece.shape[1:])
+                for dim, offset in enumerate(item.storage_offsets[1:], 1):
+                    values = values.narrow(dim, offset, item.lengths[dim])
+                block.copy_(values)
+                start += len(block) * row
+        planner.commit_tensor(item, target)
+        return True
 
 
 class SafePlanner(DefaultLoadPlanner):

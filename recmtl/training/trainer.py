@@ -25,6 +25,7 @@ from recmtl.training.checkpoint import Checkpoints, TrainState
 from recmtl.training.evaluation import logloss_sum, validation_loss, weighted_sum
 from recmtl.training.results import RESULTS, Results, describe, peak_memory
 from recmtl.training.session import DIVERGED, TrainSession
+from recmtl.training.start import Start, start_from
 from recmtl.training.stopping import StopRequest
 from recmtl.training.tracking import Tracker
 
@@ -44,12 +45,14 @@ class Trainer:
     Args:
         session: the sharded model and its data.
         run: the run folder, which this process holds.
+        start: the run to start from, where there is no checkpoint to go on from; None: from new weights.
     """
 
-    def __init__(self, session: TrainSession, run: Path) -> None:
+    def __init__(self, session: TrainSession, run: Path, start: Start | None = None) -> None:
         self.session, self.run, self.config, self.context = session, run, session.config, session.context
         self.checkpoints = Checkpoints(run / "checkpoints", session)
         self.warmup = Warmup(session.optimizer, session.config.training.warmup_steps)
+        self.start = start
         self.stopping = StopRequest(session.context)
         self.state = TrainState()
 
@@ -91,6 +94,8 @@ class Trainer:
         for line in damaged:
             self.context.print_rank0(line)
         if not newest:
+            if self.start:
+                self.state = start_from(self.start, self.session, checkpoints)
             return
         self.state = state = checkpoints.load(newest)
         if not is_done(state, self.config.training):
@@ -271,6 +276,7 @@ class Trainer:
             "epochs": state.epoch,
             "best_epoch": state.best_epoch,
             "steps": state.step,
+            "start_from": state.start_from,
             "test": test,
             "val": state.val,
             "logloss_sum": logloss_sum(test) if test else None,

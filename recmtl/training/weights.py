@@ -18,12 +18,8 @@ from recmtl.inference.signature import StoredTable
 from recmtl.models.embeddings import table_name
 from recmtl.models.ranking_model import RankingModel
 from recmtl.runtime.storage import local_path, make_folder
-from recmtl.training.storage import SafePlanner, SafeReader
+from recmtl.training.storage import DENSE_KEY, TABLE_KEY, SafePlanner, SafeReader
 from recmtl.training.trained import TrainedRun
-
-TABLE_KEY = "model.model.embeddings.collection.embedding_bags.{}.weight"
-DENSE_KEY = "model.model.dense."
-"""What a checkpoint calls tables and the dense network."""
 
 
 def read_weights(

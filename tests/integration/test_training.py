@@ -195,10 +195,10 @@ def test_a_normal_run_says_only_what_concerns_its_user(request, name):
 
 def test_results_hold_the_contracts_fields(one):
     results = read(one)
-    # DESIGN: the fields that scripts depend on; `steps`, `calibration_bins`, `segments`, `seconds` and `gauc` are more.
+    # DESIGN: the fields that scripts depend on; steps, start_from, calibration_bins, segments, seconds, gauc are more.
     assert list(results) == [
         *("model", "dataset", "data_fingerprint", "encoding_fingerprint", "world_size", "device"),
-        *("seed", "epochs", "best_epoch", "steps", "test", "val"),
+        *("seed", "epochs", "best_epoch", "steps", "start_from", "test", "val"),
         *("logloss_sum", "calibration_bins", "segments", "train_val_seconds", "seconds", "examples_per_second"),
         *("peak_memory_bytes", "versions", "config_sha256"),
     ]

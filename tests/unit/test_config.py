@@ -54,6 +54,7 @@ def test_every_key_survives_the_round_trip():
             "lr": 0.5,
             "eps": 1e-3,
             "init_scale": 2.0,
+            "new_rows": "unseen",
             "placement": "sharded",
             "replica_mib": 1.5,
             "dtype": "float16",

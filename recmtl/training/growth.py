@@ -1,0 +1,129 @@
+"""Reading a checkpoint into a model that has grown since: more rows in tables, more features, more tasks.
+
+PyTorch's planner refuses tensors of another size. Here each one is read as far as it is there: the rows of a table by
+every rank into its own shards, whatever ranks wrote them; a parameter of the dense network by its axes that are indexed
+by columns of x or by tasks. What a checkpoint does not have stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+
+from recmtl.errors import UserError
+from recmtl.runtime.private_api import create_chunk_list, create_read_items, create_read_items_for_chunk_list
+from recmtl.training.storage import TABLE_KEY, SafePlanner
+
+BAGS = ".embedding_bags."
+
+
+class GrowthPlanner(SafePlanner):
+    """Reads what a smaller model's checkpoint has, into the places where it belongs now.
+
+    An axis of a dense parameter that had one entry a column of x, or a task, is known by its size and by that it
+    changed: of no other do both hold.
+
+    Args:
+        columns: for every column of x that there was, which one it is now.
+        width: number of columns now.
+        tasks: numbers of tasks then and now; those that are new come last.
+    """
+
+    def __init__(self, columns: Sequence[int], width: int, tasks: tuple[int, int]) -> None:
+        super().__init__()
+        self._axes = {
+            (len(columns), width): torch.tensor(columns, dtype=torch.int64),
+            tasks: torch.arange(tasks[0]),
+        }
+        self._smaller: dict[str, Tensor] = {}
+        """Dense tensors of the checkpoint's sizes."""
+
+    def create_local_plan(self) -> LoadPlan:
+        """What this rank reads.
+
+        Raises:
+            UserError: a tensor differs in a way that is no growth.
+        """
+        assert self.metadata is not None
+        stored = self.metadata.state_dict_metadata
+        items: list[ReadItem] = []
+        for name, target in self.state_dict.items():
+            if name not in stored:
+                continue
+            described = stored[name]
+            if not isinstance(described, TensorStorageMetadata) or described.size == target.size():
+                items += create_read_items(name, described, target)
+            elif BAGS in name:
+                items += self._rows(name, described, target)
+            else:
+                self._places(name, described.size, target.size())
+                self._smaller[name] = torch.empty(described.size, dtype=target.dtype)
+                items += create_read_items(name, described, self._smaller[name])
+        return LoadPlan(items)
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        """Where to put what is read."""
+        smaller = self._smaller.get(index.fqn)
+        found: Tensor = super().lookup_tensor(index) if smaller is None else smaller
+        return found
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Put dense tensors that have grown into their places, once everything is read."""
+        for name, smaller in self._smaller.items():
+            target = self.state_dict[name]
+            places = torch.meshgrid(*self._places(name, smaller.shape, target.shape), indexing="ij")
+            target[tuple(place.to(target.device) for place in places)] = smaller.to(target.device)
+
+    def _places(self, name: str, before: Sequence[int], now: Sequence[int]) -> list[Tensor]:
+        """For every axis, where its entries are now."""
+        places = []
+        for old, new in zip(before, now, strict=False):
+            place = torch.arange(old) if old == new else self._axes.get((old, new))
+            if place is not None:
+                places.append(place)
+        if not len(places) == len(before) == len(now):
+            raise _no_growth(name, before, now)
+        return places
+
+    def _rows(self, name: str, described: TensorStorageMetadata, target: Any) -> list[ReadItem]:
+        """What to read of a table, or of its optimiser's state, into this rank's shards.
+
+        State of row-wise optimisers has the rows of the table's first piece of columns, then those of the second, …:
+        with more rows each piece begins elsewhere.
+        """
+        assert self.metadata is not None
+        key = TABLE_KEY.format(name.split(BAGS)[1].split(".")[0])
+        stored = self.metadata.state_dict_metadata[key]
+        assert isinstance(stored, TensorStorageMetadata)
+        before, now = stored.size[0], self.state_dict[key].size()[0]
+        size = target.size()
+        if now < before or described.size[0] * now != size[0] * before or described.size[1:] != size[1:]:
+            raise _no_growth(name, described.size, size)
+        items: list[ReadItem] = []
+        for chunk in create_chunk_list(target):
+            piece, row = divmod(chunk.offsets[0], now)
+            rows = min(chunk.sizes[0], before - row)
+            if rows <= 0:
+                continue
+            there = ChunkStorageMetadata(
+                torch.Size([piece * before + row, *chunk.offsets[1:]]), torch.Size([rows, *chunk.sizes[1:]])
+            )
+            found = create_read_items_for_chunk_list(name, described, [there])
+            items += [replace(item, dest_index=MetadataIndex(name, chunk.offsets)) for item in found]
+        return items
+
+
+def _no_growth(name: str, before: Sequence[int], now: Sequence[int]) -> UserError:
+    parameter = name.removeprefix("model.").removeprefix("optimizer.state.")
+    return UserError(f"{parameter} has the shape {list(before)} there and {list(now)} here, which is no growth")

@@ -1,0 +1,314 @@
+"""Runs that start from another one: what is carried over is equal bit for bit, what is new begins anew."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import zlib
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from grown import REUSED, describe, write_grown
+from jobs import last_step, running, standalone, training, weights, words
+from runs import read, steps, train_here
+from started import begin, begin_on_two_ranks, tensors
+from toy import ROW_GROUP, write_toy
+
+from recmtl import cli
+from recmtl.config import MODELS
+from recmtl.data.prepare.content import ContentDigests
+from recmtl.errors import UserError
+from recmtl.runtime.storage import read_json
+from recmtl.schema import ENCODER, SPLITS, Dataset, Feature
+from recmtl.training.checkpoint import best_checkpoint
+
+ROWS = {"train": 640, "val": 100, "test": 100}
+SHORT = {"training__max_steps": 6, "metrics__tensorboard": False, "model__expert_widths": 8, "model__dropout": 0.1}
+LATER = {"user": sorted({*REUSED["user"], *range(50, 60)}), "item": sorted({*REUSED["item"], *range(200, 230)})}
+FIRST_ROWS = {"user": 50, "item": 200}
+TABLE = "model.model.embeddings.collection.embedding_bags.{}.weight"
+STATE = "optimizer.state.embedding.model.embeddings.collection.embedding_bags.{0}.weight.{0}.momentum1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of three generations, and a run on the first."""
+    folder = tmp_path_factory.mktemp("start")
+    write_toy(folder / "data", ROWS)
+    write_grown(folder / "later", folder / "data", rows=ROWS)
+    write_grown(folder / "latest", folder / "later", rows=ROWS, table_rows=(60, 240), reused={"user": [9]}, seed=2)
+    train_here(folder / "data", folder / "yesterday", **SHORT)
+    stranger = write_grown(folder / "stranger", folder / "data", rows=ROWS, table_rows=(70, 230))
+    replace(stranger, lineage=()).save(folder / "stranger")
+    for name in ("damaged", "empty"):
+        shutil.copytree(folder / "yesterday", folder / name)
+    (best_checkpoint(folder / "damaged") / "__0_0.distcp").unlink()
+    shutil.rmtree(folder / "empty" / "checkpoints")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def started(folder: Path) -> dict[str, torch.Tensor]:
+    """What the next run begins with, on one rank."""
+    begin(folder / "later", folder / "yesterday", folder / "today")
+    return tensors(folder / "today")
+
+
+def drawn(table: str, ids: list[int], dim: int = 16, seed: int = 100) -> torch.Tensor:
+    """The initial rows of some ids below 65,536 by the formula: uniform in ±1/√(rows of the first generation)."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{table}/0".encode()))
+    bound = 1 / math.sqrt(FIRST_ROWS[table])
+    return torch.rand(1000, dim, generator=generator)[ids] * (2 * bound) - bound
+
+
+def assert_carried_over(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> None:
+    """Everything is what it was, but later rows are as drawn and have no state."""
+    assert before.keys() == now.keys()
+    for table, later in LATER.items():
+        name, state = TABLE.format(table), STATE.format(table)
+        old = [row for row in range(FIRST_ROWS[table]) if row not in later]
+        torch.testing.assert_close(now[name][later], drawn(table, later), rtol=0, atol=1e-8)
+        assert now[state][later].count_nonzero() == 0
+        for key in (name, state):
+            assert torch.equal(now[key][old], before[key][old])
+        assert before[state][old].count_nonzero() > 0
+    grown = {pattern.format(table) for table in LATER for pattern in (TABLE, STATE)}
+    for name in before.keys() - grown:
+        assert torch.equal(now[name], before[name]), name
+
+
+def test_one_rank(folder: Path, started: dict[str, torch.Tensor]) -> None:
+    assert_carried_over(tensors(folder / "yesterday"), started)
+    described = read_json(best_checkpoint(folder / "today") / "train_state.json")
+    assert described["step"] == described["epoch"] == 0
+    assert described["first_rows"] == {"user": 50, "item": 200, "tag": 20}
+    fingerprint = Dataset.load(folder / "data").data_fingerprint
+    assert described["start_from"] == {"run": "yesterday", "data_fingerprint": fingerprint, "step": 6}
+
+
+def test_two_ranks_with_another_plan(folder: Path, started: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    begin_on_two_ranks(folder / "later", folder / "yesterday", tmp_path / "run")
+    places = {shard["table"]: shard["rank"] for shard in read(tmp_path / "run", "plan.json")["shards"]}
+    assert set(places.values()) == {0, 1}
+    found = tensors(tmp_path / "run")
+    assert found.keys() == started.keys()
+    assert all(torch.equal(found[name], started[name]) for name in started)
+
+
+@pytest.mark.slow
+def test_columns_in_pieces(folder: Path, run_recmtl: Any, tmp_path: Path) -> None:
+    """Row-wise state is that of one piece of columns after the other, and each begins elsewhere in a larger table."""
+    flags = {"training.max_steps": 6, "training.batch_size": 64, "training.device": "cpu"}
+    cut = ("--sharding.tables", "item", "column_wise")
+    place = ("--data", folder / "data", "--run", tmp_path / "cut")
+    ended = run_recmtl("train", "mmoe", *place, *words(flags), *cut, ranks=2)
+    assert ended.returncode == 0, ended.stderr
+    begin_on_two_ranks(folder / "later", tmp_path / "cut", tmp_path / "run")
+    before, now = (tensors(tmp_path / name) for name in ("cut", "run"))
+    state = STATE.format("item")
+    assert (before[state].shape, now[state].shape) == ((400,), (460,))
+    for tensors_of in (before, now):  # the two numbers of a row beside each other, as for a table that is whole
+        tensors_of[state] = tensors_of[state].unflatten(0, (2, -1)).T.contiguous()
+    assert_carried_over(before, now)
+    with pytest.raises(UserError, match="'item' were cut into pieces of 8, now of 16, and rowwise_adagrad keeps"):
+        begin(folder / "later", tmp_path / "cut", tmp_path / "whole")
+
+
+def test_the_scale_of_new_rows_is_that_of_the_first_generation(
+    folder: Path, started: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    begin(folder / "latest", folder / "today", tmp_path / "run")
+    now = tensors(tmp_path / "run")
+    new = list(range(230, 240))
+    item, user = TABLE.format("item"), TABLE.format("user")
+    torch.testing.assert_close(now[item][new], drawn("item", new), rtol=0, atol=1e-8)
+    assert torch.equal(now[item][:230], started[item])
+    torch.testing.assert_close(now[user][[9]], drawn("user", [9]), rtol=0, atol=1e-8)
+    kept = [row for row in range(60) if row != 9]
+    assert torch.equal(now[user][kept], started[user][kept])
+
+
+def test_new_rows_may_start_from_the_unseen_one(folder: Path, started: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    begin(folder / "later", folder / "yesterday", tmp_path / "run", embedding={"new_rows": "unseen"})
+    found = tensors(tmp_path / "run")
+    for table, later in LATER.items():
+        weight = found[TABLE.format(table)]
+        assert torch.equal(weight[later], weight[1].expand(len(later), -1))
+        assert found[STATE.format(table)][later].count_nonzero() == 0
+    tables = {TABLE.format(table) for table in LATER}
+    assert all(torch.equal(found[name], started[name]) for name in started if name not in tables)
+
+
+def add_feature(folder: Path, before: Path) -> None:
+    """Grown data with a table, a number, and a second feature of the table user, beside those that there were."""
+    new = write_toy(folder, ROWS, seed=3, table_rows=(60, 230))
+    content = ContentDigests()
+    for split in SPLITS:
+        for path in new.files(folder, split):
+            table = pq.read_table(path)
+            table = table.append_column("again", table.column("user"))
+            content.add(split, table)
+            pq.write_table(table, path, row_group_size=ROW_GROUP)
+    features = (*new.features[:1], Feature("again", table="user"), *new.features[1:])
+    new = replace(new, features=features, content=content.hexdigests())
+    describe(folder, new, Dataset.load(before), before / ENCODER, REUSED)
+
+
+def test_a_feature_and_a_task_more(tmp_path: Path) -> None:
+    write_toy(tmp_path / "data", ROWS, extra_features=False)
+    train_here(tmp_path / "data", tmp_path / "run0", tasks=("click",), dense__weight_decay=0.1, **SHORT)
+    add_feature(tmp_path / "later", tmp_path / "data")
+    begin(tmp_path / "later", tmp_path / "run0", tmp_path / "run", training={"tasks": ()})
+    before, now = tensors(tmp_path / "run0"), tensors(tmp_path / "run")
+    # x was user, item, previous; it is user, again, item, previous, tags, price.
+    columns = [*range(16), *range(32, 64)]
+    dense = "model.model.dense."
+    weight, step = f"{dense}level.experts.weights.0", "optimizer.state.dense.model.dense.{}"
+    assert now[weight].shape[1] == 81
+    assert torch.equal(now[weight][:, columns], before[weight])
+    gate = f"{dense}level.gates.0.logits.weights.0"
+    assert (before[gate].shape, now[gate].shape) == ((1, 48, 4), (2, 81, 4))
+    assert torch.equal(now[gate][:1, columns], before[gate])
+    for moment in ("exp_avg", "exp_avg_sq"):
+        name = step.format(f"level.experts.weights.0.{moment}")
+        assert torch.equal(now[name][:, columns], before[name])
+        others = [column for column in range(81) if column not in columns]
+        assert now[name][:, others].count_nonzero() == 0
+    tower = f"{dense}towers.mlps.weights.0"
+    assert torch.equal(now[tower][0], before[tower][0])
+    assert now[tower][1].std() > 0
+    # What is new is what a run of its own begins with.
+    train_here(tmp_path / "later", tmp_path / "fresh", **SHORT | {"training__max_steps": 1, "dense__lr": 1e-30})
+    fresh = tensors(tmp_path / "fresh")
+    torch.testing.assert_close(now[tower][1], fresh[tower][1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(now[weight][:, 16:32], fresh[weight][:, 16:32], rtol=0, atol=1e-12)
+    assert now[STATE.format("tag")].count_nonzero() == 0
+
+
+def with_parents(folder: Path) -> Path:
+    """The same data, in which a like follows a click."""
+    dataset = Dataset.load(folder)
+    replace(dataset, tasks=(dataset.tasks[0], replace(dataset.tasks[1], parent="click"))).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data with few features, and grown ones with more."""
+    folder = tmp_path_factory.mktemp("smaller")
+    write_toy(folder / "data", ROWS, extra_features=False)
+    add_feature(folder / "later", folder / "data")
+    for name in ("data", "later"):
+        with_parents(folder / name)
+    return folder
+
+
+FIXED_FEATURES = ("me_mmoe", "pepnet")
+"""Models whose layers read every feature more than once, side by side."""
+FREE_TASKS = ("aitm", "escm2", "esmm", "mmoe", "omoe", "resflow", "shared_bottom", "single_task")
+"""Models whose networks of a task's own are towers, gates and bottoms."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["a feature", "a task"])
+@pytest.mark.parametrize("model", MODELS)
+def test_models_that_grow(smaller: Path, tmp_path: Path, model: str, more: str) -> None:
+    first: tuple[str, ...] = ("click",) if more == "a task" or model == "single_task" else ()
+    then = ("click",) if model == "single_task" else ()
+    flags = {"training__max_steps": 1, "metrics__tensorboard": False}
+    train_here(smaller / "data", tmp_path / "run0", preset=model, tasks=first, **flags)
+    grows = model in FREE_TASKS if more == "a task" else model not in FIXED_FEATURES
+    with nullcontext() if grows else pytest.raises(UserError, match="which is no growth"):
+        begin(smaller / "later", tmp_path / "run0", tmp_path / "run", training={"tasks": then})
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_and_started_again(folder: Path, tmp_path: Path, ranks: int) -> None:
+    """The same command goes on, without the other run; the end has the bits of a run that was left alone."""
+    flags = {"checkpoint__every_steps": 3, "training__max_epochs": 4, "model__expert_widths": 8}
+    launcher = standalone(ranks) if ranks > 1 else None
+    killed, alone = tmp_path / "killed", tmp_path / "alone"
+    command = [*training(folder / "later", killed, **flags), "--start-from", folder / "yesterday"]
+    with running(*command, launcher=launcher) as job:
+        job.wait_for(lambda: last_step(killed) >= 8)
+        job.kill()
+    assert list((killed / "checkpoints").glob("step-*"))
+    assert not (killed / "results.json").exists()
+    (folder / "yesterday").rename(folder / "elsewhere")
+    try:
+        with running(*command, launcher=launcher) as job:
+            assert job.end() == 0, job.stderr
+    finally:
+        (folder / "elsewhere").rename(folder / "yesterday")
+    with running(*[alone if word == killed else word for word in command], launcher=launcher) as job:
+        assert job.end() == 0, job.stderr
+    assert steps(killed)[-1] == steps(alone)[-1] == 40
+    ends = [weights(run / "checkpoints" / "step-000000040") for run in (killed, alone)]
+    assert ends[0] == ends[1]
+    for key in ("test", "val", "steps", "best_epoch", "start_from"):
+        assert read(killed)[key] == read(alone)[key]
+    assert read(alone)["start_from"]["run"] == "yesterday"
+    assert read(folder / "yesterday")["start_from"] is None
+
+
+def test_yesterdays_model_goes_on_where_it_stood(folder: Path, tmp_path: Path) -> None:
+    """With no step that moves anything, it is the model that `recmtl evaluate` measures on the same rows."""
+    cli.evaluate([str(folder / "yesterday"), "--data", str(folder / "data")])
+    still = {"training__max_steps": 1, "dense__lr": 1e-30, "embedding__lr": 1e-30}
+    results = train_here(folder / "data", tmp_path / "run", **SHORT | still, start_from=folder / "yesterday")
+    [measured] = (folder / "yesterday" / "evaluations").glob("*-test.json")
+    found, expected = (values["test"]["click"]["auc"] for values in (results, read_json(measured)))
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no such run": ({"start_from": "nowhere"}, "nowhere: no config.toml in it; name a run folder"),
+    "another data": (
+        {"data": "stranger"},
+        "stranger: encoded otherwise than what .*yesterday was trained on: .*rows 50, now 70",
+    ),
+    "other sizes": (
+        {"model__experts": 3},
+        "yesterday/config.toml: the run has model.experts 4, not 3; start with that",
+    ),
+    "another optimiser": (
+        {"embedding__optimizer": "adagrad"},
+        "the run has embedding.optimizer rowwise_adagrad, not ada",
+    ),
+    "fewer tasks": ({"tasks": ("like",)}, "training.tasks: .*yesterday was trained on click, like; train these first"),
+    "a damaged run": ({"start_from": "damaged"}, "step-000000006: damaged .__0_0.distcp is missing"),
+    "a run without checkpoints": ({"start_from": "empty"}, "empty: no checkpoint in it; train the run first"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(folder: Path, tmp_path: Path, name: str) -> None:
+    changes, message = MISTAKES[name]
+    changes = {"data": "later", "start_from": "yesterday", **changes}
+    data, before = folder / changes.pop("data"), folder / changes.pop("start_from")
+    with pytest.raises(UserError, match=message) as caught:
+        train_here(data, tmp_path / "deep" / "run", start_from=before, **SHORT | changes)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_started_otherwise(folder: Path, tmp_path: Path) -> None:
+    train_here(folder / "later", tmp_path / "run", start_from=folder / "yesterday", **SHORT)
+    for run, start, message in (
+        (
+            tmp_path / "run",
+            folder / "today",
+            "run started from yesterday; leave it out to go on, or name another --run",
+        ),
+        (folder / "yesterday", folder / "today", "yesterday started from new weights; leave it out"),
+    ):
+        data = folder / ("later" if run.name == "run" else "data")
+        with pytest.raises(UserError, match=message):
+            train_here(data, run, start_from=start, **SHORT)
+    # Without the option the run is what it is, and finished.
+    assert train_here(folder / "later", tmp_path / "run", **SHORT)["start_from"]["run"] == "yesterday"
