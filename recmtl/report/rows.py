@@ -13,7 +13,7 @@ from recmtl.report.runs import Run, Value, is_number
 LABEL_LETTERS = 40
 """Settings that take more are not for a label."""
 SHOWN_DIGITS = 8
-"""Of a fingerprint, in headings."""
+"""Of a fingerprint, in headings and labels."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,15 @@ def _rows(runs: list[Run]) -> list[Row]:
 
 
 def _setting(run: Run) -> dict[str, Any]:
-    """Everything that must be the same for runs to be repetitions: the seed alone may differ."""
+    """Everything that must be the same for runs to be repetitions: the seed alone may differ.
+
+    Runs that start from others are repetitions where those are: the data that they were trained on tell.
+    """
     sections = {name: keys for name, keys in run.config.items() if isinstance(keys, dict)}
     flat = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
     flat.pop("training.seed", None)
-    return {"ranks": run.world_size, "device": run.device, **flat}
+    start = run.start_from[:SHOWN_DIGITS] or "none"
+    return {"ranks": run.world_size, "device": run.device, "start_from": start, **flat}
 
 
 def _label(row: list[Run], namesakes: list[list[Run]]) -> str:

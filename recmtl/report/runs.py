@@ -92,6 +92,8 @@ class Run:
     data_fingerprint: str
     steps: int
     """Steps that the run had made when it was measured."""
+    start_from: str
+    """The fingerprint of the data of the run that it started from; empty: it started from new weights."""
     world_size: int
     device: str
     seed: int
@@ -144,6 +146,7 @@ class Run:
                 dataset=str(fields["dataset"]),
                 data_fingerprint=str(fields["data_fingerprint"]),
                 steps=int(fields["steps"]),
+                start_from=str((fields.get("start_from") or {}).get("data_fingerprint", "")),
                 world_size=int(fields["world_size"]),
                 device=str(fields["device"]),
                 seed=int(fields["seed"]),

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -312,3 +314,50 @@ def test_a_run_that_started_otherwise(folder: Path, tmp_path: Path) -> None:
             train_here(data, run, start_from=start, **SHORT)
     # Without the option the run is what it is, and finished.
     assert train_here(folder / "later", tmp_path / "run", **SHORT)["start_from"]["run"] == "yesterday"
+
+
+RECIPE = """
+name = "shop"
+sql = "select * from raw"
+[[table]]
+name = "user"
+expire = 1
+[[feature]]
+name = "user"
+[[feature]]
+name = "item"
+[[task]]
+name = "click"
+label = "clicked"
+[split]
+by = "time"
+column = "at"
+val = 0.1
+test = 0.1
+"""
+
+
+def test_a_day_after_the_other_by_the_commands(tmp_path: Path) -> None:
+    """Every day has users and items of its own; the ids of users that stay away go to those that come."""
+    (tmp_path / "shop.toml").write_text(RECIPE)
+    (tmp_path / "raw").mkdir()
+    rng, place, runs = np.random.default_rng(0), tmp_path / "raw", []
+    for day in range(4):
+        users, items = rng.integers(10 * day, 10 * day + 20, 500), rng.integers(0, 20 + 5 * day, 500)
+        columns = {"at": 1000 * day + np.arange(500), "user": users, "item": items, "clicked": (users + items) % 3 == 0}
+        pq.write_table(pa.table(columns), place / f"{day}.parquet")
+        data = tmp_path / f"data{day}"
+        extend = ["--extend", str(tmp_path / f"data{day - 1}"), "--val", "0.1", "--test", "0.1"] if day else []
+        cli.prepare([str(tmp_path / "shop.toml"), str(place), str(data), *extend])
+        before = {"start_from": runs[-1]} if runs else {}
+        if runs:
+            cli.evaluate([str(runs[-1]), "--data", str(data), "--split", "all"])
+        runs.append(tmp_path / f"run{day}")
+        train_here(data, runs[-1], training__max_steps=20, metrics__tensorboard=False, **before)
+    assert [Dataset.load(tmp_path / f"data{day}").generation for day in range(4)] == [0, 1, 2, 3]
+    assert Dataset.load(tmp_path / "data3").table("user").rows < 2 + 50
+    assert [(read(run)["start_from"] or {}).get("run") for run in runs] == [None, "run0", "run1", "run2"]
+    described = read_json(best_checkpoint(runs[3]) / "train_state.json")
+    assert described["first_rows"] == {table.name: table.rows for table in Dataset.load(tmp_path / "data0").tables}
+    assert len(list((runs[0] / "evaluations").iterdir())) == 3
+    cli.export([str(runs[3]), str(tmp_path / "export")])

@@ -85,6 +85,14 @@ def test_seeds_are_merged(write: Write, tmp_path: Path) -> None:
     assert row["epochs"] == "3.0 ± 0.0"
 
 
+def test_a_run_that_goes_on_from_another_is_no_repetition_of_one_from_new_weights(write: Write, tmp_path: Path) -> None:
+    started = [{"run": f"monday{seed}", "data_fingerprint": "ab12cd34" * 4, "step": 9} for seed in (1, 2)]
+    runs = [write("new1", seed=1), write("new2", seed=2, start_from=None)]
+    runs += [write(f"on{seed}", seed=seed, start_from=start) for seed, start in enumerate(started, 1)]
+    names = list(parse(report(runs, tmp_path / "report")))[1:]
+    assert names == [f"mmoe ({runs[0]}, {runs[1]})", f"mmoe ({runs[2]}, {runs[3]})"]
+
+
 def test_same_seed_twice_is_two_rows(write: Write, tmp_path: Path) -> None:
     runs = [write("a"), write("b")]
     assert list(parse(report(runs, tmp_path)))[1:] == [f"mmoe ({run})" for run in runs]
