@@ -103,6 +103,31 @@ def test_two_ranks_with_another_plan(folder: Path, started: dict[str, torch.Tens
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("new_rows", ["drawn", "unseen"])
+def test_tables_that_every_rank_holds(folder: Path, tmp_path: Path, new_rows: str) -> None:
+    """Copies of tables of a task's own, sharded before and replicated now: the bits are those of one rank."""
+    train_here(folder / "data", tmp_path / "stem", preset="stem", training__max_steps=6, metrics__tensorboard=False)
+    embedding = {"new_rows": new_rows, "placement": "data_parallel"}
+    for run, start in ((tmp_path / "one", begin), (tmp_path / "two", begin_on_two_ranks)):
+        start(folder / "later", tmp_path / "stem", run, embedding=embedding)
+    kinds = {shard["table"]: shard["sharding"] for shard in read(tmp_path / "two", "plan.json")["shards"]}
+    assert kinds["item@click"] == "data_parallel"
+    before, one, two = (tensors(tmp_path / name) for name in ("stem", "one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    weight, state = (pattern.format("item@click") for pattern in (TABLE, STATE))
+    old = [row for row in range(200) if row not in LATER["item"]]
+    assert torch.equal(two[weight][old], before[weight][old])
+    assert torch.equal(two[state][old], before[state][old])
+    assert two[state][LATER["item"]].count_nonzero() == 0
+    expected = two[weight][1].expand(len(LATER["item"]), -1)
+    if new_rows == "drawn":
+        generator = torch.Generator().manual_seed(zlib.crc32(b"100/item@click/0"))
+        expected = ((torch.rand(230, 16, generator=generator) * 2 - 1) / math.sqrt(200))[LATER["item"]]
+    torch.testing.assert_close(two[weight][LATER["item"]], expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.slow
 def test_columns_in_pieces(folder: Path, run_recmtl: Any, tmp_path: Path) -> None:
     """Row-wise state is that of one piece of columns after the other, and each begins elsewhere in a larger table."""
     flags = {"training.max_steps": 6, "training.batch_size": 64, "training.device": "cpu"}
