@@ -66,11 +66,10 @@ class Options:
     epochs: int = 3
     """Passes over the training rows, at most."""
     batch_size: int = 1024
-    """Rows of a batch of the whole log. Of the sampled one it is smaller, so that an epoch has about as many steps, each
-    with about as many positives."""
+    """Rows of a batch of the whole log. Of the sampled one it is smaller, so that an epoch has about as many steps with
+    about as many positives."""
     embedding_lr: float = 0.01
-    """Learning rate of the tables. With the preset's, embeddings fit single rows so well that predictions for others are
-    too low, with all negatives as with some."""
+    """Learning rate of the tables."""
     seeds: int = 2
     """Runs of each, with seeds 100, 101, …"""
     work: Path = table.WORK / "negatives"
@@ -120,9 +119,14 @@ def measure(options: Options, share: float) -> list[Results]:
             rows = json.loads((data / "dataset.json").read_text())["rows"]["train"]
             every = rows / (options.rows * 0.7)
             batch_size = 2 ** round(math.log2(options.batch_size * max(every, 1 / 16)))
-            choices = ("--training.seed", seed, "--training.max_epochs", options.epochs)
-            choices += ("--training.batch_size", batch_size, "--embedding.lr", options.embedding_lr)
-            table.recmtl("train", options.preset, "--data", data, "--run", run, *choices)
+            choices = {
+                "--training.seed": seed,
+                "--training.max_epochs": options.epochs,
+                "--training.batch_size": batch_size,
+                "--embedding.lr": options.embedding_lr,
+            }
+            words = [word for pair in choices.items() for word in pair]
+            table.recmtl("train", options.preset, "--data", data, "--run", run, *words)
         found.append(
             {
                 **json.loads((run / "results.json").read_text()),
