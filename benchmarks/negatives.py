@@ -81,7 +81,7 @@ class Options:
 def write_log(folder: Path, options: Options) -> None:
     """Impressions whose clicks and purchases depend on the user's and the item's vectors and on the place."""
     rng = np.random.default_rng(0)
-    users, items, places, width = 4_000, 1_000, 10, 4
+    users, items, places, width = 1_000, 500, 10, 4
     taste, kind = rng.normal(size=(users, width)), rng.normal(size=(items, width)) / width**0.5
     worth = rng.normal(size=(2, items)) * 0.6
     user = rng.integers(0, users, options.rows)

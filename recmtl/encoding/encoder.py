@@ -29,13 +29,15 @@ from recmtl.schema import MISSING, UNSEEN, Feature, Table
 
 FORMAT = 1
 FILE_NAME = "encoder.json"
+FEW = 2048
+"""Up to so many values of a table are looked up one by one."""
 NO_VALUE = -1
 """In place of the number of a value: it is missing."""
 
 
 @dataclass
 class TableValues:
-    """The distinct values that some rows have for one table."""
+    """The distinct values that some rows have for one table; of few rows, all values, those that are alike too."""
 
     values: pa.Array
     """Canonical, without nulls [d]."""
@@ -127,7 +129,9 @@ class Encoder:
             ends = np.cumsum([0, *(len(values) for _, values in columns_of_type)])
             for (name, _), first, last in zip(columns_of_type, ends, ends[1:], strict=False):
                 found.codes[name] = codes[first:last]
-        found.tables[table] = TableValues(pa.concat_arrays(distinct), np.concatenate(refused))
+        if len(distinct) > 1:
+            distinct, refused = [pa.concat_arrays(distinct)], [np.concatenate(refused)]
+        found.tables[table] = TableValues(distinct[0], refused[0])
 
     def look_up(self, found: Factorized) -> dict[str, np.ndarray]:
         """The second half: by feature with a table, the id of every value, int32, in the order of its codes."""
@@ -227,13 +231,19 @@ class Encoder:
 
 def _factorize(columns: list[pa.Array], kind: str) -> tuple[pa.Array, np.ndarray, np.ndarray]:
     """The distinct values of columns of one type, canonical; which of them no table has; and the codes of all rows."""
-    together = pa.concat_arrays(columns)
+    together = columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
     if pa.types.is_null(together.type):
         return pa.nulls(0, arrow_type(kind)), np.zeros(0, bool), np.full(len(together), NO_VALUE, np.int32)
-    encoded = together.dictionary_encode()
-    distinct, refused = canonical(encoded.dictionary, kind)
-    indices = encoded.indices if encoded.null_count == 0 else pc.fill_null(encoded.indices, NO_VALUE)
-    codes = indices.to_numpy().copy()
+    codes: np.ndarray
+    if len(together) <= FEW and not together.null_count:
+        # To look up a value twice costs less than to find that it is there twice.
+        distinct, refused = canonical(together, kind)
+        codes = np.arange(len(together), dtype=np.int32)
+    else:
+        encoded = together.dictionary_encode()
+        distinct, refused = canonical(encoded.dictionary, kind)
+        indices = encoded.indices if encoded.null_count == 0 else pc.fill_null(encoded.indices, NO_VALUE)
+        codes = indices.to_numpy().copy()
     if refused is None:
         refused = np.zeros(len(distinct), bool)
     if distinct.null_count:  # NaN, or a value that the type cannot hold

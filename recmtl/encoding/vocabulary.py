@@ -20,6 +20,8 @@ from recmtl.runtime.storage import local_path, open_write
 from recmtl.schema import FIRST, UNSEEN
 
 BATCH_ROWS = 2**18
+FEW = 256
+"""Up to so many keys are not sorted: that takes longer than it saves."""
 
 
 class Vocabulary:
@@ -42,14 +44,19 @@ class Vocabulary:
         """The ids of keys, int32 [n]; `UNSEEN` where there is none."""
         if not len(self.keys):
             return np.full(len(wanted), UNSEEN, np.int32)
+        if len(wanted) <= FEW:
+            return self._search(wanted)
         # Searches in order find their way through memory that the one before has brought.
         order = np.argsort(wanted)
-        places = np.searchsorted(self.keys, wanted[order])
-        places[places == len(self.keys)] = 0
-        found = np.where(self.keys[places] == wanted[order], self.ids[places], np.int32(UNSEEN))
         ids = np.empty(len(wanted), np.int32)
-        ids[order] = found
+        ids[order] = self._search(wanted[order])
         return ids
+
+    def _search(self, wanted: np.ndarray) -> np.ndarray:
+        """As `look_up`, in the order given."""
+        places = self.keys.searchsorted(wanted)
+        places[places == len(self.keys)] = 0
+        return np.where(self.keys[places] == wanted, self.ids[places], np.int32(UNSEEN))
 
     @classmethod
     def build(cls, path: Path, kind: str) -> Vocabulary:
