@@ -66,8 +66,8 @@ class Options:
     epochs: int = 3
     """Passes over the training rows, at most."""
     batch_size: int = 1024
-    """Rows of a batch of the whole log. Of the sampled one it is smaller, so that an epoch has about as many steps with
-    about as many positives."""
+    """Rows of a batch of the whole log. Of the sampled one it is smaller, so that an epoch has about half as many steps
+    with about twice as many positives each."""
     embedding_lr: float = 0.01
     """Learning rate of the tables."""
     seeds: int = 2
@@ -118,7 +118,7 @@ def measure(options: Options, share: float) -> list[Results]:
         if not (run / "results.json").exists():
             rows = json.loads((data / "dataset.json").read_text())["rows"]["train"]
             every = rows / (options.rows * 0.7)
-            batch_size = 2 ** round(math.log2(options.batch_size * max(every, 1 / 16)))
+            batch_size = min(options.batch_size, 2 ** round(math.log2(2 * options.batch_size * every)))
             choices = {
                 "--training.seed": seed,
                 "--training.max_epochs": options.epochs,
