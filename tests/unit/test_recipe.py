@@ -172,5 +172,5 @@ def test_mistakes_are_one_line_that_names_the_place(tmp_path: Path, text: str, n
 
 
 def test_unknown_recipe_lists_the_names() -> None:
-    with pytest.raises(UserError, match="census, kuairand, merrec"):
+    with pytest.raises(UserError, match="census, kuairand, kuairand_time, merrec"):
         load_recipe("nope")
