@@ -113,7 +113,8 @@ def train(arguments: list[str]) -> None:
 
     results = run_training(config, **places)
     if _is_first_rank():
-        print(summary(results, "test"))
+        untested = f"{places['run']}: trained up to step {results['steps']}; the data has no test rows to measure it on"
+        print(summary(results, "test") or untested)
 
 
 def evaluate(arguments: list[str]) -> None:

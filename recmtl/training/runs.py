@@ -63,6 +63,12 @@ def train(config: Config, data: Path, run: Path, start_from: Path | None = None)
         dataset, tasks = open_dataset(data, config)
         if not dataset.rows.get("train"):
             raise UserError(f"{data}: split 'train' has no rows")
+        epochs = config.training.max_epochs
+        if not dataset.rows.get("val") and epochs > 1:
+            context.print_rank0(
+                f"{data}: no validation rows, so all {epochs} epochs are trained and the last is taken; "
+                "training.max_epochs sets another number"
+            )
         with run_folder(run, context):
             finished = context.run_on_rank0(lambda: finished_results(config, data, dataset, run, start_from))
             if finished:
