@@ -246,6 +246,10 @@ def test_metrics_tell_of_rows_mistakes_and_unseen_values(server: Server, rows: p
 
 def test_access_log_is_json(server: Server) -> None:
     server.call("GET", "/v2/nothing")
+    until = time.monotonic() + 30
+    # The line is written after the answer, which so does not wait for it.
+    while "/v2/nothing" not in server.log.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     last = [line for line in lines if line.get("path") == "/v2/nothing"][-1]
     assert last["status"] == 404
