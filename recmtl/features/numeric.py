@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recmtl.features.base import DenseKind
-from recmtl.features.statistics import Moments
+from recmtl.features.statistics import Moments, signed_log1p
 from recmtl.schema import Feature, is_number
 
 FLOAT32_MAX = 3.4e38
@@ -44,7 +44,7 @@ class Numeric(DenseKind):
         with np.errstate(invalid="ignore"):
             values = np.where(np.abs(values) < FLOAT32_MAX, values, np.nan)
         if self.feature.transform.startswith("log1p"):
-            values = np.sign(values) * np.log1p(np.abs(values))
+            values = signed_log1p(values)
         return values[:, None]
 
     def fit(self, numbers: np.ndarray) -> None:

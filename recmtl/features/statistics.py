@@ -75,6 +75,11 @@ class Moments:
         return _root((self.count * self._squares.total() - total * total) / self.count**2)
 
 
+def signed_log1p(values: np.ndarray) -> np.ndarray:
+    """log1p of numbers, of a negative one −log1p(−x)."""
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
 def _square(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """x² as the sum of two doubles, without rounding (Dekker 1971)."""
     scaled = SPLITTER * x

@@ -142,12 +142,12 @@ def encode_into_buckets(
         ids = encoder.look_up(batch.features)
         split, keys = splits[batch.rows], hashes[batch.rows]
         shares.add(encoder, batch, ids, split)
-        labels = read_labels(recipe, batch.columns)
         columns = encoder.assemble(batch.features, ids) | _other_columns(recipe, dataset, batch.columns)
-        if dataset.row_weight:
+        labels = read_labels(recipe, batch.columns) if dataset.row_weight else None
+        if labels is not None:
             columns[WEIGHT_COLUMN] = _weight(recipe, batch.columns, row_weights(labels, split, share))
         encoded = pa.RecordBatch.from_arrays([columns[field.name] for field in layout], schema=layout)
-        if share < 1:
+        if labels is not None and share < 1:
             kept = is_kept(labels, split, keys, share)
             encoded, split, keys = encoded.filter(pa.array(kept)), split[kept], keys[kept]
         buckets.write(encoded, split, keys)

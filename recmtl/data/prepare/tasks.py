@@ -8,7 +8,7 @@ from recmtl.data.prepare.factorized import FactorizedRows
 from recmtl.data.prepare.labels import Labels, read_labels
 from recmtl.data.recipe import Recipe, TaskSpec
 from recmtl.errors import UserError
-from recmtl.features.statistics import ExactSum, Moments
+from recmtl.features.statistics import ExactSum, Moments, signed_log1p
 from recmtl.schema import SPLITS, Task
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -103,7 +103,8 @@ class _Statistics:
             self.weights[number].add(weights[some])
             self.sums[number].add(weights[some] * values[some])
         if self.spec.kind == "regression":
-            self.targets.add(transformed(values[known & (splits == 0)], self.spec.transform or "none"))
+            labels = values[known & (splits == 0)]
+            self.targets.add(signed_log1p(labels) if self.spec.transform == "log1p" else labels)
 
     def task(self, origin: str, oracles: frozenset[str], labelled: bool) -> Task:
         """The task.
@@ -147,8 +148,3 @@ class _Statistics:
             base_rate=means,
             label=spec.label,
         )
-
-
-def transformed(values: np.ndarray, transform: str) -> np.ndarray:
-    """Labels of a regression task as the model learns them, before they are standardised; log1p keeps the sign."""
-    return np.sign(values) * np.log1p(np.abs(values)) if transform == "log1p" else values
