@@ -186,3 +186,18 @@ def arrow_batches(db: duckdb.DuckDBPyConnection, query: str, rows: int) -> pa.Re
     relation = db.sql(query)
     stream = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
     return stream(rows)
+
+
+def moment(db: duckdb.DuckDBPyConnection, text: str, column: str, sql_type: str) -> str:
+    """A moment that a user gave by `--since`, in SQL.
+
+    Raises:
+        UserError: it is none of the column's type.
+    """
+    value = f"cast({literal(text)} as {sql_type})"
+    try:
+        db.execute(f"select {value}").fetchall()
+    except duckdb.Error as error:
+        wanted = f"{sql_type}, which column {column!r} is"
+        raise UserError(f"--since: {text!r} is no {wanted} ({message(error)})") from None
+    return value

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 
-from recmtl.data.prepare.duck import first_row, literal, message, quote
+from recmtl.data.prepare.duck import first_row, literal, message, moment, quote
 from recmtl.data.prepare.examples import SPLIT_VALUE, STORED
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
@@ -141,12 +141,7 @@ class Extension:
     def _start(self, db: duckdb.DuckDBPyConnection, sql_type: str) -> str:
         """The moment that new rows are after, or from which on they are, in SQL."""
         text = self.dataset.until if self.asked.since is None else self.asked.since
-        moment = f"cast({literal(text)} as {sql_type})"
-        try:
-            db.execute(f"select {moment}").fetchall()
-        except duckdb.Error as error:
-            raise UserError(f"--since: {text!r} is no {sql_type} ({message(error)})") from None
-        return moment
+        return moment(db, text, str(self.recipe.split.column), sql_type)
 
 
 def last_moment(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> str:

@@ -14,8 +14,7 @@ import pyarrow as pa
 from recmtl.data.prepare.duck import (
     column_types,
     connect,
-    literal,
-    message,
+    moment,
     one_line_errors,
     parse_size,
     plain_arrow,
@@ -176,10 +175,4 @@ def _since(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str, str],
         raise UserError(f"--since: {recipe.origin} names no [split] column to tell times by; add one")
     if column not in types:
         raise UserError(f"--since: {recipe.origin}: sql yields no column {column!r}; {columns_hint(column, types)}")
-    moment = f"cast({literal(since)} as {types[column]})"
-    try:
-        db.execute(f"select {moment}").fetchall()
-    except duckdb.Error as error:
-        wanted = f"{types[column]}, which column {column!r} is"
-        raise UserError(f"--since: {since!r} is no {wanted} ({message(error)})") from None
-    return f" where {quote(column)} >= {moment}"
+    return f" where {quote(column)} >= {moment(db, since, column, types[column])}"
