@@ -38,8 +38,7 @@ WORKLOADS = {
 """Rows of the tables that grow; the others are as in MerRec's month."""
 
 MEMORY = 80 * 10**9
-MEMORY_BANDWIDTH, NODE_BANDWIDTH, NETWORK_BANDWIDTH = 3.35e12, 450e9, 50e9
-"""Of an H100 SXM, bytes/s: HBM3, NVLink each way, and one 400 Gbit/s adapter a GPU."""
+"""Of an H100, whose bandwidths are the defaults of `Cluster`."""
 DENSE_FLOPS = 0.5 * 67e12
 """Float32 outside tensor cores, half of the peak."""
 GPUS_PER_NODE = 8
@@ -88,7 +87,7 @@ def largest_dim(config: Config, dataset: Dataset, cluster: Cluster) -> int:
 def estimate(config: Config, dataset: Dataset, gpus: int, batch_size: int) -> Estimate:
     """One workload on one number of GPUs."""
     local = min(gpus, GPUS_PER_NODE)
-    cluster = Cluster(gpus, local, "cuda", MEMORY, MEMORY_BANDWIDTH, NODE_BANDWIDTH, NETWORK_BANDWIDTH)
+    cluster = Cluster(gpus, local, "cuda", MEMORY)
     config = replace(config, training=replace(config.training, batch_size=batch_size * gpus))
     start = time.process_time()
     needed = fit(config, dataset, cluster, config.embedding.dim)

@@ -90,8 +90,9 @@ class TrainingConfig:
     """Tasks to train, by name; none: all of the recipe's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes CUDA where there is a GPU."""
-    amp: Literal["none", "bf16"] = "none"
-    """Autocast of the dense part."""
+    amp: Literal["none", "tf32", "bf16"] = "none"
+    """Precision of the dense part's products: bf16 is autocast; tf32 keeps ten bits of float32's mantissa on GPUs, and
+    all of them on CPUs."""
     clip_norm: NonNegative = 0.0
     """Largest gradient norm of the dense part; 0: no clipping."""
     warmup_steps: Count = 0

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.constants import CROSS_NODE_BANDWIDTH, HBM_MEM_BW, INTRA_NODE_BANDWIDTH
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
@@ -40,12 +39,12 @@ class Cluster:
     """cpu or cuda."""
     memory: int
     """Bytes a rank may fill."""
-    memory_bandwidth: float = HBM_MEM_BW * 1000
-    """Of a GPU, bytes/s. The bandwidths' defaults are TorchRec's (a V100 of 2017); only times depend on them, and what
-    the planner prefers."""
-    node_bandwidth: float = INTRA_NODE_BANDWIDTH * 1000
+    memory_bandwidth: float = 3.35e12
+    """Of a GPU, bytes/s. The bandwidths' defaults are an H100 SXM's: HBM3, NVLink each way, one adapter of 400 Gbit/s
+    a GPU; TorchRec's are a V100's. Only times depend on them, and what the planner prefers."""
+    node_bandwidth: float = 450e9
     """Of a GPU to the others of its machine, bytes/s."""
-    network_bandwidth: float = CROSS_NODE_BANDWIDTH * 1000
+    network_bandwidth: float = 50e9
     """Of a GPU to other machines, bytes/s."""
 
 

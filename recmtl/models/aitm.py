@@ -66,12 +66,14 @@ class AITM(Model):
             parent = parents[task]
             self.steps.append((task, previous if parent is None else parent))
         self.first = order[0]
-        self.calibrated = [
+        self.calibrated: Tensor
+        """The tasks that need their parent, which the calibrator counts, and their parents [2, C]."""
+        pairs = [
             (task, parent)
             for task, parent in enumerate(parents)
             if parent is not None and inputs.tasks[task].relation == "given" and not inputs.tasks[task].conditional
         ]
-        """(task, parent) of tasks that need their parent, which the calibrator counts."""
+        self.register_buffer("calibrated", torch.tensor(pairs, dtype=torch.long).view(-1, 2).T, persistent=False)
         self.bottoms = MLPs(tasks, inputs.width, config.bottom, dropout=config.dropout)
         width = self.bottoms.out_features
         # One task has nothing to attend to.

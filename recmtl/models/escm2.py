@@ -35,7 +35,18 @@ class ESCM2(ESMM):
         super().__init__(config, inputs)
         self.links = [(task, parent) for task, parent in enumerate(self.parents) if parent is not None]
         """(task, parent) of the tasks with a parent."""
-        self.linked = [task for task, _ in self.links]
+        # Buffers, for an index of Python numbers is copied to a GPU in every step, which the host waits for.
+        self.linked: Tensor
+        """The tasks with a parent [C]."""
+        self.linked_parents: Tensor
+        """Their parents [C]."""
+        self.happened: Tensor
+        """The label of the parent where they can happen, 1 or 0 [C]."""
+        linked, parents = torch.tensor(self.links, dtype=torch.long).view(-1, 2).T
+        self.register_buffer("linked", linked, persistent=False)
+        self.register_buffer("linked_parents", parents, persistent=False)
+        happened = torch.tensor([float(inputs.tasks[task].relation == "given") for task, _ in self.links])
+        self.register_buffer("happened", happened, persistent=False)
         self.imputers = None
         if config.regularizer == "dr" and self.links:
             self.imputers = Towers(len(self.links), inputs.width, config.tower, config.dropout)

@@ -121,9 +121,9 @@ def calibrator(model: AITM, outputs: Tensor, labels: Tensor, weights: Tensor) ->
     is no mistake, and where the recipe names no parent nobody says that one needs the other. Neither does it count a
     task whose label is conditional: p(t | parent) may be larger than p(parent).
     """
-    if not model.calibrated or not model.config.alpha:
+    tasks, parents = model.calibrated
+    if not len(tasks) or not model.config.alpha:
         return None
-    tasks, parents = map(list, zip(*model.calibrated, strict=True))
     p = outputs.sigmoid()
     excess = torch.relu(p[:, tasks] - p[:, parents])
     return model.config.alpha * (weights[:, tasks] * excess).sum()
@@ -146,13 +146,10 @@ def counterfactual(model: ESCM2, outputs: Tensor, labels: Tensor, weights: Tenso
         return None
     tasks = len(model.parents)
     logits, conditional, imputed = outputs.tensor_split((tasks, tasks + len(model.links)), dim=1)
-    parents = [parent for _, parent in model.links]
-    needed = [float(model.inputs.tasks[task].relation == "given") for task in model.linked]
-    happened = labels.new_tensor(needed)
     with torch.no_grad():
-        p = model.joint_logits(logits).sigmoid()[:, parents]
-        p = torch.where(happened > 0, p, 1 - p).clamp(min=model.config.clip)
-        inverse = (labels[:, parents] == happened) / p
+        p = model.joint_logits(logits).sigmoid()[:, model.linked_parents]
+        p = torch.where(model.happened > 0, p, 1 - p).clamp(min=model.config.clip)
+        inverse = (labels[:, model.linked_parents] == model.happened) / p
     labels, weights = labels[:, model.linked].nan_to_num(0.0), weights[:, model.linked]
     errors = F.binary_cross_entropy_with_logits(conditional, labels, reduction="none")
     if model.imputers is None:

@@ -31,9 +31,11 @@ def dense_optimizer(config: DenseConfig, parameters: Mapping[str, Tensor], clip_
         clip_norm: largest norm of their gradient; 0: no clipping.
     """
     cls = CLASSES[config.optimizer]
-    # Fused: one pass over a parameter in place of the eight operations of Adam, each dispatched by itself.
+    # Fused: one pass over a parameter in place of the eight operations of Adam, each dispatched by itself. PyTorch 2.11
+    # fuses Adagrad on CPUs only.
+    fused = config.optimizer != "adagrad" or all(parameter.device.type == "cpu" for parameter in parameters.values())
     keyed: KeyedOptimizer = KeyedOptimizerWrapper(
-        parameters, lambda params: cls(params, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        parameters, lambda params: cls(params, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None)
     )
     if clip_norm:
         keyed = GradientClippingOptimizer(keyed, GradientClipping.NORM, max_gradient=clip_norm)

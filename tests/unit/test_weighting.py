@@ -148,15 +148,15 @@ def test_pcgrad_follows_its_formula():
     for step in range(50):
         weighting.step = step
         gradients = rng.normal(size=(4, 6))
-        order = weighting._orders(4).numpy()
+        order = weighting._orders(4, torch.device("cpu")).numpy()
         assert [sorted({*row, i}) for i, row in enumerate(order)] == [[0, 1, 2, 3]] * 4
         orders.add(order.tobytes())
         wanted = pcgrad_in_numpy(np.array([[2.0], [0.5], [1.0], [3.0]]) * gradients, order)
         np.testing.assert_allclose(gradient_of(weighting, gradients), wanted, rtol=1e-3, atol=1e-4)
     assert len(orders) > 40
     weighting.step = 0
-    again = weighting._orders(4)
-    assert torch.equal(again, weighting._orders(4))
+    again = weighting._orders(4, torch.device("cpu"))
+    assert torch.equal(again, weighting._orders(4, torch.device("cpu")))
 
 
 def test_two_tasks_of_pcgrad_gain_both_from_a_step():

@@ -32,6 +32,8 @@ class MultiBalance(Weighting):
     each task, then one for the parameters by the weighted loss. Tables get Σ_t a_t w_t g_t, which is known by then. a
     is left out of m and λ, or they would undo it.
 
+    λ is found on the host: a GPU waits, once a step, for T × T numbers to come and T to go back.
+
     Interpretations: the paper's shared representation is the output of a shared bottom, which not every model has; the
     pooled embeddings are what the tasks of every model share, as for `GradNorm`. Weights scale a task's whole loss, and
     so its own tower, too. The scale M and the pull are ours.

@@ -46,17 +46,20 @@ class PCGrad(Weighting):
             gram = torch.stack([gram * one for gram, one in zip(grams, shared[: len(pooled)], strict=True)]).sum(0)
             for g, one in zip(dense, shared[len(pooled) :], strict=True):
                 gram += inner_products(g * one.unsqueeze(1))
-            self.factors.copy_(project(gram, self._orders(tasks).to(gram.device)))
+            self.factors.copy_(project(gram, self._orders(tasks, gram.device)))
             changed = []
             for tensor, g, one in zip(inputs, [*embedded, *dense], shared, strict=True):
                 factors = torch.where(one, self.factors.unsqueeze(1), 1.0)
                 changed.append((factors.unsqueeze(2) * g).sum(0).view_as(tensor))
         return GivenGradients.apply(losses.sum().detach(), changed, *inputs)
 
-    def _orders(self, tasks: int) -> Tensor:
+    def _orders(self, tasks: int, device: torch.device) -> Tensor:
         """For every task the others, in the order it meets them [T, T − 1]."""
         rng = np.random.default_rng(self.step)
-        return torch.from_numpy(np.array([rng.permutation(np.delete(np.arange(tasks), i)) for i in range(tasks)]))
+        drawn = np.array([rng.permutation(np.delete(np.arange(tasks), i)) for i in range(tasks)])
+        orders = torch.from_numpy(drawn)
+        # From page-locked memory the copy runs beside the host.
+        return orders if device.type == "cpu" else orders.pin_memory().to(device, non_blocking=True)
 
 
 def project(gram: Tensor, orders: Tensor) -> Tensor:
