@@ -1,8 +1,8 @@
 """Where the host would wait for a GPU in the dense part of a training step, told without one: `python host_waits.py`.
 
 Fake tensors have a device and a shape and no values, here on a stand-in for a GPU. So whatever asks for a value raises,
-as `item` and an index by a mask do, and so does whatever makes a tensor on the device out of Python numbers, a copy from
-the host. Copies between devices that are asked for are found by looking at every operation.
+as `item` and an index by a mask do, and so does whatever makes a tensor on the device out of Python numbers, a copy
+from the host. Copies between devices that are asked for are found by looking at every operation.
 
 Prints a line for every model and weighting of which the host waits: model, method, what for.
 """

@@ -168,8 +168,8 @@ class Gates(nn.Module):
 
 
 SMALL_PRODUCT = 400
-"""On a CPU, PyTorch multiplies batched matrices with fewer multiplications each in a scalar loop, five times slower. On a
-GPU it has a kernel for them, where a loop over experts would start many."""
+"""On a CPU, PyTorch multiplies batched matrices with fewer multiplications each in a scalar loop, five times slower. On
+a GPU it has a kernel for them, where a loop over experts would start many."""
 
 
 def mix(gates: Tensor, experts: Tensor) -> Tensor:
