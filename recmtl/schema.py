@@ -108,6 +108,18 @@ class Table:
 
 
 @dataclass(frozen=True)
+class TableGrowth:
+    """How the ids of an embedding table changed when its data were extended."""
+
+    new: int
+    """Values that got an id."""
+    retired: int
+    """Values that lost theirs."""
+    waiting: int
+    """Values without an id that are counted on, being too rare or too many so far."""
+
+
+@dataclass(frozen=True)
 class Feature:
     """A model input. In the Parquet files the column has the feature's name.
 
@@ -213,6 +225,8 @@ class Dataset:
     """Encoding fingerprints of the data that this was extended from, the oldest first. Part of no fingerprint."""
     until: str = ""
     """Last moment of the rows, by the column of a split by time. Part of no fingerprint either."""
+    growth: dict[str, TableGrowth] = field(default_factory=dict)
+    """By table with a vocabulary, of data that extend others. Part of no fingerprint either."""
     split: dict[str, Any] = field(default_factory=dict)
     """The rule by which rows were dealt into splits."""
     content: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -312,12 +326,14 @@ class Dataset:
             if values.pop("format") != FORMAT:
                 raise UserError(f"{path}: written by another version of recmtl; prepare the data again")
             written = {name: values.pop(name) for name in ("encoding_fingerprint", "data_fingerprint")}
+            values.setdefault("growth", {})  # of data that were extended before it was counted
             values |= {
                 "tables": tuple(Table(**table) for table in values["tables"]),
                 "features": tuple(Feature(**feature) for feature in values["features"]),
                 "tasks": tuple(Task(**task) for task in values["tasks"]),
                 "lineage": tuple(values["lineage"]),
                 "segments": tuple(values["segments"]),
+                "growth": {table: TableGrowth(**counts) for table, counts in values["growth"].items()},
             }
             dataset = Dataset(**{slot.name: values.pop(slot.name) for slot in fields(Dataset)})
             if values or dataset._fingerprints() != written:

@@ -3,120 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from days import DAY, Log, days_of_rows
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from recmtl.data.prepare.extension import Extend
 from recmtl.data.prepare.prepare import prepare
-from recmtl.data.recipe import load_recipe
 from recmtl.encoding.decode import decode, read_values
-from recmtl.encoding.encoder import Encoder
-from recmtl.encoding.generations import Generations
 from recmtl.errors import UserError
-from recmtl.schema import ENCODER, FIRST, UNSEEN, VOCABULARIES, Dataset
-
-RECIPE = """
-sql = '''
-select *, lag(item) over (partition by "user" order by "at", n) as previous, price as target from raw
-'''
-{top}
-[[table]]
-name = "item"
-{table}
-[[feature]]
-name = "n"
-kind = "numeric"
-[[feature]]
-name = "user"
-[[feature]]
-name = "item"
-[[feature]]
-name = "previous"
-table = "item"
-[[feature]]
-name = "price"
-kind = "numeric"
-transform = "standardize"
-[[task]]
-name = "click"
-label = "click"
-[split]
-by = "time"
-column = "at"
-val = 0.0
-test = 0.0
-"""
-DAY = 1000
-TABLES = ["expire = 1", "expire = 2", "max_rows = 6", "max_rows = 5\nexpire = 2", "min_count = 2"]
-Day = list[tuple[str, int]]
-"""Users and items of a day's rows."""
-days_of_rows = st.lists(
-    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 12)), min_size=1, max_size=12),
-    min_size=2,
-    max_size=5,
-)
-
-
-class Log:
-    """A raw folder that grows by a file a day, and the data that are made of it, a folder a generation."""
-
-    def __init__(self, folder: Path, table: str = "", top: str = "") -> None:
-        self.folder, self.raw, self.days = folder, folder / "raw", 0
-        self.raw.mkdir()
-        (folder / "mine.toml").write_text(RECIPE.format(table=table, top=top))
-
-    @property
-    def recipe(self):
-        return load_recipe(str(self.folder / "mine.toml"))
-
-    def write(self, rows: Day, **columns: Any) -> None:
-        day, self.days = self.days, self.days + 1
-        users, items = zip(*rows, strict=True)
-        count = len(rows)
-        table = {
-            "n": pa.array(np.arange(count) + DAY * day),
-            "user": pa.array(users),
-            "item": pa.array(items, pa.int64()),
-            "price": pa.array(np.arange(count) * 1.5 + day),
-            "click": pa.array(np.arange(count) % 2),
-            "at": pa.array(np.arange(count) // 2 + DAY * day),
-        }
-        pq.write_table(pa.table(table | columns), self.raw / f"{day:02}.parquet")
-
-    def data(self, generation: int) -> Path:
-        return self.folder / f"data {generation}"
-
-    def extend(self, generation: int, **options: Any) -> Dataset:
-        """Data of a generation; the first extends nothing."""
-        extend = Extend(self.data(generation - 1), **options) if generation else None
-        return prepare(self.recipe, self.raw, self.data(generation), extend=extend)
-
-    def grow(self, days: list[Day]) -> list[Dataset]:
-        found = []
-        for generation, rows in enumerate(days):
-            self.write(rows)
-            found.append(self.extend(generation))
-        return found
-
-    def rows(self, generation: int, split: str = "train") -> pa.Table:
-        files = sorted((self.data(generation) / split).glob("*.parquet"))
-        table = pa.concat_tables(map(pq.read_table, files))
-        return table.sort_by("n")
-
-    def values(self, generation: int, table: str) -> dict[int, Any]:
-        """The values of a table by id."""
-        found = read_values(self.data(generation) / VOCABULARIES, table).to_pylist()
-        return {FIRST + place: value for place, value in enumerate(found) if value is not None}
-
-    def generations(self, generation: int, table: str) -> Generations:
-        described = Dataset.load(self.data(generation)).table(table)
-        return Generations.load(self.data(generation) / ENCODER, described)
+from recmtl.schema import VOCABULARIES
 
 
 @pytest.fixture
@@ -153,46 +50,6 @@ def test_day_by_day_is_all_at_once(tmp_path_factory, days):
         # Statistics stay those of the first day.
         assert found[generation].features[4].std == found[0].features[4].std
         assert found[generation].generation == generation
-
-
-@fresh
-@given(days_of_rows, st.sampled_from(TABLES))
-def test_an_id_keeps_its_meaning_within_a_generation(tmp_path_factory, days, table):
-    """An id that was not assigned again means what it meant, and reads as unseen to models before it where it was."""
-    log = Log(tmp_path_factory.mktemp("days"), table)
-    found = log.grow(days)
-    for generation in range(1, len(days)):
-        before, now = log.values(generation - 1, "item"), log.values(generation, "item")
-        of_ids = log.generations(generation, "item")
-        rows = found[generation].table("item").rows
-        assert len(of_ids.assigned) == rows >= found[generation - 1].table("item").rows
-        if "max_rows" in table:
-            assert rows <= (6 if "max_rows = 6" in table else 5)
-        for number, value in now.items():
-            assert (of_ids.assigned[number] == generation) == (before.get(number) != value)
-            assert of_ids.seen[number] >= of_ids.assigned[number]
-        today = {item for _, item in days[generation]}
-        kept = {value for value in before.values() if value in now.values()}
-        if "max_rows" not in table and "min_count" not in table:
-            assert today <= set(now.values())
-        if "expire" not in table and "max_rows" not in table:
-            assert kept == set(before.values())
-        if "expire = 1" in table:
-            assert set(now.values()) <= today | _previous(log, generation)
-        # What the encoder of the folder says is what the files hold.
-        encoder = Encoder.load(log.data(generation) / ENCODER)
-        for number, value in now.items():
-            ids = encoder.lookups["item"].look_up(np.array([value], np.uint64))
-            assert ids.tolist() == [number]
-        gone = set(before.values()) - set(now.values())
-        for value in gone:
-            assert encoder.lookups["item"].look_up(np.array([value], np.uint64)).tolist() == [UNSEEN]
-
-
-def _previous(log: Log, generation: int) -> set[int]:
-    """Items that the rows of a generation have as their previous one."""
-    values = read_values(log.data(generation) / VOCABULARIES, "item")
-    return set(decode(values, log.rows(generation)["previous"].to_numpy()).to_pylist())
 
 
 def test_rare_values_are_counted_on(tmp_path):

@@ -24,7 +24,7 @@ from recmtl.data.recipe import TableSpec
 from recmtl.encoding.generations import Generations
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.runtime.storage import is_file, local_path, make_folder
-from recmtl.schema import ENCODER, FIRST, PENDING, VOCABULARIES, Dataset, Table
+from recmtl.schema import ENCODER, FIRST, PENDING, VOCABULARIES, Dataset, Table, TableGrowth
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,8 @@ class Grown:
     lookup: Vocabulary | Hashed
     generations: Generations | None
     """None: of a hashed table, whose ids stay what they are."""
-    new: int = 0
-    """Values that got an id."""
-    retired: int = 0
-    """Values that lost theirs."""
+    counts: TableGrowth | None
+    """None: of a hashed table."""
 
 
 def count_pending(
@@ -77,7 +75,7 @@ def grow(
     folder, dataset = parent
     before = dataset.table(spec.name)
     if before.hashed:
-        return Grown(before, Hashed(before.rows), None)
+        return Grown(before, Hashed(before.rows), None, None)
     generation = dataset.generation + 1
     _create_counts(db, rows, splits, spec, vocab_from, generation)
     known = literal(str(local_path(folder / VOCABULARIES / f"{spec.name}.parquet")))
@@ -110,14 +108,15 @@ def grow(
 
     _write_vocabulary(db, before, alive, given, out / VOCABULARIES)
     left = f'(select * from "#candidates" order by seen desc, value offset {new})'
-    _write_pending(db, f'select * from {left} union all select * from "#rare"', before, out)
+    waiting = _write_pending(db, f'select * from {left} union all select * from "#rare"', before, out)
     for name in ("#seen", "#known", "#candidates", "#rare"):
         db.execute(f'drop table "{name}"')
     vocabulary = Vocabulary.build(out / VOCABULARIES / f"{spec.name}.parquet", before.value_type)
     table = replace(before, rows=size, vocabulary=digest(vocabulary.keys, vocabulary.ids, assigned))
     if not new and alive[ids].all():
         table = before
-    return Grown(table, vocabulary, Generations(assigned, seen), new, len(ids) - int(alive.sum()))
+    counts = TableGrowth(new, len(ids) - int(alive.sum()), waiting)
+    return Grown(table, vocabulary, Generations(assigned, seen), counts)
 
 
 def _create_counts(
@@ -182,15 +181,22 @@ def _write_vocabulary(
         db.unregister(name)
 
 
-def _write_pending(db: duckdb.DuckDBPyConnection, query: str, table: Table, out: Path) -> None:
-    """Write values, how often they were seen and by which generation last; no file where there are none."""
+def _write_pending(db: duckdb.DuckDBPyConnection, query: str, table: Table, out: Path) -> int:
+    """Write values, how often they were seen and by which generation last; no file where there are none.
+
+    Returns:
+        The number of values.
+    """
     make_folder(out / PENDING)
     schema = pa.schema([value_schema(table).field("value"), ("seen", pa.int64()), ("latest", pa.int32())])
     batches = arrow_batches(db, f"{query} order by value", BATCH_ROWS)
     first = next((batch for batch in batches if batch.num_rows), None)
     if first is None:
-        return
+        return 0
+    written = 0
     with pq.ParquetWriter(local_path(out / PENDING / f"{table.name}.parquet"), schema) as file:
         for batch in (first, *batches):
             columns = [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)]
             file.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            written += batch.num_rows
+    return written

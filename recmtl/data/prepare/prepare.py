@@ -55,7 +55,7 @@ from recmtl.errors import UserError
 from recmtl.runtime.folders import complete_or_absent
 from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import make_folder, real_path, write_whole
-from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset
+from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset, TableGrowth
 
 
 def prepare(
@@ -149,12 +149,13 @@ def _run(
     if note := far_from_asked(asked, counts):
         progress.note(f"{recipe.origin}: {note}")
 
+    growth: dict[str, TableGrowth] = {}
     with progress.stage("numbering values", len(recipe.tables)) as advance:
         if extension is None:
             encoder = _new_encoder(db, recipe, rows, splits, folder, advance)
         else:
             tasks = extension.tasks(tasks)
-            encoder = _grown_encoder(db, recipe, rows, splits, folder, extension, advance, progress)
+            encoder, growth = _grown_encoder(db, recipe, rows, splits, folder, extension, advance)
 
     dataset = Dataset(
         recipe.name,
@@ -168,6 +169,7 @@ def _run(
         keep_negatives=recipe.sampling.keep_negatives,
         lineage=extension.lineage if extension else (),
         until=until,
+        growth=growth,
         segments=recipe.segments,
     )
     shares = Shares(encoder.features)
@@ -219,9 +221,8 @@ def _grown_encoder(
     folder: Path,
     extension: Extension,
     advance: Callable[[int], None],
-    progress: Progress,
-) -> Encoder:
-    """The encoder of the data that is extended, with the values of the new training rows; says how many they are."""
+) -> tuple[Encoder, dict[str, TableGrowth]]:
+    """The encoder of the data that is extended, with the values of the new training rows, and how its tables grew."""
     make_folder(folder / VOCABULARIES)
     make_folder(folder / ENCODER)
     found = []
@@ -231,11 +232,10 @@ def _grown_encoder(
             grown.generations.save(folder / ENCODER, spec.name)
         found.append(grown)
         advance(done)
-    changes = [f"{grown.table.name} +{grown.new:,} −{grown.retired:,}" for grown in found if grown.new or grown.retired]
-    if changes:
-        progress.note(f"values that got an id, and that lost theirs: {', '.join(changes)}")
+    growth = {grown.table.name: grown.counts for grown in found if grown.counts is not None}
     lookups = {grown.table.name: grown.lookup for grown in found}
-    return Encoder(extension.dataset.features, tuple(grown.table for grown in found), lookups, rows.encoder.schema)
+    tables = tuple(grown.table for grown in found)
+    return Encoder(extension.dataset.features, tables, lookups, rows.encoder.schema), growth
 
 
 def _sql_digest(recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""What prepared data look like: base rates, and shares of missing and unseen values, as text."""
+"""What prepared data look like: base rates, shares of missing and unseen values, how tables grew, as text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def notes(dataset: Dataset) -> Iterator[str]:
 
 
 def print_summary(dataset: Dataset) -> None:
-    """Print base rates by task and split, then the shares of missing and unseen values by feature and split.
+    """Print base rates by task and split, then the shares of missing and unseen values by feature and split, and of
+    data that extend others how the ids of their tables changed.
 
     Of a task that is a number the base rate is its mean. How many rows have labels is told where not all have.
     """
@@ -49,8 +50,16 @@ def print_summary(dataset: Dataset) -> None:
         shares.add_row(feature.name, *_shares(feature, splits))
     # Where nobody looks at a screen, no line is cut to the width of one.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
-    for table in (rates, shares):
+    for table in (rates, shares, *([_growth(dataset)] if dataset.growth else [])):
         console.print(table)
+
+
+def _growth(dataset: Dataset) -> Table:
+    table = _table("table", ["ids", "new", "retired", "waiting"])
+    for name, counts in dataset.growth.items():
+        numbers = (dataset.table(name).rows, counts.new, counts.retired, counts.waiting)
+        table.add_row(name, *(f"{number:,}" for number in numbers))
+    return table
 
 
 def _table(first: str, columns: Iterable[str]) -> Table:
