@@ -17,7 +17,7 @@ from typing import Any, Literal
 from recmtl.errors import UserError, nearest
 from recmtl.runtime.storage import is_file, list_folder, os_errors, read_json, write_whole
 
-FORMAT = 3
+FORMAT = 4
 FILE_NAME = "dataset.json"
 ENCODER = "encoder"
 """Folder of the encoder (`recmtl.encoding.encoder`)."""
@@ -326,7 +326,6 @@ class Dataset:
             if values.pop("format") != FORMAT:
                 raise UserError(f"{path}: written by another version of recmtl; prepare the data again")
             written = {name: values.pop(name) for name in ("encoding_fingerprint", "data_fingerprint")}
-            values.setdefault("growth", {})  # of data that were extended before it was counted
             values |= {
                 "tables": tuple(Table(**table) for table in values["tables"]),
                 "features": tuple(Feature(**feature) for feature in values["features"]),
