@@ -81,6 +81,7 @@ def run(preset: str, dtype: str, micro_batch_size: int, data: Path, options: Opt
     with process_group(options.device) as context:
         dataset, tasks = open_dataset(data, config)
         session = TrainSession(config, data, dataset, tasks, context)
+        session.draw_tables()
         reader = session.readers["train"]
         with Prefetcher(reader.batches(0, 0, min(options.steps, reader.steps)), config.reader.prefetch) as batches:
             for _ in range(min(options.steps, reader.steps)):

@@ -189,7 +189,9 @@ def main(options: Options) -> None:
     with process_group(config.training.device) as context:
         if options.threads:
             torch.set_num_threads(options.threads)
-        bench = Bench(TrainSession(config, options.data, dataset, tasks, context))
+        session = TrainSession(config, options.data, dataset, tasks, context)
+        session.draw_tables()
+        bench = Bench(session)
         timings = summed_cpu(measure(options, bench), context)
         result: dict[str, Any] = {
             "variant": options.variant,

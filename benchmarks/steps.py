@@ -77,6 +77,8 @@ def main(options: Options) -> None:
         dataset = Dataset.load(data)
         with process_group(next(iter(configs.values())).training.device) as context:
             engines = {v: TrainSession(c, data, dataset, dataset.tasks, context) for v, c in configs.items()}
+            for engine in engines.values():
+                engine.draw_tables()
             memory = list(next(iter(engines.values())).readers["train"].batches(stop=BATCHES))
             feeds = {variant: itertools.cycle(memory) for variant in engines}
             times: dict[str, list[Timing]] = {variant: [] for variant in engines}

@@ -57,10 +57,8 @@ class MemoryEstimate:
         Raises:
             UserError: the tables do not fit.
         """
-        train_module = on_meta_device(config, dataset, dataset.select_tasks(tuple(config.training.tasks)))
         batch_size = -(-config.training.batch_size // cluster.world_size)
-        plan = make_plan(train_module, config, cluster, batch_size)
-        return cls(plan, predict(train_module, plan, config, dataset, batch_size))
+        return cls._make(config, dataset, dataset.select_tasks(tuple(config.training.tasks)), cluster, batch_size)
 
     @classmethod
     def for_ranks(
@@ -78,11 +76,17 @@ class MemoryEstimate:
         Raises:
             UserError: the tables do not fit.
         """
-        train_module = on_meta_device(config, dataset, tasks)
         memory = int(config.sharding.device_memory_gib * GIB) or int(context.min(context.device_memory()))
         cluster = Cluster(context.world_size, context.local_world_size, context.device.type, memory)
         # Made once: it is the same for all, and seconds of work for hundreds of ranks.
-        plan = context.run_on_rank0(lambda: make_plan(train_module, config, cluster, batch_size))
+        return context.run_on_rank0(lambda: cls._make(config, dataset, tasks, cluster, batch_size))
+
+    @classmethod
+    def _make(
+        cls, config: Config, dataset: Dataset, tasks: tuple[Task, ...], cluster: Cluster, batch_size: int
+    ) -> MemoryEstimate:
+        train_module = on_meta_device(config, dataset, tasks)
+        plan = make_plan(train_module, config, cluster, batch_size)
         return cls(plan, predict(train_module, plan, config, dataset, batch_size))
 
     @property

@@ -1,15 +1,18 @@
-"""From a `TrainModule` on the meta device to one that is sharded, initialised and has its optimisers."""
+"""From a module whose tables are on the meta device to one that is sharded; its optimisers; values of its tables."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -32,10 +35,16 @@ INIT_ROWS = 65536
 def parallelize(
     train_module: TrainModule, plan: Plan, config: Config, device: torch.device
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
-    """Shard the tables by `plan`, replicate the rest, and build the optimisers.
+    """Shard the tables by `plan`, replicate the rest, and build the optimisers. The tables' values are not drawn.
 
     Sharded tables are updated inside backward. Data-parallel ones get their (dense) gradients averaged over ranks
     and the same optimiser as a dense one, in float32.
+
+    Args:
+        train_module: its tables are on the meta device, all else on `device`.
+        plan: of its tables.
+        config: of the run.
+        device: of this rank.
 
     Returns:
         The model and one optimiser over everything, keyed by parameter name.
@@ -56,11 +65,7 @@ def parallelize(
         if isinstance(module, EmbeddingBagCollection):
             fused = [bag.weight for name, bag in module.embedding_bags.items() if name not in replicated]
             apply_optimizer_in_backward(cls, fused, dict(arguments))  # TorchRec renames its entries
-    for module in (train_module.model.dense, train_module.weighting):
-        module.to(device)
-    model = shard(train_module, plan, config, device)
-    dtype = getattr(torch, config.embedding.dtype)
-    initialize_tables(model, config.training.seed, config.embedding.init_scale, dtype)
+    model = shard(train_module, plan, device)
 
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
     tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
@@ -74,19 +79,38 @@ def parallelize(
         optimizers.append(("weighting", adam))
     if tables:
         # Under the same name as the sharded ones, so that a checkpoint fits either.
+        dtype = getattr(torch, config.embedding.dtype)
         rounded = dtype if dtype != torch.float32 and device.type == "cpu" else None
         replicas = ReplicatedTables(tables, cls(list(tables.values()), **arguments), rounded)
         optimizers.append(("embedding", replicas))
     return model, CombinedOptimizer(optimizers)
 
 
-def shard(module: nn.Module, plan: Plan, config: Config, device: torch.device) -> DistributedModelParallel:
+class UndrawnTables(TorchFunctionMode):
+    """Keeps TorchRec and FBGEMM from drawing the values of tables, each of them once, before they are drawn here."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.uniform_, Tensor.uniform_):
+            return self.leave(args[0] if args else kwargs["tensor"])
+        if func is torch.randn:
+            return self.leave(torch.empty(*args, **kwargs))
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def leave(tensor: Tensor) -> Tensor:
+        """What is done in place of drawing values: nothing."""
+        return tensor
+
+
+def shard(module: nn.Module, plan: Plan, device: torch.device) -> DistributedModelParallel:
     """Give the tables of a module memory where a plan puts them, not initialised, and replicate the rest.
 
     Args:
         module: its tables are on the meta device, all else on `device`.
         plan: of its tables.
-        config: of the run.
         device: of this rank.
     """
     if device.type == "cuda":
@@ -94,14 +118,15 @@ def shard(module: nn.Module, plan: Plan, config: Config, device: torch.device) -
     for part in module.modules():
         if isinstance(part, EmbeddingBagCollection):
             replicate_in_float32(part, _replicated(plan))
-    return DistributedModelParallel(
-        module=module,
-        device=device,
-        plan=plan.sharding_plan,
-        sharders=[sharder()],
-        # A single rank has nobody to average gradients with: it is spared the copies into buckets and the call.
-        init_data_parallel=dist.get_world_size() > 1,
-    )
+    with UndrawnTables():
+        return DistributedModelParallel(
+            module=module,
+            device=device,
+            plan=plan.sharding_plan,
+            sharders=[sharder()],
+            # A single rank has nobody to average gradients with: it is spared the copies into buckets and the call.
+            init_data_parallel=dist.get_world_size() > 1,
+        )
 
 
 def _replicated(plan: Plan) -> set[str]:
@@ -133,11 +158,26 @@ def table_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int, int, int
 
 
 @torch.no_grad()
-def initialize_tables(model: nn.Module, seed: int, scale: float, dtype: torch.dtype = torch.float32) -> None:
-    """Fill every table uniformly in ±scale/√rows, the same values of type `dtype` whatever the plan and the device."""
+def initialize_tables(
+    model: nn.Module,
+    seed: int,
+    scale: float,
+    dtype: torch.dtype = torch.float32,
+    stored: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Fill every table uniformly in ±scale/√rows, the same values of type `dtype` whatever the plan and the device.
+
+    Args:
+        model: sharded.
+        seed: of the run.
+        scale: largest absolute value, times √rows.
+        dtype: what values are rounded to.
+        stored: by table, how many of its first rows stay as they are; those of other tables are all filled.
+    """
     for table, piece, first_row, first_column, rows, dim in table_weights(model):
         columns = slice(first_column, first_column + piece.shape[1])
-        for low, values in _drawn(seed, table, scale / math.sqrt(rows), first_row, first_row + piece.shape[0], dim):
+        start, stop = max(first_row, stored.get(table, 0)), first_row + piece.shape[0]
+        for low, values in _drawn(seed, table, scale / math.sqrt(rows), start, stop, dim):
             piece[low - first_row : low - first_row + len(values)].copy_(values[:, columns].to(dtype))
 
 
@@ -199,8 +239,8 @@ def copy_row(model: nn.Module, chosen: Mapping[str, np.ndarray], row: int) -> No
 
 
 def _block_bounds(first: int, last: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the parts of rows first … last − 1 that lie in one block."""
-    for block in range(first // INIT_ROWS, -(-last // INIT_ROWS)):
+    """(start, stop) of the parts of rows first … last − 1 that lie in one block; none where there is no such row."""
+    for block in range(first // INIT_ROWS, -(-last // INIT_ROWS) if first < last else 0):
         yield max(first, block * INIT_ROWS), min(last, (block + 1) * INIT_ROWS)
 
 

@@ -12,17 +12,12 @@ import threading
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
 from torch.distributed.checkpoint import CheckpointException
-from torchrec.optim.keyed import CombinedOptimizer
 
-from recmtl.config import Config
-from recmtl.distributed.context import DistContext
-from recmtl.distributed.plan import Plan
 from recmtl.errors import UserError, is_out_of_memory
 from recmtl.runtime.storage import (
     exists,
@@ -37,6 +32,7 @@ from recmtl.runtime.storage import (
     write_whole,
 )
 from recmtl.training.manifest import MANIFEST, Entries, entry, find_damage
+from recmtl.training.sharded import ShardedModel
 from recmtl.training.storage import SafePlanner, SafeReader, Writer
 
 TRAIN_STATE = "train_state.json"
@@ -105,16 +101,6 @@ BEST = ("best_loss", "best_epoch", "best_step", "val", "val_bins")
 """Fields of `TrainState` that tell the best epoch."""
 
 
-class Sharded(Protocol):
-    """What a checkpoint holds the state of."""
-
-    config: Config
-    context: DistContext
-    plan: Plan
-    model: nn.Module
-    optimizer: CombinedOptimizer
-
-
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -123,7 +109,7 @@ class Checkpoints:
         session: whose model and optimisers they hold.
     """
 
-    def __init__(self, folder: Path, session: Sharded) -> None:
+    def __init__(self, folder: Path, session: ShardedModel) -> None:
         self.folder, self.session, self.context = folder, session, session.context
         self.saved_step: int | None = None
         """Step of the newest one."""
@@ -227,6 +213,7 @@ class Checkpoints:
                 state |= self._random_state()
         self._read(path, state, SafePlanner())
         model.load_state_dict(model_state)
+        self.session.filled = True
         if with_optimizer:
             optimizer.load_state_dict(state["optimizer"])
             if same_ranks:

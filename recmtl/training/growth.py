@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
 from recmtl.errors import UserError
 from recmtl.runtime.private_api import create_chunk_list, create_read_items, create_read_items_for_chunk_list
-from recmtl.training.storage import TABLE_KEY, SafePlanner
+from recmtl.training.storage import TABLE_KEY, SafePlanner, check_filled, numbers_of
 
 BAGS = ".embedding_bags."
 
@@ -47,6 +47,8 @@ class GrowthPlanner(SafePlanner):
         }
         self._smaller: dict[str, Tensor] = {}
         """Dense tensors of the checkpoint's sizes."""
+        self.stored_rows: dict[str, int] = {}
+        """By table, how many of its first rows are read; a table that is not there has no entry."""
 
     def create_local_plan(self) -> LoadPlan:
         """What this rank reads.
@@ -61,14 +63,20 @@ class GrowthPlanner(SafePlanner):
             if name not in stored:
                 continue
             described = stored[name]
-            if not isinstance(described, TensorStorageMetadata) or described.size == target.size():
+            if not isinstance(described, TensorStorageMetadata):
                 items += create_read_items(name, described, target)
-            elif BAGS in name:
+                continue
+            if name == TABLE_KEY.format(table := name.split(BAGS)[-1].split(".")[0]):
+                self.stored_rows[table] = described.size[0]
+            if described.size != target.size() and BAGS in name:
                 items += self._rows(name, described, target)
-            else:
+                continue
+            if described.size != target.size():
                 self._places(name, described.size, target.size())
-                self._smaller[name] = torch.empty(described.size, dtype=target.dtype)
-                items += create_read_items(name, described, self._smaller[name])
+                target = self._smaller[name] = torch.empty(described.size, dtype=target.dtype)
+            read = create_read_items(name, described, target)
+            check_filled(name, read, numbers_of(target))
+            items += read
         return LoadPlan(items)
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
@@ -120,6 +128,7 @@ class GrowthPlanner(SafePlanner):
                 torch.Size([piece * before + row, *chunk.offsets[1:]]), torch.Size([rows, *chunk.sizes[1:]])
             )
             found = create_read_items_for_chunk_list(name, described, [there])
+            check_filled(name, found, there.sizes.numel())
             items += [replace(item, dest_index=MetadataIndex(name, chunk.offsets)) for item in found]
         return items
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,15 +19,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recmtl.data.read.batch import Batch
 from recmtl.distributed.context import DistContext, process_group
-from recmtl.distributed.oom import MemoryEstimate
-from recmtl.distributed.parallel import shard
 from recmtl.features import FeatureKinds
 from recmtl.inference.inputs import Inputs
 from recmtl.models.predictions import predictions
 from recmtl.models.ranking_model import RankingModel
 from recmtl.training.checkpoint import Checkpoints
 from recmtl.training.outputs import conditional_places, output_columns
-from recmtl.training.session import make_pipeline
+from recmtl.training.sharded import ShardedModel
 from recmtl.training.trained import TrainedRun
 
 ROWS_AT_ONCE = 4096
@@ -92,7 +90,7 @@ class Part:
     """Rows of the piece on all ranks together."""
 
 
-class RunScorer:
+class RunScorer(ShardedModel):
     """A run's best model on all ranks; the first one drives, the others `follow`.
 
     Args:
@@ -109,23 +107,18 @@ class RunScorer:
         self.recipe, self.encoder, self.source_columns = trained.recipe, trained.encoder, dataset.source_columns
         kinds = FeatureKinds(dataset.features)
         self.keys = [kind.feature.name for kind in (*kinds.categorical, *kinds.lists)]
-        self.estimate = MemoryEstimate.for_ranks(self.config, dataset, trained.tasks, context, ROWS_AT_ONCE)
-        self.plan = self.estimate.plan
+        self.place(dataset, trained.tasks, ROWS_AT_ONCE, self._make_module, trains=False)
         with self.explain_oom():
-            model = trained.make_model()
-            self._outputs = output_columns(model)
-            module = ScoreModule(model).eval()
-            module.model.dense.to(context.device)
-            self.model = shard(module, self.plan, self.config, context.device)
-            self.optimizer = self.model.fused_optimizer
             Checkpoints(trained.folder / "checkpoints", self).load_whole(trained.checkpoint)
         self.model.eval()
-        self.pipeline = make_pipeline(self.model, self.optimizer, self.plan, context.device)
         self._ended = False
 
-    def explain_oom(self) -> AbstractContextManager[None]:
-        """Say what this rank needs when it runs out of memory."""
-        return self.estimate.explain_oom(self.context.rank)
+    def _make_module(self) -> ScoreModule:
+        model = self.trained.make_model()
+        self._outputs = output_columns(model)
+        module = ScoreModule(model).eval()
+        module.model.dense.to(self.context.device)
+        return module
 
     def outputs(self, *, conditional: bool) -> Sequence[str]:
         """Names of the columns that are predicted."""
@@ -176,7 +169,7 @@ class RunScorer:
         with suppress(StopIteration):
             while True:
                 with self.explain_oom():
-                    scores: Any = self.pipeline.progress(batches)
+                    scores: Any = self.progress(batches)
                 scores = scores.cpu()
                 gathered = [torch.empty_like(scores) for _ in range(self.context.world_size)]
                 dist.gather(scores, gathered if self.context.is_first else None, dst=0, group=self.context.cpu_group)

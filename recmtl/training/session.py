@@ -1,25 +1,20 @@
-"""A sharded model with its readers and its pipeline: what training and evaluation share."""
+"""A sharded model with its readers: what training and evaluation share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from recmtl.config import Config
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
 from recmtl.distributed.context import DistContext
-from recmtl.distributed.oom import MemoryEstimate
-from recmtl.distributed.parallel import parallelize
-from recmtl.distributed.plan import Plan
 from recmtl.encoding.generations import later_ids
 from recmtl.errors import UserError
 from recmtl.metrics.collect import Measured
@@ -31,46 +26,14 @@ from recmtl.schema import SPLITS, Dataset, Task
 from recmtl.training.evaluation import evaluate
 from recmtl.training.segments import read_segments
 from recmtl.training.selection import Selection
+from recmtl.training.sharded import ShardedModel
 
 DIVERGED = "lower dense.lr and embedding.lr"
 
 
-class PlainPipeline:
-    """Steps of a model without embedding tables: there is no exchange of ids for TorchRec's pipeline to overlap.
-
-    Args:
-        model: what to run.
-        optimizer: over all of it.
-        device: where it is.
-    """
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
-        self._model, self._optimizer, self._device = model, optimizer, device
-
-    def progress(self, batches: Iterator[Batch]) -> Output:
-        """Run the next batch through the model; in training mode, update it."""
-        batch = next(batches).to(self._device, non_blocking=True)
-        if not self._model.training:
-            return self._model(batch)[1]
-        self._optimizer.zero_grad()
-        loss, output = self._model(batch)
-        loss.backward()
-        self._optimizer.step()
-        return output
-
-
-def make_pipeline(
-    model: nn.Module, optimizer: Optimizer, plan: Plan, device: torch.device
-) -> TrainPipelineSparseDist | PlainPipeline:
-    """What runs a sharded model on batches: `progress(batches)` takes the next one."""
-    if plan.shards:
-        return TrainPipelineSparseDist(model, optimizer, device, execute_all_batches=True)
-    return PlainPipeline(model, optimizer, device)
-
-
 @dataclass
-class TrainSession:
-    """A sharded model, ready to run."""
+class TrainSession(ShardedModel):
+    """A sharded model with its readers: once its tables are filled, ready to run."""
 
     config: Config
     data: Path
@@ -94,27 +57,17 @@ class TrainSession:
         else:
             self.readers = {split: self._reader(split, split != "train") for split in SPLITS}
         batch_size = max(reader.local_batch_size for reader in self.readers.values())
-        self.estimate = MemoryEstimate.for_ranks(config, trained, self.tasks, context, batch_size)
-        self.plan: Plan = self.estimate.plan
-        if not self.measure:  # measuring needs less than what is estimated
-            self.estimate.check_surely()
-        with self.explain_oom():
-            torch.manual_seed(config.training.seed)
-            train_module = TrainModule.from_config(config, trained, self.tasks)
-            self.weighting = train_module.weighting
-            self.model, self.optimizer = parallelize(train_module, self.plan, config, context.device)
+        self.place(trained, self.tasks, batch_size, partial(self._make_module, trained), trains=not self.measure)
         # Until here all ranks drew the same weights; dropout must differ between them.
         torch.manual_seed(config.training.seed + context.rank)
-        self.pipeline = make_pipeline(self.model, self.optimizer, self.plan, context.device)
         self._checked = False
 
-    def explain_oom(self) -> AbstractContextManager[None]:
-        """Say what this rank needs when it runs out of memory.
-
-        Raises:
-            UserError: in place of the allocator's error.
-        """
-        return self.estimate.explain_oom(self.context.rank)
+    def _make_module(self, trained: Dataset) -> TrainModule:
+        train_module = TrainModule.from_config(self.config, trained, self.tasks)
+        for part in (train_module.model.dense, train_module.weighting):
+            part.to(self.context.device)
+        self.weighting = train_module.weighting
+        return train_module
 
     def _reader(self, split: str, evaluation: bool) -> Reader:
         config, context = self.config, self.context
@@ -137,10 +90,10 @@ class TrainSession:
 
     def run_batch(self, batches: Iterator[Batch]) -> Output:
         """Run the next batch through the model; in training mode, update it."""
-        output: Output = self.pipeline.progress(batches)
-        if not self._checked and isinstance(self.pipeline, TrainPipelineSparseDist):
+        output: Output = self.progress(batches)
+        if not self._checked and isinstance(self._pipeline, TrainPipelineSparseDist):
             # Without, it would run, slower, with no overlap.
-            if not has_pipelined_modules(self.pipeline):
+            if not has_pipelined_modules(self._pipeline):
                 raise RuntimeError(
                     "no sharded module is pipelined: `Embeddings.collection` must be called on `batch.sparse` itself"
                 )

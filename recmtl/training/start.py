@@ -108,6 +108,7 @@ def start_from(start: Start, session: TrainSession, checkpoints: Checkpoints) ->
         raise UserError(f"{session.data}: features are in another order than those that {start.run} was trained on")
     planner = GrowthPlanner(columns, new.width, (len(start.tasks), len(session.tasks)))
     before = checkpoints.take_over(start.checkpoint, planner)
+    session.draw_tables(planner.stored_rows)
     planner.finish()
     rows = {table.name: table.rows for table in (*dataset.tables, *start.dataset.tables)} | before.first_rows
     _begin_rows(start, session, rows)

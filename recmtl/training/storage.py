@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections import defaultdict
+from collections.abc import Iterable
 from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -20,7 +23,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from recmtl.runtime.private_api import INDEX_CLASSES, values_offset
+from recmtl.runtime.private_api import INDEX_CLASSES, ShardedTensor, values_offset
 from recmtl.runtime.storage import open_read
 
 TABLE_KEY = "model.model.embeddings.collection.embedding_bags.{}.weight"
@@ -124,6 +127,29 @@ class SafeReader(FileSystemReader):
         return True
 
 
+def check_filled(name: str, items: Iterable[ReadItem], wanted: int) -> None:
+    """Refuse to fill a tensor in part: memory that nothing was written to would be taken for values.
+
+    Args:
+        name: of the tensor.
+        items: all that is read into it on this rank.
+        wanted: how many numbers it must be.
+
+    Raises:
+        ValueError: it is another number.
+    """
+    found = sum(item.lengths.numel() for item in items)
+    if found != wanted:
+        raise ValueError(f"{found} of {wanted} numbers of {name} are there")
+
+
+def numbers_of(value: Any) -> int:
+    """How many numbers this rank holds of a tensor; 0 of what is none."""
+    if isinstance(value, ShardedTensor):
+        return sum(shard.tensor.numel() for shard in value.local_shards())
+    return value.numel() if isinstance(value, Tensor) else 0
+
+
 class SafePlanner(DefaultLoadPlanner):
     """Loads values that are no tensors only where weights-only semantics allow them."""
 
@@ -134,7 +160,14 @@ class SafePlanner(DefaultLoadPlanner):
         which wrote a value for every optimiser state, also for SGD's, which is empty.
         """
         assert self.metadata is not None
-        return create_default_local_load_plan(self.state_dict, self.metadata)
+        plan = create_default_local_load_plan(self.state_dict, self.metadata)
+        items: dict[str, list[ReadItem]] = defaultdict(list)
+        for item in plan.items:
+            if item.type == LoadItemType.TENSOR:
+                items[item.dest_index.fqn].append(item)
+        for name, target in self.state_dict.items():
+            check_filled(name, items[name], numbers_of(target))
+        return plan
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Take over one value.

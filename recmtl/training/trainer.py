@@ -87,7 +87,7 @@ class Trainer:
             return self._finish()
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint that is whole."""
+        """Go on from the newest checkpoint that is whole, or begin."""
         checkpoints = self.checkpoints
         self.context.run_on_rank0(checkpoints.tidy)
         newest, damaged = checkpoints.newest()
@@ -96,6 +96,8 @@ class Trainer:
         if not newest:
             if self.start:
                 self.state = start_from(self.start, self.session, checkpoints)
+            else:
+                self.session.draw_tables()
             return
         self.state = state = checkpoints.load(newest)
         if not is_done(state, self.config.training):

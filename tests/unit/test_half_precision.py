@@ -13,7 +13,7 @@ from recmtl.config import Config, EmbeddingConfig, ShardingConfig, check_continu
 from recmtl.config.models import MMoEConfig
 from recmtl.data.read.reader import Reader
 from recmtl.distributed.context import process_group
-from recmtl.distributed.parallel import parallelize, table_weights
+from recmtl.distributed.parallel import initialize_tables, parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.errors import UserError
 from recmtl.objectives.train_module import TrainModule
@@ -61,6 +61,7 @@ def train(data: Path, dtype: str, sharding: str = "table_wise", optimizer: str =
         train_module = TrainModule.from_config(config, dataset, dataset.tasks)
         plan = make_plan(train_module, config, Cluster(1, 1, "cpu", 4 * GIB), BATCH)
         model, combined = parallelize(train_module, plan, config, context.device)
+        initialize_tables(model, config.training.seed, config.embedding.init_scale, getattr(torch, dtype))
         first = tables_of(model)
         for batch in Reader(data, dataset, "train", dataset.tasks, batch_size=BATCH, streams=4).batches():
             combined.zero_grad()

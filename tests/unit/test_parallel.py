@@ -62,7 +62,9 @@ def sharded(dataset: Dataset, config: Config):
     torch.manual_seed(0)
     train_module = TrainModule.from_config(config, dataset, dataset.tasks)
     plan = make_plan(train_module, config, ONE_CPU, BATCH)
-    return *parallelize(train_module, plan, config, torch.device("cpu")), train_module
+    model, optimizer = parallelize(train_module, plan, config, torch.device("cpu"))
+    initialize_tables(model, config.training.seed, config.embedding.init_scale)
+    return model, optimizer, train_module
 
 
 def whole_tables(model) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from recmtl.config import MODELS, Config, EmbeddingConfig, ShardingConfig, Weigh
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
 from recmtl.distributed.context import process_group
-from recmtl.distributed.parallel import parallelize, table_weights
+from recmtl.distributed.parallel import initialize_tables, parallelize, table_weights
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.train_module import TrainModule
@@ -154,6 +154,7 @@ def test_sharded_tables_move_by_the_changed_gradient(monkeypatch, toy, method, s
         train_module = TrainModule.from_config(config, dataset, dataset.tasks)
         plan = make_plan(train_module, config, Cluster(1, 1, "cpu", 4 * GIB), ROWS)
         model, optimizer = parallelize(train_module, plan, config, torch.device("cpu"))
+        initialize_tables(model, config.training.seed, config.embedding.init_scale)
 
         def tables() -> dict[str, Tensor]:
             whole: dict[str, Tensor] = {}
