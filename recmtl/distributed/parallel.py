@@ -113,8 +113,6 @@ def shard(module: nn.Module, plan: Plan, device: torch.device) -> DistributedMod
         plan: of its tables.
         device: of this rank.
     """
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if config.training.amp == "tf32" else "highest")
     for part in module.modules():
         if isinstance(part, EmbeddingBagCollection):
             replicate_in_float32(part, _replicated(plan))

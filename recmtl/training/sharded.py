@@ -85,6 +85,8 @@ class ShardedModel:
         self.plan = self.estimate.plan
         if trains:
             self.estimate.check_surely()
+        if context.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if config.training.amp == "tf32" else "highest")
         with self.explain_oom():
             torch.manual_seed(config.training.seed)
             module = make()
