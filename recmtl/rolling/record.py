@@ -16,9 +16,9 @@ from recmtl.typed import from_dict
 FORMAT = 1
 DAYS = "days"
 """Folder of a rolling job's output with a file a day."""
-STEPS = ("prepare", "yesterday", "train", "compare", "export")
-"""Keys of `DayRecord.cost`, in the order in which a day takes them. yesterday: measures yesterday's model on the whole
-day; compare: on the day's test rows alone. A day without such a step has no such key."""
+STEPS = ("prepare", "evaluate", "train", "export")
+"""Keys of `DayRecord.cost`, in the order in which a day takes them. evaluate: yesterday's model on the day; a first day
+has none, and a refused one no export."""
 
 Metrics = dict[str, dict[str, float | None]]
 """Metrics by task and by their names in ``results.json``, with their standard errors (``auc_se``) and counts
@@ -94,7 +94,7 @@ class DayRecord:
     day: str
     """Its name: that of the folders ``data/DAY``, ``runs/DAY`` and ``exports/DAY``."""
     since: str
-    """First moment of the day, as the column of the recipe's split has it; of the first day: that of its rows."""
+    """First moment of the day, as the column of the recipe's split has it. The first day has all rows before it too."""
     until: str
     """First moment after the day."""
     rows: dict[str, int]
