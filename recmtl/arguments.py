@@ -66,6 +66,11 @@ class Prepare:
     """Replace OUT if it holds prepared data and nothing else; it stays until the new data are whole."""
     limit: int | None = None
     """Read only so many raw rows of the recipe's first source, to try a recipe; none: all."""
+    until: str | None = None
+    """Write only rows before that moment, by the recipe's [split] column; the query sees later ones too. None: all."""
+    lookahead: str | None = None
+    """With --until: how far after it the query sees, such as "1 hour", in a column of numbers such as 3600; none: all
+    raw rows."""
     extend: Path | None = None
     """Prepared folder whose encoding is to grow by the rows after its last moment; only these are written."""
     since: str | None = None
@@ -116,8 +121,9 @@ class Evaluate:
     """A run folder of `recmtl train`."""
     data: Path
     """A prepared folder of the same encoding, or of one that grew from it: that of the run, or other rows."""
-    split: Literal["train", "val", "test", "all"] = "test"
-    """Which rows; all: the three splits one after the other."""
+    split: str = "test"
+    """Which rows: train, val, test, or whole: all of them as one; several, with commas between, are measured one after
+    the other. all: the three splits."""
     by: str | None = None
     """Columns to measure by as well, with commas between, in place of the run's metrics.by."""
 

@@ -49,7 +49,7 @@ from recmtl.runtime.exit import (
 from recmtl.runtime.folders import folder_size
 from recmtl.runtime.storage import read_text
 from recmtl.runtime.versions import check_serving, check_training, check_versions
-from recmtl.schema import SPLITS
+from recmtl.schema import SPLITS, WHOLE
 
 if TYPE_CHECKING:
     from recmtl.data.prepare.extension import Extend
@@ -81,6 +81,8 @@ def prepare(arguments: list[str]) -> None:
         overwrite=args.overwrite,
         limit=args.limit,
         extend=_extend(args),
+        until=args.until,
+        lookahead=args.lookahead,
     )
     print_summary(dataset)
     rows = ", ".join(f"{count:,} {split}" for split, count in dataset.rows.items())
@@ -120,7 +122,10 @@ def train(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """Measure a run's best model."""
     args = parse_words(Evaluate, arguments, "evaluate")
-    splits = SPLITS if args.split == "all" else (args.split,)
+    splits = SPLITS if args.split == "all" else _names(args.split)
+    for split in splits:
+        if split not in (*SPLITS, WHOLE):
+            raise UserError(f"--split: no {split!r}; {nearest(split, (*SPLITS, WHOLE, 'all'))}")
     config = load_run_config(args.run)
     if args.by is not None:
         config.metrics.by = _names(args.by)

@@ -28,6 +28,8 @@ VOCABULARIES = "vocab"
 PENDING = "pending"
 """Folder with the values that are too rare for an id, and how often they were seen."""
 SPLITS = ("train", "val", "test")
+WHOLE = "whole"
+"""In place of a split's name, for measuring: the rows of all splits, one split after the other."""
 ROW_GROUP_ROWS = 16_384
 """Rows of a row group of a prepared file, the last one of a file excepted."""
 GROUP_COLUMN = "group"
@@ -341,19 +343,31 @@ class Dataset:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error!r}); prepare the data again") from None
 
+    def count(self, split: str) -> int:
+        """Number of rows of a split, or of the `WHOLE` folder."""
+        return sum(self.rows.get(part, 0) for part in _parts(split))
+
     def files(self, folder: Path, split: str) -> list[Path]:
-        """The Parquet files of one split, in order.
+        """The Parquet files of a split, or of the `WHOLE` folder, in order.
 
         Raises:
             UserError: a split that has rows has no files.
         """
-        if split not in SPLITS:
-            raise UserError(f"no split {split!r}; {nearest(split, SPLITS)}")
-        with os_errors(folder):
-            files = list_folder(folder / split, "part-*.parquet")
-        if not files and self.rows.get(split, 0):
-            raise UserError(f"{folder / split}: no part-*.parquet files; prepare the data again")
-        return files
+        found = []
+        for part in _parts(split):
+            with os_errors(folder):
+                files = list_folder(folder / part, "part-*.parquet")
+            if not files and self.rows.get(part, 0):
+                raise UserError(f"{folder / part}: no part-*.parquet files; prepare the data again")
+            found += files
+        return found
+
+
+def _parts(split: str) -> tuple[str, ...]:
+    """The splits that a name of rows stands for."""
+    if split not in (*SPLITS, WHOLE):
+        raise UserError(f"no split {split!r}; {nearest(split, SPLITS)}")
+    return SPLITS if split == WHOLE else (split,)
 
 
 def _digest(value: Any) -> str:

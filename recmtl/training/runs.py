@@ -104,7 +104,7 @@ def evaluate_run(config: Config, data: Path, run: Path, splits: tuple[str, ...])
     with process_group(config.training.device) as context:
         checkpoint = context.run_on_rank0(lambda: best_checkpoint(run))
         dataset, trained, tasks = open_evaluated(data, run, config)
-        with_rows = tuple(split for split in splits if dataset.rows.get(split))
+        with_rows = tuple(split for split in splits if dataset.count(split))
         empty = [f"{data}: split '{split}' has no rows" for split in splits if split not in with_rows]
         if not with_rows:
             raise UserError(empty[0])

@@ -188,8 +188,8 @@ def arrow_batches(db: duckdb.DuckDBPyConnection, query: str, rows: int) -> pa.Re
     return stream(rows)
 
 
-def moment(db: duckdb.DuckDBPyConnection, text: str, column: str, sql_type: str) -> str:
-    """A moment that a user gave by `--since`, in SQL.
+def moment(db: duckdb.DuckDBPyConnection, text: str, column: str, sql_type: str, option: str = "--since") -> str:
+    """A moment that a user gave by an option, in SQL.
 
     Raises:
         UserError: it is none of the column's type.
@@ -199,5 +199,5 @@ def moment(db: duckdb.DuckDBPyConnection, text: str, column: str, sql_type: str)
         db.execute(f"select {value}").fetchall()
     except duckdb.Error as error:
         wanted = f"{sql_type}, which column {column!r} is"
-        raise UserError(f"--since: {text!r} is no {wanted} ({message(error)})") from None
+        raise UserError(f"{option}: {text!r} is no {wanted} ({message(error)})") from None
     return value

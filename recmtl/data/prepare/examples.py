@@ -270,11 +270,18 @@ def query_batches(db: duckdb.DuckDBPyConnection, partitions: Iterable[object]) -
         yield from even_batches(arrow_batches(db, f"select * from {SELECTED}", FETCH_ROWS))
 
 
-def check_not_empty(recipe: Recipe, rows: FactorizedRows, unlabelled: int) -> None:
-    """Raise UserError if the query yielded no rows, or none with a label."""
+def check_not_empty(recipe: Recipe, rows: FactorizedRows, unlabelled: int, where: str) -> None:
+    """Raise UserError if the query yielded no rows, or none with a label.
+
+    Args:
+        recipe: of the query.
+        rows: what it yielded.
+        unlabelled: rows without a label.
+        where: between which moments rows were asked for, in words; empty: anywhere.
+    """
     if not rows.rows:
         found = f"no label in any of {unlabelled:,} rows" if unlabelled else "no rows"
-        raise UserError(f"{recipe.origin}: sql yields {found} from these files")
+        raise UserError(f"{recipe.origin}: sql yields {found} {where}{' ' if where else ''}from these files")
 
 
 def splits_and_hashes(db: duckdb.DuckDBPyConnection, folder: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import duckdb
 
-from recmtl.data.prepare.duck import first_row, literal, message, moment, quote
+from recmtl.data.prepare.duck import first_row
 from recmtl.data.prepare.examples import SPLIT_VALUE, STORED
+from recmtl.data.prepare.window import Window
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
@@ -92,56 +93,30 @@ class Extension:
         """Of the data that is made."""
         return (*self.dataset.lineage, self.dataset.encoding_fingerprint)
 
-    def check_not_empty(self, rows: int, unlabelled: int) -> None:
-        """Raise UserError if there are no new rows."""
+    def check_not_empty(self, rows: int, unlabelled: int, where: str) -> None:
+        """Raise UserError if there are no new rows, with labels or without, between the moments that `where` names."""
         if not rows and not unlabelled:
-            since = self.asked.since
-            start = f"after {self.dataset.until}" if since is None else f"from {since} on"
-            raise UserError(f"--extend {self.folder}: the raw files have no rows {start}, by which to extend it")
+            raise UserError(f"--extend {self.folder}: the raw files have no rows {where}, by which to extend it")
 
-    def new_rows(self, db: duckdb.DuckDBPyConnection, types: dict[str, str]) -> str:
-        """The condition that tells the new rows of the query.
-
-        Raises:
-            UserError: `--since` is no moment.
-        """
-        column = str(self.recipe.split.column)
-        start = self._start(db, types[column])
-        return f" where {quote(column)} {'>' if self.asked.since is None else '>='} {start}"
-
-    def in_sight(self, db: duckdb.DuckDBPyConnection, types: dict[str, str]) -> str | None:
-        """The condition that rows of a source are not before what the query may look back to; None: all are in sight.
+    def window(self, until: str | None, lookahead: str | None) -> Window:
+        """Where the new rows lie.
 
         Args:
-            db: the database.
-            types: of the source's columns.
+            until: the moment that they are before; None: no such moment.
+            lookahead: how far the query sees from `until` on.
 
         Raises:
-            UserError: `--lookback` is no length of time for the column.
+            UserError: `lookahead` is given and `until` is not.
         """
-        column, lookback = str(self.recipe.split.column), self.asked.lookback
-        if lookback is None or column not in types:
-            return None
-        start = self._start(db, types[column])
-        of_dates = types[column] == "DATE" or types[column].startswith("TIMESTAMP")
-        span = f"interval {literal(lookback)}" if of_dates else f"cast({literal(lookback)} as {types[column]})"
-        try:
-            db.execute(f"select {start} - {span}").fetchall()
-        except duckdb.Error as error:
-            wanted = "a length of time such as '14 days'" if of_dates else f"a number as column {column!r} has them"
-            raise UserError(f"--lookback: {lookback!r} is not {wanted} ({message(error)})") from None
-        return f"{quote(column)} >= {start} - {span}"
+        since, lookback = self.asked.since, self.asked.lookback
+        after = self.dataset.until if since is None else None
+        return Window(self.recipe, since=since, after=after, until=until, lookback=lookback, lookahead=lookahead)
 
     def tasks(self, tasks: Iterable[Task]) -> tuple[Task, ...]:
         """New rows' tasks in the scale and with the meaning that the folder's have."""
         before = {task.name: task for task in self.dataset.tasks}
         kept = ("mean", "std", "conditional")
         return tuple(replace(task, **{key: getattr(before[task.name], key) for key in kept}) for task in tasks)
-
-    def _start(self, db: duckdb.DuckDBPyConnection, sql_type: str) -> str:
-        """The moment that new rows are after, or from which on they are, in SQL."""
-        text = self.dataset.until if self.asked.since is None else self.asked.since
-        return moment(db, text, str(self.recipe.split.column), sql_type)
 
 
 def last_moment(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> str:

@@ -49,6 +49,7 @@ from recmtl.data.prepare.splits import assign_splits, far_from_asked
 from recmtl.data.prepare.summary import notes
 from recmtl.data.prepare.tasks import describe_tasks
 from recmtl.data.prepare.vocabularies import make_lookup
+from recmtl.data.prepare.window import Window
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
@@ -68,6 +69,8 @@ def prepare(
     overwrite: bool = False,
     limit: int | None = None,
     extend: Extend | None = None,
+    until: str | None = None,
+    lookahead: str | None = None,
 ) -> Dataset:
     """Turn the raw files of a folder into training data.
 
@@ -80,6 +83,8 @@ def prepare(
         overwrite: `out` may hold prepared data, which stays until it is replaced.
         limit: read only the first so many raw rows of the recipe's first source of files; all when None.
         extend: the folder whose encoding is to grow, and the rows after it, which alone are written; None: begin anew.
+        until: write only rows before this moment, by the column of the recipe's split by time; None: all.
+        lookahead: how far the query sees from `until` on; None: all that there is.
 
     Returns:
         What was written, as in ``dataset.json``.
@@ -90,6 +95,7 @@ def prepare(
     extension = None if extend is None else Extension(recipe, extend)
     if extension:
         recipe = extension.recipe
+    window = extension.window(until, lookahead) if extension else Window(recipe, until=until, lookahead=lookahead)
     files = find_files(recipe, raw)
     cut_short = None if limit is None else limit_files(recipe, files, limit)
     if overwrite and real_path(raw).is_relative_to(real_path(out)):
@@ -98,11 +104,10 @@ def prepare(
         db = connect(memory_limit, threads, work / "spill")
         try:
             with Progress() as progress, one_line_errors(recipe.origin, memory_limit):
-                in_sight = partial(extension.in_sight, db) if extension else None
-                create_views(db, recipe, files, raw, cut_short, in_sight=in_sight)
+                create_views(db, recipe, files, raw, cut_short, in_sight=partial(window.in_sight, db))
                 columns = source_columns(db, recipe)
                 described = replace(
-                    _run(db, recipe, files, parse_size(memory_limit), work / "data", progress, extension),
+                    _run(db, recipe, files, parse_size(memory_limit), work / "data", progress, window, extension),
                     limit=None if cut_short is None else limit,
                     split=recipe.split.rule,
                     sql=_sql_digest(recipe),
@@ -122,13 +127,14 @@ def _run(
     memory: int,
     folder: Path,
     progress: Progress,
+    window: Window,
     extension: Extension | None,
 ) -> Dataset:
     types = create_query(db, recipe)
     check_columns(recipe, types)
     types = leave_out_refused(types)
     with query_errors(recipe, files):
-        create_selected(db, recipe, types, extension.new_rows(db, types) if extension else "")
+        create_selected(db, recipe, types, window.rows(db, types))
         encoder = make_encoder(db, recipe, types)
         if extension:
             extension.check_encoder(encoder)
@@ -136,8 +142,8 @@ def _run(
         with closing(show_partitions(db, recipe, memory, rows.folder / "parts", progress)) as partitions:
             unlabelled = run_query(db, recipe, partitions, rows)
     if extension:
-        extension.check_not_empty(rows.rows, unlabelled)
-    check_not_empty(recipe, rows, unlabelled)
+        extension.check_not_empty(rows.rows, unlabelled, window.described)
+    check_not_empty(recipe, rows, unlabelled, window.described)
 
     with progress.stage("splitting", 1):
         number_rows(db, recipe, rows.stored(), rows.rows, memory)

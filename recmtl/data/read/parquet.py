@@ -18,6 +18,7 @@ from recmtl.schema import (
     GROUP_COLUMN,
     UNSEEN,
     WEIGHT_COLUMN,
+    WHOLE,
     Dataset,
     Task,
     label_column,
@@ -41,7 +42,7 @@ class ParquetSplit:
     Args:
         folder: the prepared folder.
         dataset: what ``dataset.json`` says of it.
-        split: train, val or test.
+        split: train, val, test or `WHOLE`.
         tasks: the tasks whose labels to read, in order.
         evaluation: also read true probabilities and groups, and number the rows.
         share: rank, number of ranks and how to gather: every rank looks at its share of the files. None: at all.
@@ -99,9 +100,10 @@ class ParquetSplit:
         self.starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
         """[G + 1]: row number at which each row group starts."""
         self.rows = int(self.starts[-1])
-        if self.rows != dataset.rows.get(split, 0):
+        if self.rows != dataset.count(split):
+            where = folder if split == WHOLE else folder / split
             raise UserError(
-                f"{folder / split}: {self.rows} rows, but dataset.json says {dataset.rows.get(split, 0)}; "
+                f"{where}: {self.rows} rows, but dataset.json says {dataset.count(split)}; "
                 "files are missing or were added, prepare the data again"
             )
 

@@ -32,7 +32,7 @@ class Reader:
     Args:
         folder: the prepared folder.
         dataset: what ``dataset.json`` says of it.
-        split: train, val or test.
+        split: train, val, test or `WHOLE`.
         tasks: tasks whose labels to read, in order.
         batch_size: rows in a global batch.
         streams: row ranges that are read side by side.
