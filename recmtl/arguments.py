@@ -129,6 +129,47 @@ class Evaluate:
 
 
 @dataclass
+class Roll:
+    """Do every day of a log that is ready: prepare it, measure yesterday's model, train on, export what is good.
+
+    Started again, it goes on where it stopped.
+    """
+
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
+    """A recipe's name (see `recmtl recipes`) or the path of a TOML file; it splits by time."""
+    raw: Annotated[Path, Positional, arg(metavar="RAW")]
+    """Folder of the raw Parquet files, which grows."""
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
+    """Folder of the job: data, runs, exports, days, and the link `current` to the export to be served."""
+    config: Annotated[str, Positional, arg(metavar="CONFIG")]
+    """Configuration of every run: the name of a preset or a TOML file."""
+    every: str | None = None
+    """Length of a day, such as "6 hours", in a column of numbers such as 21600; none: "1 day"."""
+    start: str | None = None
+    """Of a job that begins: where the first day ends, which has all rows before that; none: it is the first window with
+    rows."""
+    delay: str | None = None
+    """How far the log must be past a day's end before that day is done; labels see no further. None: "1 hour", in a
+    column of numbers 0."""
+    lookback: str | None = None
+    """How far a day's query sees before it, such as "14 days"; none: all raw rows."""
+    ranks: Annotated[int, Interval(ge=1, le=4096)] = 1
+    """Processes that train and measure."""
+    keep: Annotated[int, Interval(ge=1)] | None = None
+    """Days whose data, runs and exports stay, the newest ones, beside what is served and what the next day builds on;
+    none: all. Records stay for good."""
+    test: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    """Share of a day's rows, the last ones by time, that test its model; on the first day the recipe says."""
+    gate: tuple[str, ...] = ()
+    """Bounds that a day's model must keep on the day's test rows to take over, such as "like.auc >= 0.7" or "like.auc
+    >= yesterday - 0.01", where yesterday is what yesterday's model has on the same rows."""
+    redo_from: str | None = None
+    """Forget everything from this day on, and do it again."""
+    memory_limit: str = "4GB"
+    """Memory of preparing, such as 4GB, beyond which it spills to disk."""
+
+
+@dataclass
 class Predict:
     """Score new raw files with a trained model."""
 

@@ -26,6 +26,7 @@ from recmtl.arguments import (
     Predict,
     Prepare,
     Report,
+    Roll,
     Serve,
     Show,
     Synth,
@@ -39,8 +40,10 @@ from recmtl.runtime.exit import (
     BUG,
     EXIT_USER_ERROR,
     GRACE_SECONDS,
+    REFUSED,
     TERMINATED,
     UNREAD,
+    end_with_parent,
     exit_interrupted,
     exit_process,
     interrupt_on_sigterm,
@@ -53,6 +56,9 @@ from recmtl.schema import SPLITS, WHOLE
 
 if TYPE_CHECKING:
     from recmtl.data.prepare.extension import Extend
+
+HELP_CONFIG = "mmoe"
+"""The preset whose keys `--help` shows where none is named."""
 
 
 def synth(arguments: list[str]) -> None:
@@ -138,6 +144,27 @@ def evaluate(arguments: list[str]) -> None:
         for split, measured in results.items():
             heading = f"{split}:\n" if len(splits) > 1 else ""
             print(heading + summary(measured, split))
+
+
+def roll(arguments: list[str]) -> None:
+    """Do every day that is ready."""
+    first = arguments[:4]  # RECIPE RAW OUT CONFIG
+    if len(first) < 4 or any(word.startswith("-") for word in first):
+        if not {"-h", "--help"} & set(arguments):
+            raise UserError("recmtl roll: four words come first; the command is recmtl roll RECIPE RAW OUT CONFIG")
+        first = [HELP_CONFIG]
+    config, places = _parse_sections(Roll, first[-1], arguments, "roll")
+    del places["config"]
+    check_training()
+    from recmtl.rolling.job import roll as run_job
+    from recmtl.rolling.steps import StepFailed
+
+    try:
+        accepted = run_job(config, **places)
+    except StepFailed as failed:
+        exit_process(str(failed), failed.code)
+    if not accepted:
+        exit_process("", REFUSED)
 
 
 def predict(arguments: list[str]) -> None:
@@ -261,6 +288,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "synth": (synth, "make raw event logs of a known dataset's shape"),
     "prepare": (prepare, "turn raw Parquet logs into training data by a recipe"),
     "train": (train, "train a model"),
+    "roll": (roll, "prepare, train, judge and export every day of a log"),
     "evaluate": (evaluate, "measure a trained model on a split"),
     "predict": (predict, "score new raw files with a run or an export"),
     "export": (export, "write a run's best model as a folder that needs nothing else"),
@@ -286,6 +314,8 @@ def main() -> None:
         print(f"recmtl {__version__}")
         return
     interrupt_on_sigterm()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher leaves its ranks behind when it is killed
+        end_with_parent()
     try:
         from recmtl.runtime.warnings import silence_third_parties
 
@@ -326,8 +356,13 @@ def _parse_run(places: type, arguments: list[str], command: str) -> tuple[Any, d
     if not arguments or arguments[0].startswith("-"):
         if not {"-h", "--help"} & set(arguments):
             raise UserError(f"recmtl {command}: name a preset or a TOML file first; `recmtl presets` lists the presets")
-        arguments = ["mmoe", *arguments]
-    default = load_config(arguments[0])
+        arguments = [HELP_CONFIG, *arguments]
+    return _parse_sections(places, arguments[0], arguments[1:], f"{command} CONFIG")
+
+
+def _parse_sections(places: type, name: str, words: list[str], command: str) -> tuple[Any, dict[str, Any]]:
+    """The fields of `places` and overrides of the keys of the configuration called `name`."""
+    default = load_config(name)
     sections = [
         (
             f.name,
@@ -338,10 +373,10 @@ def _parse_run(places: type, arguments: list[str], command: str) -> tuple[Any, d
     ]
     cls = make_dataclass(places.__name__, sections, bases=(places,), kw_only=True)
     cls.__doc__ = f"{places.__doc__} CONFIG: the name of a preset or a TOML file; it gives the defaults below."
-    args = parse_words(cls, arguments[1:], f"{command} CONFIG")
+    args = parse_words(cls, words, command)
     config = type(default)(**{f.name: getattr(args, f.name) for f in fields(default)})
     if config.model.name != default.model.name:
-        raise UserError(f"--model.name: {arguments[0]} is a {default.model.name}; name a preset of {config.model.name}")
+        raise UserError(f"--model.name: {name} is a {default.model.name}; name a preset of {config.model.name}")
     return config, {f.name: getattr(args, f.name) for f in fields(places)}
 
 

@@ -113,11 +113,8 @@ class DayRecord:
 
     @property
     def order(self) -> float:
-        """What days are sorted by: the moment it begins, in seconds since 1970 or as a number."""
-        try:
-            return float(self.since)
-        except ValueError:
-            return datetime.fromisoformat(self.since).replace(tzinfo=timezone.utc).timestamp()
+        """What days are sorted by, as `order_of` has it."""
+        return order_of(self.since)
 
     def save(self, out: Path) -> None:
         """Write ``OUT/days/DAY.json``, whole or not at all.
@@ -151,20 +148,37 @@ class DayRecord:
         return record
 
 
+def order_of(text: str) -> float:
+    """What moments and names of days are sorted by: seconds since 1970, or the number that they are.
+
+    Raises:
+        ValueError: the text is no moment.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp()
+
+
 def record_path(out: Path, day: str) -> Path:
     """Where a rolling job's folder has the record of a day."""
     return out / DAYS / f"{day}.json"
 
 
-def load_records(out: Path) -> list[DayRecord]:
-    """The records of all days that are done in a rolling job's folder, in their order.
+def load_records(out: Path, before: float = math.inf) -> list[DayRecord]:
+    """The records of the days that are done in a rolling job's folder, in their order.
+
+    Args:
+        out: the folder.
+        before: leave out days from this moment on, as `order_of` has it.
 
     Raises:
         UserError: one is damaged.
     """
     with os_errors(out):
         paths = list_folder(out / DAYS, "*.json")
-    return sorted(map(DayRecord.load, paths), key=lambda record: record.order)
+    records = [DayRecord.load(path) for path in paths if math.isinf(before) or order_of(path.stem) < before]
+    return sorted(records, key=lambda record: record.order)
 
 
 def numbers(metrics: Mapping[str, Mapping[str, Any]]) -> Metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -14,10 +15,15 @@ from typing import NoReturn
 EXIT_USER_ERROR, BUG, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 UNREAD = 128 + signal.SIGPIPE
 """Exit codes. `TERMINATED` is that of a process that SIGTERM ended: schedulers read it as worth another try."""
+REFUSED = 1
+"""Of `recmtl roll` while the newest day's model is refused."""
 
 GRACE_SECONDS = 10.0
 """How long a rank keeps to itself what the first rank of its machine, or the one that failed first, will say. The
 launcher ends it in that time, so that one line is left of many; without a launcher it speaks after that time."""
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl(2)."""
 
 _received: list[int] = []
 
@@ -59,6 +65,11 @@ def interrupt_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, handler)
+
+
+def end_with_parent() -> None:
+    """Have the system end this process with SIGKILL when its parent ends, however that happens."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

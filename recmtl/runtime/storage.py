@@ -153,8 +153,16 @@ def rename(source: Path, target: Path) -> Path:
     return source.rename(target)
 
 
+def replace_link(link: Path, target: Path) -> None:
+    """Have a link lead to `target`, a path relative to the link's folder, at once; it is made where it is missing."""
+    unfinished = link.with_name(f".{link.name}.tmp")
+    unfinished.unlink(missing_ok=True)
+    unfinished.symlink_to(target)
+    unfinished.replace(link)
+
+
 def remove(path: Path) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file or a link, if it is there."""
     path.unlink(missing_ok=True)
 
 
