@@ -23,6 +23,8 @@ BENCHMARK = f"{CHECKOUT}/components/benchmark.py:benchmark"
 PREDICT = f"{CHECKOUT}/components/predict.py:predict"
 SERVE = f"{CHECKOUT}/components/serve.py:serve"
 PIPELINE = f"{CHECKOUT}/components/pipeline.py:pipeline"
+ROLLING = f"{CHECKOUT}/components/rolling.py:rolling"
+EVERY_DAY = ("--recipe", "merrec_time", "--raw", "raw", "--out", "out", "--config", "conf/my ple.toml")
 WHOLE = ("--recipe", "merrec", "--raw", "raw", "--out", "out", "--models", "mmoe,conf/my ple.toml")
 
 
@@ -42,7 +44,7 @@ def script(info, node: int = 0) -> list[str]:
     return shlex.split(replicas[node].args[2])
 
 
-@pytest.mark.parametrize("component", [TRAIN, PREPARE, PREDICT, SERVE, BENCHMARK, PIPELINE])
+@pytest.mark.parametrize("component", [TRAIN, PREPARE, PREDICT, SERVE, BENCHMARK, PIPELINE, ROLLING])
 def test_component_is_valid_and_documented(component):
     found = get_component(component)
     assert found.validation_errors == []
@@ -71,6 +73,7 @@ COMMANDS = {
         (SERVE, ("--port", "9000", "--", "a b"), 1),
         (BENCHMARK, ("--script", "reader", "--", "--out", "out"), 1),
         (PIPELINE, (*WHOLE, "--", "--training.seed", "3"), 1),
+        (ROLLING, (*EVERY_DAY, "--", "--gate", "like.auc >= 0.7"), 1),
     ],
 )
 def test_every_scheduler_runs_the_same_command_for_the_same_arguments(component, args, nodes, scheduler):
@@ -169,6 +172,14 @@ def test_pipeline_prepares_trains_each_model_and_reports():
     assert report == waited("python -m recmtl report out/runs/mmoe 'out/runs/my ple' --out out/report")
 
 
+def test_rolling_is_one_command_whose_words_may_hold_blanks():
+    info = dry_run(ROLLING, *EVERY_DAY, "--h", "h100x8", "--", "--gate", "like.auc >= 0.7", "--training.seed", "3")
+    [role] = info._app.roles
+    assert role.entrypoint == "python"
+    places = ["-m", "recmtl", "roll", "merrec_time", "raw", "out", "conf/my ple.toml"]
+    assert role.args == [*places, "--ranks", "8", "--gate", "like.auc >= 0.7", "--training.seed", "3"]
+
+
 def test_pipeline_passes_sigterm_on_and_waits_for_the_checkpoint(tmp_path):
     python = tmp_path / "python"
     python.write_text(
@@ -213,15 +224,19 @@ def test_models_of_a_pipeline_must_not_share_a_run_folder(capsys):
         *((PREDICT, option, -1, 0) for option in ("ranks", "gpu", "max_retries")),
         *((PREDICT, option, 0, 1) for option in ("nodes", "cpu", "memMB", "rdzv_port", "rdzv_timeout")),
         *((TRAIN, option, 0, 1) for option in ("nodes", "cpu", "memMB", "rdzv_port", "rdzv_timeout")),
-        *((PIPELINE, option, -1, 0) for option in ("ranks", "gpu", "max_retries")),
+        *(
+            (component, option, -1, 0)
+            for component in (PIPELINE, ROLLING)
+            for option in ("ranks", "gpu", "max_retries")
+        ),
         (SERVE, "port", 0, 1),
         (SERVE, "max_retries", -1, 0),
-        *((component, "cpu", 0, 1) for component in (PREPARE, SERVE, PIPELINE, BENCHMARK)),
-        *((component, "memMB", -1, 1) for component in (PREPARE, SERVE, PIPELINE, BENCHMARK)),
+        *((component, "cpu", 0, 1) for component in (PREPARE, SERVE, PIPELINE, ROLLING, BENCHMARK)),
+        *((component, "memMB", -1, 1) for component in (PREPARE, SERVE, PIPELINE, ROLLING, BENCHMARK)),
     ],
 )
 def test_numbers_out_of_range_are_one_line(capsys, component, option, value, least):
-    whole = WHOLE if component == PIPELINE else ()
+    whole = {PIPELINE: WHOLE, ROLLING: EVERY_DAY}.get(component, ())
     line = refusal(capsys, component, *whole, f"--{option}", str(value))
     assert line == f"error: --{option}: {least} or more, not {value}"
 
@@ -252,6 +267,7 @@ AS_TYPED = (
         (SERVE, ()),
         (BENCHMARK, ()),
         (PIPELINE, (*WHOLE[:-3], "$${app_id} out", "--models", "mmoe")),
+        (ROLLING, EVERY_DAY),
     ],
 )
 def test_arguments_and_environment_arrive_as_typed(tmp_path, component, args):

@@ -21,6 +21,7 @@ CLAIM = "type=volume,src=recmtl,dst=/data"
 TRAIN = ["--name", "merrec-mmoe", "--image", "registry.example/recmtl:1", "--mounts", CLAIM]
 COMMAND = ["--", "merrec_mmoe", "--data", "/data/merrec", "--run", "/data/runs/mmoe"]
 SCORE = ["--", "/data/run", "/data/raw", "/data/out"]
+ROLLING = ["--recipe", "merrec_time", "--raw", "/data/raw", "--out", "/data/out", "--config", "mmoe"]
 PIPELINE = ["--recipe", "merrec", "--raw", "/data/raw", "--out", "/data/out", "--models", "mmoe,ple"]
 
 
@@ -56,6 +57,7 @@ def hosts_variable(job: dict[str, Any]) -> str:
         ("predict.py:predict", ["--mounts", CLAIM, "--nodes", "2", "--h", "h100x8", "--ranks", "0", *SCORE]),
         ("benchmark.py:benchmark", ["--mounts", CLAIM, "--h", "h100x1", "--", "--out", "/data/results"]),
         ("pipeline.py:pipeline", [*PIPELINE, "--mounts", CLAIM, "--max_retries", "1"]),
+        ("rolling.py:rolling", [*ROLLING, "--mounts", CLAIM, "--", "--gate", "like.auc >= 0.7"]),
     ],
 )
 def test_manifest_is_a_volcano_job(manifest, component, args):
