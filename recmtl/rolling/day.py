@@ -98,7 +98,7 @@ class Day:
             since=self.since,
             until=self.until,
             rows=dataset.rows,
-            tables=count_ids(self.data, out / DATA / before.day if before else None),
+            tables=count_ids(self.data, dataset),
             start_from=before.day if before else None,
             yesterday=yesterday,
             today=today,

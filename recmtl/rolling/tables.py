@@ -4,39 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 
-from recmtl.encoding.generations import Generations
 from recmtl.rolling.record import TableCounts
 from recmtl.runtime.storage import local_path
-from recmtl.schema import ENCODER, VOCABULARIES, Dataset
+from recmtl.schema import VOCABULARIES, Dataset, Table
 
 
-def count_ids(data: Path, before: Path | None) -> dict[str, TableCounts]:
-    """New and retired ids of prepared data, by table. Tables of hashed values have none.
+def count_ids(data: Path, dataset: Dataset) -> dict[str, TableCounts]:
+    """Rows, new and retired ids of prepared data, by table; of data that extend no others all ids are new.
 
     Args:
         data: the prepared folder.
-        before: the one that it was extended from; None: none.
-
-    Raises:
-        UserError: a file of `data` is missing or damaged.
+        dataset: what it holds.
     """
-    dataset = Dataset.load(data)
-    found = {}
-    for table in dataset.tables:
-        new = retired = 0
-        if not table.hashed:
-            now = new = _values(data, table.name)
-            if before is not None:
-                assigned = Generations.load(data / ENCODER, table).assigned
-                new = int(np.count_nonzero(assigned == dataset.generation))
-                retired = _values(before, table.name) + new - now
-        found[table.name] = TableCounts(table.rows, new, retired)
-    return found
+    return {table.name: _count(data, dataset, table) for table in dataset.tables}
 
 
-def _values(data: Path, table: str) -> int:
-    """Values that have an id."""
-    return int(pq.read_metadata(local_path(data / VOCABULARIES / f"{table}.parquet")).num_rows)
+def _count(data: Path, dataset: Dataset, table: Table) -> TableCounts:
+    if table.hashed:  # no value has an id of its own
+        return TableCounts(table.rows, 0, 0)
+    if growth := dataset.growth.get(table.name):
+        return TableCounts(table.rows, growth.new, growth.retired)
+    values = pq.read_metadata(local_path(data / VOCABULARIES / f"{table.name}.parquet")).num_rows
+    return TableCounts(table.rows, int(values), 0)
