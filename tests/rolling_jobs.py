@@ -7,8 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 import pyarrow.parquet as pq
 from jobs import words
 
@@ -17,9 +16,9 @@ from recmtl.synthetic.synthesize import synthesize
 
 SIZES = {
     "training.batch_size": 128,
-    "training.max_epochs": 1,
+    "training.max_epochs": 2,
     "training.device": "cpu",
-    "checkpoint.every_steps": 3,
+    "checkpoint.every_steps": 10,
     "metrics.tensorboard": False,
     "model.experts": 2,
     "model.expert_widths": 16,
@@ -29,8 +28,8 @@ SIZES = {
 
 
 def write_days(folder: Path, days: int) -> Path:
-    """Synthetic days of 3,000 events, which `add_days` takes into a raw folder."""
-    synthesize(folder, 3000 * days, days=days, drift=True)
+    """Synthetic days of 6,000 events, which `add_days` takes into a raw folder."""
+    synthesize(folder, 6000 * days, days=days, drift=True)
     return folder
 
 
@@ -42,18 +41,13 @@ def add_days(raw: Path, days: Path, *numbers: int) -> None:
 
 
 def spoil(raw: Path, number: int) -> None:
-    """Confuse views and likes on a day: what was a like is now a view, and the other way round."""
-    for path in (raw / f"202305{number:02}").glob("*.parquet"):
+    """Deal out the kinds of events of a day at random, so that nothing tells views and likes."""
+    rng = np.random.default_rng(0)
+    for path in sorted((raw / f"202305{number:02}").glob("*.parquet")):
         table = pq.read_table(path)
-        events = table.column("event_id").cast(pa.string())
-        swapped = pc.case_when(
-            pc.make_struct(pc.equal(events, "item_view"), pc.equal(events, "item_like")),
-            pa.scalar("item_like"),
-            pa.scalar("item_view"),
-            events,
-        )
         place = table.schema.get_field_index("event_id")
-        pq.write_table(table.set_column(place, "event_id", swapped), path)
+        dealt = table.column(place).take(rng.permutation(len(table)))
+        pq.write_table(table.set_column(place, "event_id", dealt), path)
 
 
 def command(raw: Path, out: Path, *options: object) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,3 +93,22 @@ def test_what_was_there_must_stay(run: Path, tmp_path: Path) -> None:
         replace(grown, features=changed).save(tmp_path / "changed")
         with pytest.raises(UserError, match=message):
             cli.evaluate([str(run), "--data", str(tmp_path / "changed")])
+
+
+def test_all_rows_of_a_folder_are_measured_as_one(run: Path, tmp_path: Path) -> None:
+    """As if all of them were of one split; the rows of the three stand one after the other."""
+    folder = run.parent
+    dataset = Dataset.load(folder / "data")
+    shutil.copytree(folder / "data", tmp_path / "one")
+    for place, split in enumerate(("train", "val", "test")):
+        for path in dataset.files(folder / "data", split):
+            (tmp_path / "one" / split / path.name).unlink()
+            shutil.copy(path, tmp_path / "one" / "test" / f"part-{place}{path.name.removeprefix('part-')}")
+    rows = {"train": 0, "val": 0, "test": dataset.count("whole")}
+    replace(dataset, rows=rows).save(tmp_path / "one")
+    cli.evaluate([str(run), "--data", str(tmp_path / "one")])
+    cli.evaluate([str(run), "--data", str(folder / "data"), "--split", "whole,val"])
+    whole = read(run, evaluation(folder / "data", "whole"))
+    assert whole["whole"] == read(run, evaluation(tmp_path / "one", "test"))["test"]
+    assert whole["whole"]["click"]["rows"] == sum(dataset.rows.values())
+    assert read(run, evaluation(folder / "data", "val"))["split"] == "val"
