@@ -22,6 +22,8 @@ GRACE_SECONDS = 10.0
 """How long a rank keeps to itself what the first rank of its machine, or the one that failed first, will say. The
 launcher ends it in that time, so that one line is left of many; without a launcher it speaks after that time."""
 
+LIBC = ctypes.CDLL(None)
+"""Loaded here: between a fork and the start of a program, loading a library may wait forever for another thread."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl(2)."""
 
@@ -69,7 +71,7 @@ def interrupt_on_sigterm() -> None:
 
 def end_with_parent() -> None:
     """Have the system end this process with SIGKILL when its parent ends, however that happens."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

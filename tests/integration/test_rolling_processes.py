@@ -100,7 +100,7 @@ def kill_in_every_step(raw: Path, out: Path, *options: object) -> None:
 
 
 def test_a_job_that_is_killed_in_every_step_ends_as_one_that_is_left_alone(raw, undisturbed, tmp_path):
-    """kill -9 of the whole process group, and the same command again."""
+    """SIGKILL to the whole process group, and the same command again."""
     kill_in_every_step(raw, tmp_path / "out")
     finish(raw, tmp_path / "out")
     assert records(tmp_path / "out") == records(undisturbed)
