@@ -20,6 +20,7 @@ SIZES = {
     "training.device": "cpu",
     "checkpoint.every_steps": 10,
     "metrics.tensorboard": False,
+    "metrics.monitor": "like.auc",
     "model.experts": 2,
     "model.expert_widths": 16,
     "embedding.dim": 8,

@@ -81,8 +81,10 @@ class Day:
             self._say_rows()
         yesterday, yesterday_on_test = self._measure_yesterday() if before else (None, {})
         if not is_file(self.run / RESULTS):
-            start = ["--start_from", str(out / RUNS / before.day)] if before else []
-            words = ["train", str(self.settings.config), "--data", str(self.data), "--run", str(self.run), *start]
+            words = ["train", str(self.settings.config), "--data", str(self.data), "--run", str(self.run)]
+            if before:
+                # Only a first day has validation rows, and without them there is nothing to monitor.
+                words += ["--start_from", str(out / RUNS / before.day), "--metrics.monitor"]
             self._step("train", words, ranks=self.settings.ranks)
         results = read_json(self.run / RESULTS)
         dataset = Dataset.load(self.data)

@@ -145,7 +145,7 @@ def test_sigterm_is_passed_on_and_what_was_trained_is_saved(raw, undisturbed, tm
 
 def test_a_step_that_fails_ends_the_job_with_its_line(raw, tmp_path, run_recmtl):
     out = tmp_path / "out"
-    ended = run_recmtl("roll", *command(raw, out, "--metrics.monitor", "like.acu"))
+    ended = run_recmtl("roll", *command(raw, out), "--metrics.monitor", "like.acu")
     assert ended.returncode == 2
     [line] = ended.stderr.splitlines()
     assert line.startswith("error: 2023-05-01 train: metrics.monitor: 'like.acu': 'acu' is no metric of a binary task")
