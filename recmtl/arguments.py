@@ -203,6 +203,20 @@ class Export:
     """Of the embedding tables. int8: one byte a number, and four a row."""
     compile: bool = False
     """Compile the network too, for machines like this one; takes minutes and a C++ compiler."""
+    delta_from: Path | None = None
+    """An earlier export: write only what makes the new one of it, for `recmtl apply-delta`; none: all."""
+
+
+@dataclass
+class ApplyDelta:
+    """Make an export of an earlier one and a delta."""
+
+    export: Annotated[Path, Positional, arg(metavar="EXPORT")]
+    """The export that the delta starts from."""
+    delta: Annotated[Path, Positional, arg(metavar="DELTA")]
+    """What `recmtl export --delta-from` wrote."""
+    out: Annotated[Path, Positional, arg(metavar="OUT")]
+    """Folder to write; must not exist, or be empty."""
 
 
 @dataclass

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from recmtl import __version__
 from recmtl.arguments import (
+    ApplyDelta,
     Catalogue,
     Embeddings,
     Evaluate,
@@ -56,6 +57,7 @@ from recmtl.schema import SPLITS, WHOLE
 
 if TYPE_CHECKING:
     from recmtl.data.prepare.extension import Extend
+    from recmtl.inference.delta import Delta
 
 HELP_CONFIG = "mmoe"
 """The preset whose keys `--help` shows where none is named."""
@@ -194,11 +196,27 @@ def export(arguments: list[str]) -> None:
     """Write a run's best model."""
     args = parse_words(Export, arguments, "export", flags=True)
     check_training()
+    from recmtl.inference.delta import Delta
     from recmtl.training.export import export_run
 
-    signature = export_run(args.run, args.out, args.dtype, compiled=args.compile)
-    size = folder_size(args.out)
-    print(f"{args.out}: {signature.model} for {', '.join(signature.tasks)}; {size / 1e6:,.1f} MB, tables {args.dtype}")
+    signature = export_run(args.run, args.out, args.dtype, compiled=args.compile, delta_from=args.delta_from)
+    size = f"{folder_size(args.out) / 1e6:,.1f} MB"
+    what = f"tables {args.dtype}" if args.delta_from is None else _changes(Delta.load(args.out))
+    print(f"{args.out}: {signature.model} for {', '.join(signature.tasks)}; {size}, {what}")
+
+
+def _changes(delta: Delta) -> str:
+    changed, rows = (sum(getattr(table, name) for table in delta.tables.values()) for name in ("changed", "rows"))
+    return f"a delta with {changed:,} of {rows:,} rows, of an export of {delta.bytes / 1e6:,.1f} MB"
+
+
+def apply_delta(arguments: list[str]) -> None:
+    """Make an export of an earlier one."""
+    args = parse_words(ApplyDelta, arguments, "apply-delta")
+    from recmtl.inference.delta import apply_delta as run_apply
+
+    delta = run_apply(args.export, args.delta, args.out)
+    print(f"{args.out}: version {delta.result}, {delta.bytes / 1e6:,.1f} MB")
 
 
 def serve(arguments: list[str]) -> None:
@@ -292,6 +310,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "evaluate": (evaluate, "measure a trained model on a split"),
     "predict": (predict, "score new raw files with a run or an export"),
     "export": (export, "write a run's best model as a folder that needs nothing else"),
+    "apply-delta": (apply_delta, "make an export of an earlier one and a delta"),
     "serve": (serve, "serve an export over HTTP"),
     "embeddings": (embeddings, "write what a model learned of a table's values"),
     "plan": (plan, "show the sharding plan and memory a rank, on paper"),
@@ -307,7 +326,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: recmtl COMMAND ...\n")
-        print("\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()))
+        print("\n".join(f"  {name:12} {text}" for name, (_, text) in COMMANDS.items()))
         print("\n`recmtl COMMAND --help` shows a command's options, `recmtl --version` the version.")
         return
     if arguments[0] == "--version":

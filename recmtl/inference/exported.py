@@ -18,9 +18,9 @@ from recmtl.inference.archive import load_compiled, load_graph, this_machine
 from recmtl.inference.columns import as_arrays
 from recmtl.inference.inputs import Collator, Inputs
 from recmtl.inference.manifest import check_manifest
-from recmtl.inference.signature import COMPILED, MODEL, Signature
+from recmtl.inference.signature import COMPILED, DELTA, MODEL, Signature
 from recmtl.inference.tables import open_table
-from recmtl.runtime.storage import is_folder
+from recmtl.runtime.storage import is_file, is_folder
 from recmtl.schema import ENCODER, RECIPE, SourceColumns
 
 ROWS_AT_ONCE = 2048
@@ -47,6 +47,8 @@ class ExportedModel:
     def __init__(self, folder: Path, *, verify: bool = True) -> None:
         if not is_folder(folder):
             raise UserError(f"{folder}: no such folder; give one that `recmtl export` wrote")
+        if is_file(folder / DELTA):
+            raise UserError(f"{folder}: a delta; apply it first: `recmtl apply-delta EXPORT {folder} OUT`")
         self.folder = folder
         self.version = check_manifest(folder) if verify else ""
         """12 hexadecimal digits that tell one export from another."""

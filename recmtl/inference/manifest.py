@@ -14,6 +14,7 @@ from recmtl.runtime.storage import list_files, open_read, read_text, write_whole
 
 FORMAT = 1
 BLOCK = 2**22
+MEND = "export the run again"
 
 
 def write_manifest(folder: Path) -> None:
@@ -23,7 +24,35 @@ def write_manifest(folder: Path) -> None:
     write_whole(folder / MANIFEST, _text(digests))
 
 
-def check_manifest(folder: Path) -> str:
+def read_manifest(folder: Path, mend: str = MEND) -> dict[str, str]:
+    """The digest of every file of an export but the manifest, by its name in the folder.
+
+    Args:
+        folder: of the export.
+        mend: what to do about a damaged file, for the message.
+
+    Raises:
+        UserError: the manifest is missing or damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        text = read_text(path)
+        found = json.loads(text)
+        digests: dict[str, str] = found["files"]
+        if found["format"] != FORMAT:
+            raise UserError(f"{path}: written by another version of recmtl; {mend}")
+        if _text(digests) != text:
+            raise ValueError("its own digest differs")
+        return digests
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); {folder} is no export, or not a whole one"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); {mend}") from None
+
+
+def check_manifest(folder: Path, mend: str = MEND) -> str:
     """Check every byte of an export.
 
     Returns:
@@ -32,34 +61,25 @@ def check_manifest(folder: Path) -> str:
     Raises:
         UserError: a file is missing, damaged or unknown; names it.
     """
-    path = folder / MANIFEST
-    try:
-        text = read_text(path)
-        found = json.loads(text)
-        digests: dict[str, str] = found["files"]
-        if found["format"] != FORMAT:
-            raise UserError(f"{path}: written by another version of recmtl; export the run again")
-        if _text(digests) != text:
-            raise ValueError("its own digest differs")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); {folder} is no export, or not a whole one"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}); export the run again") from None
+    digests = read_manifest(folder, mend)
     there = {file.relative_to(folder).as_posix() for file in list_files(folder)} - {MANIFEST}
     if missing := sorted(digests.keys() - there):
-        raise UserError(f"{folder / missing[0]}: missing; export the run again")
+        raise UserError(f"{folder / missing[0]}: missing; {mend}")
     if unknown := sorted(there - digests.keys()):
         raise UserError(f"{folder / unknown[0]}: not a file of this export; remove it")
     files = [folder / name for name in digests]
     try:
         for file, wanted, digest in zip(files, digests.values(), _digests(files), strict=True):
             if wanted != digest:
-                raise UserError(f"{file}: damaged (its digest differs); export the run again")
+                raise UserError(f"{file}: damaged (its digest differs); {mend}")
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return version_of(digests)
+
+
+def version_of(digests: dict[str, str]) -> str:
+    """12 hexadecimal digits that tell one export from another."""
+    return hashlib.sha256(_text(digests).encode()).hexdigest()[:12]
 
 
 def _text(digests: dict[str, str]) -> str:

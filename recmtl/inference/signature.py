@@ -13,6 +13,8 @@ from recmtl.schema import SourceColumns
 FORMAT = 1
 SIGNATURE, MODEL, COMPILED, TABLES = "signature.json", "model.pt2", "compiled.pt2", "tables"
 CONFIG, METRICS, CARD, MANIFEST = "config.toml", "metrics.json", "README.md", "manifest.json"
+DELTA = "delta.json"
+"""What tells a delta of an export (`recmtl.inference.delta`) from an export."""
 
 
 @dataclass(frozen=True)
@@ -81,5 +83,5 @@ class Signature:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder is an export, and no run folder."""
+    """Whether a folder is an export, or a delta of one, and no run folder."""
     return is_file(folder / SIGNATURE) or is_file(folder / MANIFEST)

@@ -33,12 +33,17 @@ def link_folder(source: Path, target: Path) -> None:
     unfinished = target.with_name(f".{target.name}.tmp")
     make_afresh(unfinished)
     for path in list_folder(source):
-        try:
-            os.link(path, unfinished / path.name)
-        except OSError:
-            shutil.copyfile(path, unfinished / path.name)
+        link_file(path, unfinished / path.name)
     remove_folder(target, ignore_errors=True)
     rename(unfinished, target)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file that is never written again another name: a link where the file system has them, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from recmtl.config import to_toml
 from recmtl.errors import UserError
 from recmtl.features import is_list
 from recmtl.inference.archive import this_machine
+from recmtl.inference.delta import check_parent, write_delta
 from recmtl.inference.exported import ROWS_AT_ONCE, ExportedModel, to_tensors
 from recmtl.inference.inputs import Inputs
 from recmtl.inference.manifest import write_manifest
@@ -51,7 +52,9 @@ CHECKED_ROWS = (0, 1, 2, 64, ROWS_AT_ONCE + 3)
 TOLERANCE = 1e-6
 
 
-def export_run(run: Path, out: Path, dtype: str = "float32", *, compiled: bool = False) -> Signature:
+def export_run(
+    run: Path, out: Path, dtype: str = "float32", *, compiled: bool = False, delta_from: Path | None = None
+) -> Signature:
     """Write an export.
 
     Args:
@@ -59,16 +62,20 @@ def export_run(run: Path, out: Path, dtype: str = "float32", *, compiled: bool =
         out: folder to write, complete or absent.
         dtype: of the tables: float32, float16 or int8.
         compiled: also compile the graph to machine code, for machines like this one.
+        delta_from: an earlier export; what is written is then not the export, but what makes it of that one.
 
     Raises:
-        UserError: the run is not whole, `out` cannot be written, or the graph cannot be compiled.
+        UserError: the run is not whole, `out` cannot be written, the graph cannot be compiled, or the earlier export is
+            damaged or has tables of another type.
     """
+    if delta_from is not None:
+        check_parent(delta_from, dtype)
     trained = TrainedRun(run)
     checkpoint = trained.checkpoint
     refuse_damaged(checkpoint, find_damage(checkpoint))
     recipe = trained.recipe
     with complete_or_absent(out) as work, Progress(timed=False) as progress:
-        folder = work / "data"
+        folder = work / ("data" if delta_from is None else "export")
         make_folder(folder / TABLES)
         model = trained.make_model()
         with progress.stage("writing tables", 2 * len(model.embeddings.tables)) as advance:
@@ -110,6 +117,9 @@ def export_run(run: Path, out: Path, dtype: str = "float32", *, compiled: bool =
             _check(ExportedModel(folder), graph, trained.dataset, tables)
         if results is None:
             progress.note(f"{run}: not finished; this is its best model so far, and {METRICS} is empty")
+        if delta_from is not None:
+            with progress.stage("comparing the exports", 1):
+                write_delta(delta_from, folder, work / "data")
         return signature
 
 
