@@ -12,28 +12,25 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import field, fields, make_dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recmtl import __version__
 from recmtl.arguments import (
     ApplyDelta,
-    Catalogue,
     Embeddings,
     Evaluate,
     Export,
-    Listing,
     Plan,
     Predict,
     Prepare,
     Report,
     Roll,
     Serve,
-    Show,
     Synth,
     Train,
 )
-from recmtl.config import MODELS, PRESETS, config_path, load_config, load_run_config, preset_names, read_toml
+from recmtl.catalogue import models, presets, recipes
+from recmtl.config import load_config, load_run_config
 from recmtl.errors import Stopped, UserError, is_out_of_memory, nearest
 from recmtl.inference.signature import is_export
 from recmtl.options import parse_words
@@ -51,7 +48,6 @@ from recmtl.runtime.exit import (
     is_first_on_machine,
 )
 from recmtl.runtime.folders import folder_size
-from recmtl.runtime.storage import read_text
 from recmtl.runtime.versions import check_serving, check_training, check_versions
 from recmtl.schema import SPLITS, WHOLE
 
@@ -261,45 +257,6 @@ def report(arguments: list[str]) -> None:
     from recmtl.report import report as write_report
 
     print(write_report(list(args.runs), args.out))
-
-
-def models(arguments: list[str]) -> None:
-    """List the models."""
-    parse_words(Listing, arguments, "models")
-    for name, entry in MODELS.items():
-        print(f"{name:16} {entry.description}")
-
-
-def recipes(arguments: list[str]) -> None:
-    """List the recipes, or print one."""
-    from recmtl.data.recipe import PACKAGED, load_recipe, recipe_names
-
-    if arguments[:1] == ["show"]:
-        return _show("recipe", recipe_names(), PACKAGED, arguments[1:])
-    parse_words(Catalogue, arguments, "recipes")
-    for name in recipe_names():
-        print(f"{name:16} {load_recipe(name).description}")
-
-
-def presets(arguments: list[str]) -> None:
-    """List the presets, or print one."""
-    if arguments[:1] == ["show"]:
-        return _show("preset", preset_names(), PRESETS, arguments[1:])
-    parse_words(Catalogue, arguments, "presets")
-    for name in preset_names():
-        first = read_text(config_path(name)).splitlines()[0]
-        print(f"{name:24} {first.lstrip('# ')}")
-
-
-def _show(kind: str, names: list[str], folder: Path, arguments: list[str]) -> None:
-    """Print the file of a recipe or preset, and say which one it extends."""
-    name = parse_words(Show, arguments, f"{kind}s show").name
-    if name not in names:
-        raise UserError(f"no {kind} '{name}'; {nearest(name, names)}")
-    path = folder / f"{name}.toml"
-    print(read_text(path), end="")
-    if parent := read_toml(path).get("extends"):
-        print(f"{name} extends {parent}: `recmtl {kind}s show {parent}` prints what it builds on", file=sys.stderr)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
