@@ -256,9 +256,9 @@ class Embeddings:
 
 @dataclass
 class Report:
-    """Put runs into a table and a page of plots."""
+    """Put runs, or the days of a rolling job, into a table and a page of plots."""
 
     runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUNS")]
-    """Run folders of `recmtl train`."""
+    """Run folders of `recmtl train`, or the one folder of a `recmtl roll`."""
     out: Path
     """Folder to write the report to."""

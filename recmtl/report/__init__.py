@@ -8,6 +8,7 @@ from pathlib import Path
 
 from recmtl.errors import UserError
 from recmtl.report.page import page
+from recmtl.report.rolling import rolling_files, rolling_folder
 from recmtl.report.rows import Row, by_dataset
 from recmtl.report.runs import Run, RunWithoutResults, load_run
 from recmtl.report.table import csv, markdown, tabulate
@@ -27,8 +28,10 @@ def report(runs: list[Path], out: Path) -> str:
     Runs on other data are another dataset, also where it has the same name. A run that is unfinished, went on since it
     was measured, or has a damaged file is listed by name, and a line on stderr says why; the others are reported.
 
+    The folder of a rolling job is reported by its days (`recmtl.report.rolling`) in the same three files.
+
     Args:
-        runs: run folders.
+        runs: run folders, or the folder of one rolling job.
         out: folder for the report; made if it is not there.
 
     Raises:
@@ -36,6 +39,8 @@ def report(runs: list[Path], out: Path) -> str:
     """
     if not runs:
         raise UserError("no runs to report; name at least one run folder")
+    if (rolling := rolling_folder(runs)) is not None:
+        return _write(rolling_files(rolling), out)
     loaded = [load_run(folder) for folder in dict.fromkeys(runs)]
     measured = [run for run in loaded if isinstance(run, Run)]
     others = [run for run in loaded if isinstance(run, RunWithoutResults)]
@@ -43,7 +48,11 @@ def report(runs: list[Path], out: Path) -> str:
         raise UserError(f"no run has results: {'; '.join(run.reason for run in others)}")
     for run in others:
         print(run.reason, file=sys.stderr)
-    files = _files(by_dataset(measured), others)
+    return _write(_files(by_dataset(measured), others), out)
+
+
+def _write(files: dict[str, str], out: Path) -> str:
+    """Write the files; returns the text of the first."""
     for name, text in files.items():
         try:
             make_folder(out)

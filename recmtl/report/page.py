@@ -31,25 +31,28 @@ def page(datasets: dict[str, list[Row]], tables: dict[str, Table], others: str =
         tables: their tables.
         others: the section of runs without results; empty where there are none.
     """
-    style = resources.files("recmtl.report").joinpath("page.css").read_text(encoding="utf-8")
     names = ", ".join(datasets)
     sections = "\n".join(_section(name, rows, tables[name]) for name, rows in datasets.items())
     every = [run for rows in datasets.values() for row in rows for run in row.runs]
+    return whole_page(names, f"{sections}\n{others}\n{_versions(every)}")
+
+
+def whole_page(title: str, body: str) -> str:
+    """A page that loads nothing."""
+    style = resources.files("recmtl.report").joinpath("page.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang=en>
 <head>
 <meta charset=utf-8>
 <meta name=viewport content="width=device-width, initial-scale=1">
 <meta name=color-scheme content="light dark">
-<title>recmtl: {escape(names)}</title>
+<title>recmtl: {escape(title)}</title>
 <style>
 {style}</style>
 </head>
 <body>
 <main>
-{sections}
-{others}
-{_versions(every)}
+{body}
 <footer>recmtl {escape(__version__)}</footer>
 </main>
 </body>
@@ -182,7 +185,7 @@ def _plots(rows: list[Row]) -> str:
     names = tasks(rows)
     legend = figures.legend([row.label for row in rows])
     parts = [
-        _figures(
+        figures_section(
             "Accuracy against cost",
             cost_plots(rows),
             "Filled: on the Pareto front (the line), where no other is better in one and as good in the other. "
@@ -191,14 +194,14 @@ def _plots(rows: list[Row]) -> str:
         )
         if len(rows) > 1
         else "",
-        _figures(
+        figures_section(
             "Training",
             {title: plot for task in names for title, plot in curve_plots(rows, task).items()},
             "A line a run. The vertical axis leaves the first steps out.",
             legend,
         ),
         _missing(rows, lambda run: bool(run.history), "metrics.jsonl"),
-        _figures(
+        figures_section(
             "Calibration",
             {title: plot for task in names for title, plot in calibration_plots(rows, task).items()},
             "Test rows in bins of rising prediction, as full as each other. Grey, of binary tasks: where 95 % of the "
@@ -210,7 +213,7 @@ def _plots(rows: list[Row]) -> str:
     return "\n".join(parts)
 
 
-def _figures(title: str, plots: dict[str, str], note: str, legend: str) -> str:
+def figures_section(title: str, plots: dict[str, str], note: str, legend: str) -> str:
     if not plots:
         return f"<h2>{title}</h2>"
     found = "\n".join(f"<figure><figcaption>{escape(name)}</figcaption>{plot}</figure>" for name, plot in plots.items())
