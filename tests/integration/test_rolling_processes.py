@@ -107,7 +107,8 @@ def test_a_job_that_is_killed_in_every_step_ends_as_one_that_is_left_alone(raw, 
     assert served(tmp_path / "out") == served(undisturbed) == "exports/2023-05-02"
     for day in ("2023-05-01", "2023-05-02"):
         assert digests(tmp_path / "out", day) == digests(undisturbed, day) != {}
-    left = [path.name for path in (tmp_path / "out").rglob(".*") if path.name not in (".lock",)]
+    # Nothing half-written is left.
+    left = [path.name for path in (tmp_path / "out").rglob(".*") if path.name not in (".lock", ".metadata")]
     assert left == []
 
 
