@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_rolling_record import RECORD
 
+from recmtl import cli
 from recmtl.config import load_config
 from recmtl.errors import UserError
 from recmtl.rolling import calendar, job
@@ -234,3 +235,27 @@ def test_two_jobs_in_one_folder_are_refused(log):
     (log.folder / "out").mkdir()
     with locked(log.folder / "out" / ".lock", Path("out")), pytest.raises(UserError, match="in use by process"):
         log.roll()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["merrec_time", "raw", "out"],
+            "recmtl roll: four words come first; the command is recmtl roll RECIPE RAW OUT",
+        ),
+        (["merrec_time", "raw", "--keep", "3", "out", "mmoe"], "recmtl roll: four words come first"),
+        (["merrec_time", "raw", "out", "mmeo"], "'mmeo' is neither a preset nor a .toml file; did you mean 'mmoe'?"),
+        (["merrec_time", "raw", "out", "mmoe", "--keep", "0"], "--keep: write one whole number from 1"),
+        (["merrec_time", "raw", "out", "mmoe", "--test", "1"], "--test: write one number from 0 to below 1"),
+        (["merrec_time", "raw", "out", "mmoe", "--training.epochs", "1"], "unknown option '--training.epochs'"),
+        (["merrec_time", "raw", "out", "mmoe", "--every", "1", "day"], "--every"),
+    ],
+)
+def test_words_that_are_none_are_one_line(tmp_path, monkeypatch, words, line):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refused:
+        cli.roll(words)
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 import recmtl
-from recmtl.runtime.storage import list_files, list_folder, make_afresh, make_folder, remove, remove_folder, rename
+from recmtl.runtime.storage import (
+    list_files,
+    list_folder,
+    make_afresh,
+    make_folder,
+    real_path,
+    remove,
+    remove_folder,
+    rename,
+    replace_link,
+)
 
 PACKAGE = Path(recmtl.__file__).parent
 
@@ -178,3 +188,14 @@ def test_removing_what_is_not_there(tmp_path: Path) -> None:
         remove_folder(tmp_path / "absent")
     with pytest.raises(FileNotFoundError):
         rename(tmp_path / "absent", tmp_path / "other")
+
+
+def test_a_link_leads_elsewhere_at_once(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "current"
+    (tmp_path / ".current.tmp").symlink_to("nowhere")  # of a process that was killed
+    for name in ("one", "two", "two"):
+        replace_link(link, Path(name))
+        assert real_path(link) == tmp_path.resolve() / name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "one", "two"]
