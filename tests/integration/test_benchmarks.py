@@ -197,6 +197,15 @@ def test_predict_and_types_of_an_export(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_export_delta(tmp_path: Path) -> None:
+    results = run("export_delta.py", tmp_path, "--users", 300, "--items", 200, "--events", 50, "--bounded")
+    for dtype in ("float32", "float16", "int8"):
+        tables = results[dtype]["tables"]
+        assert tables["item"]["rows"] == 202
+        assert 0 < tables["user"]["changed"] < tables["user"]["rows"] / 2
+        assert results[dtype]["delta"]["tables"] < results[dtype]["export"]["tables"]
+
+
 def test_export_tables(tmp_path: Path) -> None:
     results = run("export_tables.py", tmp_path / "out", "--embedding-rows", 40_000, "--processes", 1, 2)
     for place in ("beside", "inside"):
