@@ -37,8 +37,8 @@ def test_a_line_a_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     cli.report([str(job), "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert (tmp_path / "out" / "report.md").read_text() == said
-    heading = said.splitlines()[0]
-    assert heading == "**job**: 12 days from 2023-05-01 to 2023-05-13, 1 refused; the model of 2023-05-13 is served"
+    wanted = "12 days from 2023-05-01 to 2023-05-13, 1 refused; the last accepted model is that of 2023-05-13"
+    assert said.splitlines()[0] == f"**job**: {wanted}"
     head, first, second, *rest = cells(said)
     assert dict(zip(head, first, strict=True))["view AUC before"] == "–"
     assert second[:5] == ["2023-05-02", "0.6910 ± 0.0040", "0.7010 ± 0.0040", "+0.0050 ± 0.0015", "0.7110"]

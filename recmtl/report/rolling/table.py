@@ -12,8 +12,8 @@ from recmtl.rolling.record import STEPS, DayRecord, Metrics
 from recmtl.schema import SPLITS
 
 NOTE = (
-    "Before: the model of the day before on all rows of the day, before anything was learned from them. After: the "
-    "day's model on the day's test rows, which it has not learned; the gain is over the model before on the same rows. "
+    "Before: the model that was in use, on all rows of the day, before anything was learned from them. After: the day's "
+    "model on the day's test rows, which it has not learned; the gain is over the model in use on the same rows. "
     "± is the standard error over the choice of rows. New and retired: values that got an id, and that lost theirs; on "
     "the first day all are new."
 )
@@ -125,11 +125,11 @@ def refusals(records: Sequence[DayRecord]) -> dict[str, str]:
 
 
 def summary(records: Sequence[DayRecord]) -> str:
-    """How many days there are, and whose model is served."""
+    """How many days there are, and whose model is the last that was accepted."""
     accepted = [record.day for record in records if record.gate.accepted]
-    served = f"the model of {accepted[-1]} is served" if accepted else "no model is served"
+    last = f"the last accepted model is that of {accepted[-1]}" if accepted else "no model was accepted"
     days = f"{len(records)} day{'' if len(records) == 1 else 's'}"
-    return f"{days} from {records[0].day} to {records[-1].day}, {len(refusals(records))} refused; {served}"
+    return f"{days} from {records[0].day} to {records[-1].day}, {len(refusals(records))} refused; {last}"
 
 
 def csv(records: Sequence[DayRecord]) -> str:
