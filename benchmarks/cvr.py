@@ -31,7 +31,7 @@ import tyro
 from common import RESULTS, machine, markdown_table, write_results
 
 from recmtl import cli
-from recmtl.metrics.auc import auc
+from recmtl.metrics.xauc import xauc
 
 USERS, ITEMS, CATEGORIES, FACTORS = 400, 200, 10, 2
 CLICK, BUY = -3.0, -2.0
@@ -170,8 +170,8 @@ def measure(options: Options, gamma: float, seed: int, model: str) -> Results:
         "rows": len(p),
         "clicks": int(clicked.sum()),
         "mean_true": {"all": float(truth.mean()), "clicked": float(truth[clicked].mean())},
-        "auc": auc(p, would_buy),
-        "oracle_auc": auc(truth, would_buy),
+        "auc": xauc(p, would_buy),
+        "oracle_auc": xauc(truth, would_buy),
         "error": float(np.abs(p - truth).mean()),
         "error_clicked": float(np.abs(p - truth)[clicked].mean()),
         "ratio": float(p.mean() / truth.mean()),

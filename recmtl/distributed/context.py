@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
@@ -85,26 +86,41 @@ class DistContext:
         Raises:
             UserError: on all ranks what the first one raised that raised one or an OSError: all say the same.
         """
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, _attempt(make), group=self.cpu_group)
+        found: list[Any] = [_attempt(make)]
+        if self.world_size > 1:
+            made, found = found[0], [None] * self.world_size
+            dist.all_gather_object(found, made, group=self.cpu_group)
         for _, message in found:
             if message is not None:
                 raise UserError(message)
         return [value for value, _ in found]
 
-    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor | None:
-        """Rows [n] on the hosts of all ranks, one rank's after the other's on the first; None on the others."""
-        counts = self.gather(lambda: len(rows))
-        if not self.is_first:
-            dist.send(rows, dst=0, group=self.cpu_group)
-            return None
-        joined = rows.new_empty(sum(counts))
-        for rank, part in enumerate(joined.split(counts)):
-            if rank == self.rank:
-                part.copy_(rows)
-            else:
-                dist.recv(part, src=rank, group=self.cpu_group)
-        return joined
+    def sum_on_host(self, values: np.ndarray) -> np.ndarray:
+        """Sum of an array in host memory over all ranks; integers stay exact."""
+        if self.world_size == 1:
+            return values
+        total = torch.from_numpy(values.copy())
+        dist.all_reduce(total, group=self.cpu_group)
+        return total.numpy()
+
+    def exchange(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Send part r to rank r (all-to-all over the hosts).
+
+        Args:
+            parts: one array [n_r] for every rank, all of one type.
+
+        Returns:
+            What the ranks sent to this one, one after the other.
+        """
+        if self.world_size == 1:
+            return parts[0]
+        sizes = torch.tensor([part.nbytes for part in parts])
+        incoming = torch.empty_like(sizes)
+        dist.all_to_all_single(incoming, sizes, group=self.cpu_group)
+        sent = torch.from_numpy(np.concatenate(parts).view(np.uint8))
+        received = torch.empty(int(incoming.sum()), dtype=torch.uint8)
+        dist.all_to_all_single(received, sent, incoming.tolist(), sizes.tolist(), group=self.cpu_group)
+        return received.numpy().view(parts[0].dtype)
 
     def run_on_rank0(self, make: Callable[[], T]) -> T:
         """What `make` gives on the first rank, on all of them.
@@ -113,7 +129,8 @@ class DistContext:
             UserError: what it raises there, or an OSError, on all of them.
         """
         found = [_attempt(make) if self.is_first else None]
-        dist.broadcast_object_list(found, src=0, group=self.cpu_group)
+        if self.world_size > 1:
+            dist.broadcast_object_list(found, src=0, group=self.cpu_group)
         value, message = cast(tuple[T, str | None], found[0])
         if message is not None:
             raise UserError(message)

@@ -1,30 +1,32 @@
-"""Collects every row of a split once, on any number of ranks."""
+"""Every metric of every task on every row of a split once, on any number of ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from recmtl.distributed.context import DistContext
-from recmtl.metrics.jackknife import FOLDS, folds_of
-from recmtl.metrics.measure import Bins, Values, measure
-from recmtl.metrics.names import ALL, SEGMENT_METRICS, SEGMENT_VALUES
-from recmtl.metrics.regression import measure_numbers
-from recmtl.metrics.segments import LEFT_OUT, SegmentColumn, Segments
-from recmtl.models.predictions import predictions
-from recmtl.objectives.losses import row_losses
-from recmtl.schema import NO_USER, Task
+from recmtl.metrics.auc import AUC, OracleAUC
+from recmtl.metrics.calibration import CalibrationBins
+from recmtl.metrics.gauc import GroupedAUC
+from recmtl.metrics.logloss import LogLoss
+from recmtl.metrics.names import ALL, ALWAYS, METRICS, VALUES, Bins, Values, is_wanted
+from recmtl.metrics.regression import Errors
+from recmtl.metrics.rows import BLOCK, RowMetric
+from recmtl.metrics.segments import BySegment, SegmentColumn, Segments
+from recmtl.metrics.units import SamplingUnits
+from recmtl.metrics.xauc import XAUC
+from recmtl.schema import Task
 
-MIN_USERS = FOLDS
-"""Where there are fewer users than that, rows are the sampling units: most folds would have no user."""
-NOT_OBSERVED = -1
-"""What stands for a missing label of a binary task."""
+FAMILIES: dict[str, type[RowMetric]] = {
+    **{"auc": AUC, "gauc": GroupedAUC, "oracle_auc": OracleAUC, "logloss": LogLoss, "loss": Errors, "xauc": XAUC},
+}
+"""What measures a metric, by its name; those that are not here come with the log loss or the loss."""
 
 
 class Measured(NamedTuple):
@@ -38,68 +40,18 @@ class Measured(NamedTuple):
     """By column that metrics were asked for by."""
 
 
-@dataclass
-class TaskRows:
-    """Rows as one task sees them."""
-
-    logits: np.ndarray
-    """float32 [n]."""
-    labels: np.ndarray
-    """[n], as `Metrics` keeps them."""
-    oracle: np.ndarray | None = None
-    """True probabilities [n]."""
-    weights: np.ndarray | None = None
-    """float32 [n]."""
-    users: np.ndarray | None = None
-    """Number of every row's user [n], negative for none."""
-    folds: np.ndarray | None = None
-    """uint8 [n]."""
-
-    def take(self, rows: np.ndarray) -> TaskRows:
-        """Some rows: their places, or which they are, bool [n]."""
-        columns = {name: column[rows] for name, column in vars(self).items() if column is not None}
-        return replace(self, **columns)
-
-    def observed(self) -> TaskRows:
-        """The rows that have a label and a weight above 0; without weights where all are the same, for they say nothing
-        then and AUC is counted in integers.
-        """
-        known = ~np.isnan(self.labels) if self.labels.dtype == np.float32 else self.labels != NOT_OBSERVED
-        if self.weights is not None:
-            known &= self.weights > 0
-        rows = self if known.all() else self.take(known)
-        if rows.weights is not None and len(rows.weights) and rows.weights.min() == rows.weights.max():
-            return replace(rows, weights=None)
-        return rows
-
-    def measure(self, task: Task, include: Collection[str]) -> tuple[Values, Bins]:
-        """The metrics of a task on these rows, which `observed` gave."""
-        if task.kind == "binary":
-            labels = self.labels == 1
-            return measure(self.logits, labels, self.oracle, self.users, self.folds, self.weights, include)
-        logits, labels = torch.from_numpy(self.logits), torch.from_numpy(self.labels)
-        predicted, losses = predictions(logits[:, None], [task])[:, 0], row_losses(logits, labels, task)
-        return measure_numbers(predicted.numpy(), self.labels, losses.numpy(), self.folds, self.weights, include)
-
-
-def _users(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [n] to the user of every row, counted from 0, −1 for none, int32 [n]; and what each user was called."""
-    found = pa.array(group, mask=group == NO_USER).dictionary_encode()
-    return found.indices.fill_null(-1).to_numpy(), found.dictionary.to_numpy()
-
-
 class Metrics:
-    """Collects logits and labels on the host and measures them on rank 0.
+    """The metrics of all tasks: gives them this rank's rows in blocks, and says together what they measure.
 
-    On its own rank a row takes 5 bytes a task, 4 for a true probability, 4 for a weight, 8 for its group and 1 for its
-    fold; where a task's labels are numbers 3 more a task, and 8 for its number where there are segments. On rank 0 it
-    takes some 60 while a task is measured.
+    On its own rank a row takes 5 bytes a task, 4 for a true probability, 4 for a weight, 8 for its user where the AUC
+    within users is asked for, 2 for its folds and 1 for each column of segments; where a task's labels are numbers 3
+    more a task. While metrics are measured, some 8 more, or 12 where rows weigh (`recmtl.metrics.ranges`).
 
     Args:
         tasks: in the order of the logits.
         context: this process and the others.
         include: names of the metrics to measure (`recmtl.metrics.names`), where the data has what they need.
-        segments: on the first rank the columns to measure by, by name; on others the same names are enough.
+        segments: the columns to measure by, by name.
     """
 
     def __init__(
@@ -108,14 +60,27 @@ class Metrics:
         context: DistContext,
         *,
         include: Collection[str] = ALL,
-        segments: Mapping[str, SegmentColumn | None] | None = None,
+        segments: Mapping[str, SegmentColumn] | None = None,
     ) -> None:
-        self.tasks, self.context, self.include, self.segments = tasks, context, include, segments or {}
-        self._binary = all(task.kind == "binary" for task in tasks)
-        self._of_tasks: dict[str, list[Tensor]] = {}
-        """Batches of [T, rows] by name."""
-        self._of_rows: dict[str, list[Tensor]] = {}
-        """Batches of [rows] by name."""
+        self.tasks, self.context, self.segments = tasks, context, segments or {}
+        self.include = frozenset(include) | ALWAYS
+        self._units = SamplingUnits(context)
+        self._metrics = {task.name: self._collection(task) for task in tasks}
+        self._waiting: dict[str, list[Tensor]] = {}
+        """Batches of [T, rows] or [rows] by name, until they are a block."""
+        self._rows_waiting = 0
+        self._has_rows = False
+        self._in_segment = {name: np.zeros(len(column.values) + 1, np.int64) for name, column in self.segments.items()}
+        """This rank's rows in each segment, and last those that are left out."""
+
+    def _collection(self, task: Task) -> MetricCollection:
+        wanted = [name for name in METRICS[task.kind] if name in self.include and name in FAMILIES]
+        metrics: dict[str, RowMetric] = {name: FAMILIES[name](task, self.context, self._units) for name in wanted}
+        metrics["bins"] = CalibrationBins(task, self.context, self._units)
+        if self.segments:
+            metrics["segments"] = BySegment(task, self.context, self._units, self.segments)
+        # One group: all have the same states, and the rows lie in memory once.
+        return MetricCollection(dict(metrics), compute_groups=[list(metrics)])
 
     def update(
         self,
@@ -139,58 +104,69 @@ class Metrics:
             group: user of every row [B], `NO_USER` for none.
             row_number: place of every row in the split [B]; None: metrics without standard errors and segments.
         """
-        columns = {"logits": logits.float(), "labels": labels, "oracle": oracle, "weights": weights}
+        columns = {"logits": logits.float(), "labels": labels.float(), "oracle": oracle, "weights": weights}
         given = {name: column for name, column in columns.items() if column is not None}
         # Together, as every copy makes the host wait for a GPU.
         together = torch.cat([column[:rows] for column in given.values()], dim=1).cpu().T
-        for name, part in zip(given, together.split(len(self.tasks)), strict=True):
-            if name == "labels" and self._binary:
-                kept = part.nan_to_num(NOT_OBSERVED).to(torch.int8)
-            else:
-                kept = part.contiguous()
-            self._of_tasks.setdefault(name, []).append(kept)
-        if group is not None:
-            self._of_rows.setdefault("group", []).append(group[:rows].cpu())
-        if row_number is not None:
-            numbers = row_number[:rows].cpu()
-            self._of_rows.setdefault("fold", []).append(torch.from_numpy(folds_of(numbers.numpy())))
-            if self.segments:
-                self._of_rows.setdefault("number", []).append(numbers)
+        of_rows = {"users": group, "row_number": row_number}
+        parts = {
+            **dict(zip(given, together.split(len(self.tasks)), strict=True)),
+            **{name: column[:rows].cpu() for name, column in of_rows.items() if column is not None},
+        }
+        for name, part in parts.items():
+            self._waiting.setdefault(name, []).append(part)
+        self._rows_waiting += rows
+        if self._rows_waiting >= BLOCK:
+            self._add_block()
 
     def compute(self) -> Measured:
         """What is measured over the rows of all ranks, the same on every rank."""
-        group, folds, numbers = (self._gather(self._of_rows.get(name, [])) for name in ("group", "fold", "number"))
-        users = None
-        if group is not None:
-            users, names = _users(group)
-            if folds is not None and len(names) >= MIN_USERS:
-                # Rows of one user resemble each other: a fold has all of a user's rows or none.
-                folds = np.where(users < 0, folds, folds_of(names)[users])
-        rows_of = {}
-        if numbers is not None:
-            rows_of = {name: column.rows(numbers) for name, column in self.segments.items() if column is not None}
-        found = Measured({}, {}, {name: _segments(self.segments[name], rows) for name, rows in rows_of.items()})
-        for i, task in enumerate(self.tasks):
-            columns = {name: self._gather([part[i] for part in parts]) for name, parts in self._of_tasks.items()}
-            logits, labels, oracle, weights = map(columns.get, ("logits", "labels", "oracle", "weights"))
-            if logits is None or labels is None:
-                continue
-            rows = TaskRows(logits, labels, oracle, weights, users if "gauc" in self.include else None, folds)
-            found.metrics[task.name], found.bins[task.name] = rows.observed().measure(task, self.include)
-            for name, segments in rows_of.items():
-                for value, inside in zip(found.segments[name]["values"], segments, strict=True):
-                    values, _ = rows.take(inside).observed().measure(task, SEGMENT_METRICS)
-                    value["tasks"][task.name] = {key: values[key] for key in values if key in SEGMENT_VALUES}
+        if self._waiting:
+            self._add_block()
+        if not any(self.context.gather(lambda: self._has_rows)):
+            return Measured({}, {}, {})
+        if not self._has_rows:
+            none = torch.zeros(len(self.tasks), 0)
+            self._waiting = {"logits": [none], "labels": [none]}
+            self._add_block()
+        found = Measured({}, {}, {name: self._segment_counts(name) for name in self.segments})
+        for task in self.tasks:
+            values = self._metrics[task.name].compute()
+            wanted = {name: is_wanted(name, self.include) for name in VALUES[task.kind]}
+            found.metrics[task.name] = {name: values.get(name) if says else None for name, says in wanted.items()}
+            found.bins[task.name] = values["bins"]
+            for name, of_segments in values.get("segments", {}).items():
+                for segment, of_segment in zip(found.segments[name]["values"], of_segments, strict=True):
+                    segment["tasks"][task.name] = of_segment
+        # Sums are the same on all ranks, but what processors of different kinds make of them may not be.
         return self.context.run_on_rank0(lambda: found)
 
-    def _gather(self, parts: list[Tensor]) -> np.ndarray | None:
-        """Rows of all ranks on rank 0; None elsewhere, and where the data has no such column."""
-        rows = self.context.gather_rows(torch.cat(parts)) if parts else None
-        return None if rows is None else rows.numpy()
+    def _add_block(self) -> None:
+        """Hand what waits on to the metrics."""
+        columns = {name: torch.cat(parts, dim=-1) for name, parts in self._waiting.items()}
+        self._waiting, self._rows_waiting, self._has_rows = {}, 0, True
+        users, row_number = columns.pop("users", None), columns.pop("row_number", None)
+        of_rows = {}
+        if row_number is not None:
+            folds = self._units.folds(None if users is None else users.numpy(), row_number.numpy())
+            of_rows = dict(zip(("folds", "user_folds"), map(torch.from_numpy, folds), strict=True))
+            if self.segments:
+                of_rows["segments"] = self._codes(row_number.numpy())
+        if users is not None and "gauc" in self.include:
+            of_rows["users"] = users
+        for place, task in enumerate(self.tasks):
+            of_task = {name: column[place] for name, column in columns.items()}
+            self._metrics[task.name].update(**of_task, **of_rows)
 
+    def _codes(self, row_number: np.ndarray) -> Tensor:
+        """The segment of some rows by each column, int8 [C, n]; counts them."""
+        codes = np.stack([column.codes[row_number] for column in self.segments.values()])
+        for counts, of_column in zip(self._in_segment.values(), codes, strict=True):
+            counts += np.bincount(of_column % len(counts), minlength=len(counts))  # −1 counts as the last
+        return torch.from_numpy(codes)
 
-def _segments(column: SegmentColumn | None, rows: list[np.ndarray]) -> Segments:
-    """The segments of a column before their tasks are measured."""
-    assert column is not None
-    values = [{"value": value, "rows": len(of), "tasks": {}} for value, of in zip(column.values, rows, strict=True)]
-    return {"values": values, "left_out": column.left_out, "left_out_rows": int((column.codes == LEFT_OUT).sum())}
+    def _segment_counts(self, name: str) -> Segments:
+        """The segments of a column before their tasks are measured."""
+        column, (*counts, left_out) = self.segments[name], self.context.sum_on_host(self._in_segment[name]).tolist()
+        values = [{"value": value, "rows": of, "tasks": {}} for value, of in zip(column.values, counts, strict=True)]
+        return {"values": values, "left_out": column.left_out, "left_out_rows": left_out}

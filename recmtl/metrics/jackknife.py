@@ -22,24 +22,54 @@ Folds = Sequence[float | None]
 """A metric without each of the folds; None: the fold has no rows, so that nothing was left out."""
 
 
+def mixed(units: np.ndarray) -> np.ndarray:
+    """A fixed hash of integers: splitmix64's output for each as the state.
+
+    Args:
+        units: int64 [n].
+
+    Returns:
+        uint64 [n].
+
+    Source: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014, figure 11.
+    """
+    found = units.astype(np.uint64)
+    found += np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        found ^= found >> np.uint64(shift)
+        found *= np.uint64(factor)
+    found ^= found >> np.uint64(31)
+    return found
+
+
 def folds_of(units: np.ndarray) -> np.ndarray:
-    """The fold of every sampling unit: splitmix64's output for the state `unit`, modulo `FOLDS`.
+    """The fold of every sampling unit: its hash modulo `FOLDS`.
 
     Args:
         units: int64 [n]: users' hashes or row numbers.
 
     Returns:
         uint8 [n].
-
-    Source: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014, figure 11.
     """
-    mixed = units.astype(np.uint64)
-    mixed += np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed ^= mixed >> np.uint64(shift)
-        mixed *= np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
-    return (mixed % np.uint64(FOLDS)).astype(np.uint8)
+    return (mixed(units) % np.uint64(FOLDS)).astype(np.uint8)
+
+
+def means_without(sums: np.ndarray, masses: np.ndarray) -> np.ndarray:
+    """Σ of all folds but one over their mass, for each; NaN for a fold without rows, or with all of them.
+
+    Args:
+        sums: over the rows of each fold.
+        masses: weight of the rows of each fold.
+    """
+    means, total = np.full(len(sums), np.nan), masses.sum()
+    some = (masses > 0) & (masses < total)
+    means[some] = (sums.sum() - sums[some]) / (total - masses[some])
+    return means
+
+
+def numbers(values: np.ndarray) -> list[float | None]:
+    """As JSON knows them: null for NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def standard_error(folds: Folds) -> float | None:

@@ -13,8 +13,7 @@ from recmtl.data.read.reader import Reader
 from recmtl.distributed.context import DistContext
 from recmtl.errors import Stopped
 from recmtl.metrics.collect import Measured, Metrics
-from recmtl.metrics.measure import Values
-from recmtl.metrics.names import LOSS
+from recmtl.metrics.names import LOSS, Values
 from recmtl.metrics.segments import SegmentColumn
 from recmtl.objectives.train_module import Output
 from recmtl.runtime.progress import Progress
@@ -30,7 +29,7 @@ def evaluate(
     *,
     title: str,
     include: Collection[str],
-    segments: Mapping[str, SegmentColumn | None],
+    segments: Mapping[str, SegmentColumn],
     prefetch: int,
     stop: Callable[[], bool],
 ) -> Measured:

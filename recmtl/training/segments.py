@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recmtl.encoding.decode import decode, read_values
 from recmtl.errors import UserError, nearest
 from recmtl.features import is_list
-from recmtl.metrics.segments import SegmentColumn
+from recmtl.metrics.segments import LEFT_OUT, SegmentColumn
 from recmtl.runtime.storage import local_path
 from recmtl.schema import MISSING, UNSEEN, VOCABULARIES, Dataset, Feature, segment_column
 
@@ -48,45 +51,64 @@ def _meant(name: str, known: list[str]) -> str:
 def read_segments(folder: Path, dataset: Dataset, split: str, names: Iterable[str]) -> dict[str, SegmentColumn]:
     """The columns of ``metrics.by``, which `check_segments` knows.
 
+    Each is read twice, some rows at a time: to find its most frequent values, and which rows have them. Memory is that of
+    the column's different values, and a byte for each row of the split.
+
     Raises:
         UserError: a file is missing or damaged.
     """
     found = {}
     for name in names:
         if name in dataset.segments:
-            found[name] = _of_texts(_read(folder, dataset, split, segment_column(name)))
+            found[name] = _of_texts(partial(_batches, folder, dataset, split, segment_column(name)))
         else:
             feature = next(feature for feature in dataset.features if feature.name == name)
-            found[name] = _of_ids(folder, dataset, feature, _read(folder, dataset, split, name))
+            found[name] = _of_ids(folder, dataset, feature, partial(_batches, folder, dataset, split, name))
     return found
 
 
-def _read(folder: Path, dataset: Dataset, split: str, column: str) -> pa.ChunkedArray:
-    parts = []
+Batches = Callable[[], Iterator[pa.Array]]
+"""Reads a column of a split from its start, some rows at a time."""
+
+
+def _batches(folder: Path, dataset: Dataset, split: str, column: str) -> Iterator[pa.Array]:
     for path in dataset.files(folder, split):
         try:
-            parts.append(pq.read_table(local_path(path), columns=[column]).column(0))
+            with pq.ParquetFile(local_path(path)) as file:
+                for batch in file.iter_batches(columns=[column]):
+                    yield batch.column(0)
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: column '{column}' cannot be read ({reason}); prepare the data again") from None
-    return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
 
 
-def _of_texts(column: pa.ChunkedArray) -> SegmentColumn:
+def _of_texts(batches: Batches) -> SegmentColumn:
     """Of a segment of the recipe: the values are text, null where missing."""
-    encoded = column.combine_chunks().dictionary_encode()
-    texts = [*encoded.dictionary.to_pylist(), MISSING_NAME]
-    numbers = encoded.indices.fill_null(len(texts) - 1).to_numpy()
-    kept, codes, left_out = SegmentColumn.largest(numbers, np.bincount(numbers, minlength=len(texts)))
-    return SegmentColumn(codes, [texts[number] for number in kept.tolist()], left_out)
+    counts: Counter[str | None] = Counter()
+    for batch in batches():
+        found = pc.value_counts(batch)
+        counts.update(dict(zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True)))
+    missing = counts.pop(None, 0)
+    texts = [*counts, None]
+    kept, _, left_out = SegmentColumn.largest(np.array([*counts.values(), missing]))
+    values = [texts[number] for number in kept.tolist()]
+    known = pa.array(values, pa.string())
+    codes = [pc.index_in(batch, value_set=known).fill_null(LEFT_OUT).to_numpy().astype(np.int8) for batch in batches()]
+    return SegmentColumn(_joined(codes), [MISSING_NAME if text is None else text for text in values], left_out)
 
 
-def _of_ids(folder: Path, dataset: Dataset, feature: Feature, column: pa.ChunkedArray) -> SegmentColumn:
+def _of_ids(folder: Path, dataset: Dataset, feature: Feature, batches: Batches) -> SegmentColumn:
     """Of a categorical feature: ids, which the data's vocabulary leads back to values."""
-    ids = column.to_numpy()
     table = dataset.table(str(feature.table))
-    kept, codes, left_out = SegmentColumn.largest(ids, np.bincount(ids, minlength=table.rows))
+    counts = np.zeros(table.rows, np.int64)
+    for batch in batches():
+        counts += np.bincount(batch.to_numpy(), minlength=table.rows)
+    kept, code_of, left_out = SegmentColumn.largest(counts)
     values = decode(read_values(folder / VOCABULARIES, table.name), kept).to_pylist()
     special = {MISSING: MISSING_NAME, UNSEEN: UNSEEN_NAME}
     names = [special.get(number) or str(value) for number, value in zip(kept.tolist(), values, strict=True)]
-    return SegmentColumn(codes, names, left_out)
+    return SegmentColumn(_joined([code_of[batch.to_numpy()] for batch in batches()]), names, left_out)
+
+
+def _joined(codes: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int8), *codes])

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from recmtl.config import MetricsConfig
 from recmtl.errors import UserError, nearest
-from recmtl.metrics.measure import Values
-from recmtl.metrics.names import ALL, LOSS, METRICS, SIGNS
+from recmtl.metrics.names import ALL, LOSS, METRICS, SIGNS, Values
 from recmtl.schema import Dataset, Task
 from recmtl.training.evaluation import validation_loss
 from recmtl.training.segments import check_segments

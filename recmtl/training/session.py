@@ -127,8 +127,8 @@ class TrainSession(ShardedModel):
                 raise UserError(f"the {kind} on the {split} split is {loss}; {DIVERGED}")
         return measured
 
-    def _segments(self, split: str) -> dict[str, SegmentColumn | None]:
-        """The columns of ``metrics.by`` on the first rank, their names on the others."""
-        found: dict[str, SegmentColumn | None] = dict.fromkeys(self.selection.by)
-        self.context.run_on_rank0(lambda: found.update(read_segments(self.data, self.dataset, split, found)))
+    def _segments(self, split: str) -> dict[str, SegmentColumn]:
+        """The columns of ``metrics.by``, a byte for each row of the split."""
+        found: dict[str, SegmentColumn] = {}
+        self.context.gather(lambda: found.update(read_segments(self.data, self.dataset, split, self.selection.by)))
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from recmtl.metrics.measure import Values
+from recmtl.metrics.names import Values
 from recmtl.metrics.segments import Segments
 from recmtl.training.results import Results
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from recmtl.metrics.measure import Values
+from recmtl.metrics.names import Values
 from recmtl.runtime.storage import exists, open_append, os_errors, read_text, write_whole
 
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured import measure
 
 from recmtl.distributed.context import DistContext, process_group
 from recmtl.metrics.collect import Metrics
-from recmtl.metrics.measure import measure
-from recmtl.metrics.regression import measure_numbers
 from recmtl.metrics.segments import MOST_SEGMENTS, SegmentColumn
 from recmtl.models.predictions import predictions
 from recmtl.objectives.losses import task_losses
@@ -119,7 +118,7 @@ def test_tasks_are_measured_in_the_unit_of_their_labels_and_their_loss_is_that_o
     for i in (1, 3):
         mae = np.average((p[:, i] - labels[:, i]).abs(), weights=weights[:, i])
         assert found[TASKS[i].name]["mae"] == pytest.approx(mae, rel=1e-5)
-    assert found["click"] == measure(logits[:, 0].numpy(), labels[:, 0].numpy() == 1, weights=weights[:, 0].numpy())[0]
+    assert found["click"] == measure(logits[:, 0], labels[:, 0], weights=weights[:, 0], blocks=1)[0]
 
 
 def test_segments_hold_the_metrics_of_their_rows(context):
@@ -137,13 +136,12 @@ def test_segments_hold_the_metrics_of_their_rows(context):
     for code, value in enumerate(found["values"]):
         inside = torch.from_numpy(codes)[numbers] == code
         known = inside & ~labels[:, 0].isnan()
-        alone, _ = measure(logits[known, 0].numpy(), labels[known, 0].numpy() == 1)
+        alone, _ = measure(logits[known, 0], labels[known, 0])
         assert value["tasks"]["click"]["rows"] == known.sum()
         for name in ("auc", "logloss", "calibration", "positives"):
             assert value["tasks"]["click"][name] == pytest.approx(alone[name], rel=1e-12)
         assert "ne" not in value["tasks"]["click"]
-        p = predictions(logits[inside], TASKS)[:, 1].numpy()
-        alone, _ = measure_numbers(p, labels[inside, 1].numpy())
+        alone, _ = measure(logits[inside, 1], labels[inside, 1], task=TIME)
         for name in ("mae", "rmse", "bias"):
             assert value["tasks"]["time"][name] == pytest.approx(alone[name], rel=1e-12)
 
@@ -162,7 +160,8 @@ def test_a_segment_without_rows_of_a_task_is_null(context):
 def test_the_values_with_most_rows_are_kept():
     counts = np.array([3, 0, 5, 5, *[1] * 30])
     numbers = np.repeat(np.arange(len(counts)), counts)
-    kept, codes, left_out = SegmentColumn.largest(numbers, counts)
+    kept, code_of, left_out = SegmentColumn.largest(counts)
+    codes = code_of[numbers]
     assert kept[:4].tolist() == [2, 3, 0, 4]
     assert len(kept) == MOST_SEGMENTS
     assert left_out == 33 - MOST_SEGMENTS

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured import auc, measure, on_ranks
 from rows import reader, rows_of, write
 
 from recmtl.distributed.context import DistContext, process_group
-from recmtl.metrics.auc import auc, fold_aucs
-from recmtl.metrics.collect import MIN_USERS, Metrics
+from recmtl.metrics.collect import Metrics
 from recmtl.metrics.jackknife import FOLDS, average, difference, folds_of, standard_error
-from recmtl.metrics.measure import measure
+from recmtl.metrics.units import MIN_USERS, SamplingUnits
 from recmtl.schema import NO_USER, Task
 
 ROWS = st.lists(  # score on a coarse grid (many ties), label, fold
@@ -42,14 +42,10 @@ def brute_force(scores, labels, folds) -> list[float | None] | None:
 def test_the_auc_without_each_fold_equals_brute_force(rows):
     scores, labels, folds = (np.array(column) for column in zip(*rows, strict=True))
     scores, labels, folds = scores.astype(np.float32), labels.astype(bool), folds.astype(np.uint8)
-    area, without = fold_aucs(scores, labels, folds)
-    assert area == auc(scores, labels)
-    wanted = brute_force(scores, labels, folds)
-    if wanted is None:
-        assert without is None
-    else:
-        # Counted in integers, so that they are the same to the last bit.
-        assert [None if math.isnan(x) else x for x in without.tolist()] == wanted
+    found, _ = measure(scores, labels, folds=folds)
+    assert found["auc"] == auc(scores, labels)
+    # Counted in integers, so that they are the same to the last bit.
+    assert found["auc_folds"] == brute_force(scores, labels, folds)
 
 
 def test_many_rows_equal_brute_force():
@@ -156,46 +152,50 @@ def test_one_class_has_no_error_of_the_auc():
     assert found["logloss_se"] > 0
 
 
-def folds_used(context: DistContext, monkeypatch: pytest.MonkeyPatch, group: np.ndarray | None, numbers: np.ndarray):
-    """What `Metrics` hands on as folds and as users."""
-    seen = {}
-
-    def spy(logits, labels, oracle, groups, folds, weights, include):
-        seen.update(groups=groups, folds=folds)
-        return {}, {}
-
-    monkeypatch.setattr("recmtl.metrics.collect.measure", spy)
-    metrics = Metrics([Task("a")], context)
-    column = torch.zeros(len(numbers), 1)
-    users = None if group is None else torch.from_numpy(group)
-    metrics.update(column, column, len(numbers), group=users, row_number=torch.from_numpy(numbers))
-    metrics.compute()
-    return seen["folds"], seen["groups"]
-
-
-def test_users_are_the_units_where_there_are_enough(context, monkeypatch):
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_users_are_the_units_where_all_ranks_together_have_enough(ranks):
     numbers = np.arange(1000) + 7
     many, few = np.arange(1000) % MIN_USERS + 2**40, np.arange(1000) % (MIN_USERS - 1) + 2**40
-    assert (folds_used(context, monkeypatch, many, numbers)[0] == folds_of(many)).all()
-    for group in (few, None):
-        assert (folds_used(context, monkeypatch, group, numbers)[0] == folds_of(numbers)).all()
+
+    def decided(group, context):
+        units = SamplingUnits(context)
+        share = np.array_split(np.arange(1000), context.world_size)[context.rank][: 1000 // ranks - 5 * context.rank]
+        by_row, by_user = units.folds(None if group is None else group[share], numbers[share])
+        assert (by_row == folds_of(numbers[share])).all()
+        assert (by_user == (by_row if group is None else folds_of(group[share]))).all()
+        return units.are_users()
+
+    assert on_ranks(ranks, lambda context: decided(many, context)) == [True] * ranks
+    assert on_ranks(ranks, lambda context: decided(few, context)) == [False] * ranks
+    assert on_ranks(ranks, lambda context: decided(None, context)) == [False] * ranks
 
 
-def test_a_row_without_a_user_is_its_own_unit_and_in_no_gauc(context, monkeypatch):
+def test_enough_users_of_all_ranks_need_not_be_enough_on_each():
+    users = np.arange(MIN_USERS)
+
+    def decided(context):
+        units = SamplingUnits(context)
+        units.folds(users[context.rank :: 4], users[context.rank :: 4])
+        return units.are_users()
+
+    assert on_ranks(4, decided) == [True] * 4
+    users[0] = 1
+    assert on_ranks(4, decided) == [False] * 4
+
+
+def test_a_row_without_a_user_is_its_own_unit_and_in_no_gauc(context):
     numbers = np.arange(1000)
     group = np.where(numbers % 2, numbers, NO_USER)
-    folds, users = folds_used(context, monkeypatch, group, numbers)
-    assert (folds == folds_of(numbers)).all()
-    assert (users[::2] < 0).all()
-    assert len(np.unique(users[1::2])) == 500
-    monkeypatch.undo()
+    by_row, by_user = SamplingUnits(context).folds(group, numbers)
+    assert (by_user == by_row).all()
+    assert (by_row == folds_of(numbers)).all()
     group[1::2] = 5
     logits, labels = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0)), torch.ones(1000, 1)
     labels[::3] = 0
     metrics = Metrics([Task("a")], context)
     metrics.update(logits, labels, 1000, group=torch.from_numpy(group), row_number=torch.from_numpy(numbers))
     found = metrics.compute().metrics
-    assert found["a"]["gauc"] == auc(logits[1::2, 0].numpy(), labels[1::2, 0].bool().numpy())
+    assert found["a"]["gauc"] == auc(logits[1::2, 0], labels[1::2, 0])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -10,14 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured import auc, measure
 from torchmetrics.functional.classification import binary_auroc
 
 from recmtl.distributed.context import DistContext, process_group
-from recmtl.metrics.auc import auc, grouped_auc
+from recmtl.metrics.calibration import BINS
 from recmtl.metrics.collect import Metrics
 from recmtl.metrics.entropy import entropy
-from recmtl.metrics.measure import BINS, measure
-from recmtl.metrics.sums import CHUNK
+from recmtl.metrics.gauc import grouped_auc
+from recmtl.metrics.ranges import keys_of
+from recmtl.metrics.rows import BLOCK
 from recmtl.objectives.losses import task_losses
 from recmtl.schema import Task
 
@@ -53,10 +55,9 @@ def context() -> Iterator[DistContext]:
         yield context
 
 
-def measured(logits, labels, oracle=None, group=None) -> dict:
-    oracle = None if oracle is None else np.asarray(oracle, np.float32)
+def measured(logits, labels, oracle=None, group=None, **chosen) -> dict:
     group = None if group is None else np.unique(group, return_inverse=True)[1]
-    return measure(np.asarray(logits, np.float32), np.asarray(labels, bool), oracle, group)[0]
+    return measure(logits, labels, oracle, group, **chosen)[0]
 
 
 @settings(max_examples=200, deadline=None)
@@ -107,18 +108,16 @@ def test_equal_groups_have_the_auc_of_one(base_rate):
     labels = rng.random(1000) < base_rate
     assert (scores == 0).any()
     assert np.signbit(scores[scores == 0]).any()
-    area, rows = grouped_auc(np.tile(scores, 3), np.tile(labels, 3), np.arange(3).repeat(1000))
+    area, rows = grouped_auc(np.arange(3).repeat(1000), keys_of(np.tile(scores, 3), np.tile(labels, 3)), None)
     assert area.tolist() == [auc(scores, labels)] * 3
     assert rows.tolist() == [1000] * 3
 
 
 def test_grouped_auc_counts_the_groups_it_measures():
-    area, rows = grouped_auc(
-        np.array([0.1, 0.9, 0.5, 0.5, 0.3, 0.2, 0.1], np.float32),
-        np.array([0, 1, 1, 0, 1, 1, 0], bool),
-        np.array([2, 2, 0, 0, 1, 1, 2**31 - 1]),  # those between have one class
-    )
-    assert area.tolist() == [0.5, 1.0]
+    scores, labels = np.array([0.1, 0.9, 0.5, 0.5, 0.3, 0.2, 0.1], np.float32), np.array([0, 1, 1, 0, 1, 1, 0])
+    users = np.array([2, 2, 0, 0, 1, 1, -(2**62)])  # the last two have one class
+    area, rows = grouped_auc(users, keys_of(scores, labels), None)
+    assert area.tolist() == [1.0, 0.5]
     assert rows.tolist() == [2, 2]
 
 
@@ -171,10 +170,10 @@ def test_oracle_auc_leaves_unknown_probabilities_out():
     assert measured(np.zeros(5), labels, np.full(5, np.nan))["oracle_auc"] is None
 
 
-def test_rows_beyond_a_chunk_are_measured_alike():
+def test_rows_beyond_a_block_are_measured_alike():
     rng = np.random.default_rng(1)
     logits, labels = rng.normal(size=1000), rng.random(1000) < 0.3
-    times = 2 * CHUNK // 1000 + 1
+    times = 2 * BLOCK // 1000 + 1
     found, bins = measure(np.tile(logits, times).astype(np.float32), np.tile(labels, times))
     one, one_bins = measure(logits.astype(np.float32), labels)
     assert found["rows"] == times * one["rows"]
@@ -246,7 +245,7 @@ def test_every_task_is_measured_on_real_rows_alone(context):
     found, bins, _ = metrics.compute()
     assert list(found) == list(bins) == ["a", "b"]
     for i, name in enumerate(found):
-        assert found[name] == measured(logits[:35, i], labels[:35, i], oracle[:35, i], group[:35])
+        assert found[name] == measured(logits[:35, i], labels[:35, i], oracle[:35, i], group[:35], blocks=1)
         assert found[name]["rows"] == sum(bins[name]["rows"]) == 35
 
 

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured import NUMBER, auc, measure
 from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error, r2_score
 
-from recmtl.metrics.auc import auc
+from recmtl.metrics.calibration import BINS
 from recmtl.metrics.jackknife import FOLDS, folds_of, standard_error
-from recmtl.metrics.measure import BINS
-from recmtl.metrics.regression import measure_numbers
-from recmtl.metrics.sums import CHUNK
-from recmtl.metrics.weighted_auc import weighted_auc
+from recmtl.metrics.rows import BLOCK
 from recmtl.metrics.xauc import xauc
 
 ROWS = st.lists(  # prediction and label on coarse grids (many ties), fold, whole weight
@@ -24,6 +22,11 @@ ROWS = st.lists(  # prediction and label on coarse grids (many ties), fold, whol
     min_size=1,
     max_size=50,
 )
+
+
+def measure_numbers(predictions, labels, folds=None, weights=None, **chosen):
+    """The metrics of a task that predicts its logits and minimises the squared error."""
+    return measure(predictions, labels, folds=folds, weights=weights, task=NUMBER, **chosen)
 
 
 def same(value, rel=1e-9):
@@ -52,7 +55,8 @@ def test_xauc_equals_its_definition(rows, seed):
     predictions, labels, _, _ = columns_of(rows)
     weights = np.random.default_rng(seed).uniform(0.01, 5, len(rows)).astype(np.float32)
     assert xauc(predictions, labels) == xauc_by_pairs(predictions, labels, np.ones(len(rows)))
-    assert xauc(predictions, labels, weights) == same(xauc_by_pairs(predictions, labels, weights))
+    found, _ = measure_numbers(predictions, labels, weights=weights, include=("xauc",))
+    assert found["xauc"] == same(xauc_by_pairs(predictions, labels, weights))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4096, 4097, 100_003])
@@ -60,8 +64,9 @@ def test_xauc_of_labels_0_and_1_is_the_auc(rows):
     rng = np.random.default_rng(rows)
     scores, labels = rng.normal(size=rows).round(2).astype(np.float32), rng.random(rows) < 0.3
     weights = rng.uniform(0.1, 3, rows).astype(np.float32)
-    assert xauc(scores, labels.astype(np.float32)) == auc(scores, labels)
-    assert xauc(scores, labels.astype(np.float32), weights) == pytest.approx(weighted_auc(scores, labels, weights))
+    assert xauc(scores, labels) == measure_numbers(scores, labels)[0]["xauc"] == auc(scores, labels)
+    value = auc(scores, labels, weights)
+    assert measure_numbers(scores, labels, weights=weights)[0]["xauc"] == (value and pytest.approx(value, rel=1e-12))
 
 
 def test_xauc_of_many_rows_is_exact():
@@ -80,9 +85,8 @@ def test_xauc_of_many_rows_is_exact():
 @given(ROWS)
 def test_weight_2_is_the_row_twice(rows):
     predictions, labels, folds, weights = columns_of(rows)
-    losses = np.square(predictions - labels)
-    found, bins = measure_numbers(predictions, labels, losses, folds, weights)
-    repeated = (column.repeat(weights.astype(int)) for column in (predictions, labels, losses, folds))
+    found, bins = measure_numbers(predictions, labels, folds, weights)
+    repeated = (column.repeat(weights.astype(int)) for column in (predictions, labels, folds))
     wanted, wanted_bins = measure_numbers(*repeated)
     assert found["rows"] == sum(bins["rows"]) == len(labels)
     for name in found.keys() - {"rows"}:
@@ -113,7 +117,7 @@ def test_metrics_and_errors_against_numpy(weighted, shift):
     w = np.ones(4000) if weights is None else weights.astype(float)
     folds = folds_of(np.arange(4000))
     losses = np.square(predictions - labels)
-    found, _ = measure_numbers(predictions, labels, losses, folds, weights)
+    found, _ = measure_numbers(predictions, labels, folds, weights)
     for name, value in by_hand(predictions, labels, w).items():
         assert found[name] == pytest.approx(value, rel=1e-9), name
     assert found["loss"] == pytest.approx(np.average(losses.astype(float), weights=w), rel=1e-12)
@@ -141,7 +145,7 @@ def test_the_mean_label_is_no_better_than_itself():
     assert found["r2"] == pytest.approx(0, abs=1e-12)
     assert (found["bias"], found["xauc"], found["mean_label"]) == (1, 0.5, 3)
     assert bins == {"rows": [3], "prediction": [3.0], "label": [3.0]}
-    assert found["loss"] is None
+    assert found["loss"] == 14 / 3
     assert found["mae_se"] is None  # of a single fold there is none
 
 
@@ -151,7 +155,7 @@ def test_what_is_undefined_is_null():
     assert constant["mae"] == 1.5
     # Without fold 0 all labels are equal.
     folds = np.array([0, 1, 1, 2], np.uint8)
-    found, _ = measure_numbers(np.arange(4, dtype=np.float32), np.array([1, 0, 0, 0], np.float32), None, folds)
+    found, _ = measure_numbers(np.arange(4, dtype=np.float32), np.array([1, 0, 0, 0], np.float32), folds)
     assert found["r2"] is not None
     assert found["r2_se"] is None
     assert found["rmse_se"] > 0
@@ -161,7 +165,7 @@ def test_what_is_undefined_is_null():
     assert bins == {"rows": [], "prediction": [], "label": []}
 
 
-def test_bins_are_equally_full_and_rows_beyond_a_chunk_are_measured_alike():
+def test_bins_are_equally_full_and_rows_beyond_a_block_are_measured_alike():
     rng = np.random.default_rng(0)
     labels = rng.gamma(2, 20, 2000).astype(np.float32)
     predictions = (labels * rng.uniform(0.5, 1.5, 2000)).astype(np.float32)
@@ -170,7 +174,7 @@ def test_bins_are_equally_full_and_rows_beyond_a_chunk_are_measured_alike():
     order = np.argsort(predictions).reshape(BINS, -1)
     assert bins["prediction"] == pytest.approx(predictions[order].mean(axis=1, dtype=float))
     assert bins["label"] == pytest.approx(labels[order].mean(axis=1, dtype=float))
-    times = CHUNK // 2000 + 2
+    times = BLOCK // 2000 + 2
     many, _ = measure_numbers(np.tile(predictions, times), np.tile(labels, times))
     assert many.pop("rows") == times * one.pop("rows")
     for name, value in one.items():
@@ -180,6 +184,6 @@ def test_bins_are_equally_full_and_rows_beyond_a_chunk_are_measured_alike():
 def test_only_what_is_asked_for_is_measured():
     labels = np.arange(200, dtype=np.float32)
     folds = folds_of(np.arange(200))
-    found, _ = measure_numbers(labels + 1, labels, labels, folds, include=("rmse",))
+    found, _ = measure_numbers(labels + 1, labels, folds, include=("rmse",))
     known = {name for name, value in found.items() if value is not None}
     assert known == {"loss", "rmse", "rmse_se", "mean_label", "rows"}

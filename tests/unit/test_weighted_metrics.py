@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured import measure
 
+from recmtl.metrics.gauc import grouped_auc
 from recmtl.metrics.jackknife import FOLDS, folds_of, standard_error
-from recmtl.metrics.measure import measure
-from recmtl.metrics.weighted_auc import weighted_fold_aucs, weighted_grouped_auc
+from recmtl.metrics.ranges import keys_of
 
 ROWS = st.lists(  # score on a coarse grid (many ties), label, user, fold, whole weight
     st.tuples(
@@ -134,13 +135,15 @@ def test_one_class_is_null(labels):
 def test_a_fold_with_all_of_a_class_has_no_error():
     scores, weights = np.arange(4, dtype=np.float32), np.array([0.1, 0.2, 0.3, 0.7], np.float32)
     labels = np.array([True, True, False, False])
-    assert weighted_fold_aucs(scores, labels, np.array([0, 0, 1, 2], np.uint8), weights) == (0.0, None)
-    assert weighted_fold_aucs(scores, labels, np.zeros(4, np.uint8), weights) == (0.0, None)
+    for folds in ([0, 0, 1, 2], [0, 0, 0, 0]):
+        found, _ = measure(scores, labels, folds=np.array(folds), weights=weights)
+        assert (found["auc"], found["auc_se"], found["auc_folds"]) == (0.0, None, None)
 
 
 def test_groups_of_one_class_are_left_out():
     scores, weights = np.array([1, 0, 3, 2], np.float32), np.array([1, 2, 3, 4], np.float32)
-    area, mass = weighted_grouped_auc(scores, np.array([True, False, True, True]), np.array([5, 5, 7, 7]), weights)
+    users = np.array([5, 5, 7, 7])
+    area, mass = grouped_auc(users, keys_of(scores, np.array([1, 0, 1, 1])), weights)
     assert (area.tolist(), mass.tolist()) == ([1.0], [3.0])
-    area, mass = weighted_grouped_auc(scores, np.zeros(4, bool), np.array([5, 5, 7, 7]), weights)
+    area, mass = grouped_auc(users, keys_of(scores), weights)
     assert (area.tolist(), mass.tolist()) == ([], [])
