@@ -36,8 +36,7 @@ class Options:
     kind: Literal["binary", "regression"] = "binary"
     """Kind of the tasks."""
     columns: tuple[Literal["users", "oracle", "weights"], ...] = ("users", "oracle")
-    """What rows have beside scores, labels and their number: users for the AUC within them and for standard errors, true
-    probabilities, weights."""
+    """What rows have beside scores, labels and their number: users, true probabilities, weights."""
     rows_per_group: int = 30
     """Rows of a user, for the AUC within users."""
     batch_size: int = 4096

@@ -28,7 +28,7 @@ class CalibrationBins(RowMetric):
             return {"bins": {name: [] for name in names}}
         keys = ((keys_of(self._scores(block)), block.weights) for block in rows.blocks)
         ordered = SortedRows(rows.context, keys, weighted=rows.weighted)
-        targets = np.arange(1, BINS) * rows.mass / BINS if rows.weighted else np.arange(1, BINS) * rows.count // BINS
+        targets = np.arange(1, BINS) * rows.mass() / BINS if rows.weighted else np.arange(1, BINS) * rows.count // BINS
         at = ordered.quantiles(targets, by_mass=rows.weighted)
         del ordered
         edges = np.unique(from_ordered_bits(at.astype(np.uint32)))

@@ -31,9 +31,9 @@ class Errors(RowMetric):
         """Exchanges the sum of the labels, whose mean the squares are about, then sums by fold."""
         if not rows.count:
             return {"rows": 0}
-        low, high = rows.label_limits
+        low, high = rows.label_limits()
         labelled = sum((block.labels.astype(np.float64) * block.mass()).sum() for block in rows.blocks)
-        mean_label = rows.context.sum_on_host(np.array([labelled], np.float64)).item() / rows.mass
+        mean_label = rows.context.sum_on_host(np.array([labelled], np.float64)).item() / rows.mass()
         sums = np.zeros((7, FOLDS))
         for block in rows.blocks:
             mass = block.mass()

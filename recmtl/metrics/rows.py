@@ -15,7 +15,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -97,20 +96,18 @@ class Rows:
         self.blocks = blocks if self.weighted else [replace(block, weights=None) for block in blocks]
 
     def have(self, column: str) -> bool:
-        """Whether the rows of any rank have a column of `Block`."""
+        """Whether the rows of any rank have a column of `Block`; all ask together."""
         here = any(getattr(block, column) is not None and len(block) for block in self.blocks)
         return any(self.context.gather(lambda: here))
 
-    @cached_property
     def mass(self) -> float:
-        """Weight of all rows."""
+        """Weight of the rows of all ranks, which ask together."""
         if not self.weighted:
             return self.count
         return self.context.sum_on_host(np.array([sum(block.mass().sum() for block in self.blocks)], np.float64)).item()
 
-    @cached_property
     def label_limits(self) -> tuple[float, float]:
-        """Smallest and largest label of all ranks."""
+        """Smallest and largest label of all ranks, which ask together; there is at least one row."""
         here = [(block.labels.min().item(), block.labels.max().item()) for block in self.blocks if len(block)]
         return _limits([limits for limits in self.context.gather(lambda: here and _limits(here)) if limits])
 
@@ -195,7 +192,9 @@ class RowMetric(Metric):
         segments: list[Tensor] = self.segments  # type: ignore[assignment]
         if self.units is not None and self.units.are_users():
             states["folds"] = self.user_folds  # type: ignore[assignment]
-        for place in range(len(states["logits"])):
+        for place, logits in enumerate(states["logits"]):
+            if not len(logits):  # of a rank without rows, which does not know the columns either
+                continue
             block = Block(**{name: parts[place].numpy() for name, parts in states.items() if parts})
             known = block.labels != NOT_OBSERVED if self.task.kind == "binary" else ~np.isnan(block.labels)
             if block.weights is not None:

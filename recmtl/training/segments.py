@@ -51,8 +51,8 @@ def _meant(name: str, known: list[str]) -> str:
 def read_segments(folder: Path, dataset: Dataset, split: str, names: Iterable[str]) -> dict[str, SegmentColumn]:
     """The columns of ``metrics.by``, which `check_segments` knows.
 
-    Each is read twice, some rows at a time: to find its most frequent values, and which rows have them. Memory is that of
-    the column's different values, and a byte for each row of the split.
+    Each is read twice, some rows at a time: to find its most frequent values, and which rows have them. Memory is that
+    of the column's different values, and a byte for each row of the split.
 
     Raises:
         UserError: a file is missing or damaged.
