@@ -3,9 +3,9 @@ r"""Rows of all ranks by rising value, one range of values at a time: how what n
 What needs an order (AUC, XAUC, quantiles) is counted as in a sample sort:
 
 1. Every rank sorts its rows by the value, block by block (`SortedRows`). Nothing is exchanged.
-2. The ranks agree on cuts of the values (`quantiles`): a quantile is found byte by byte in four sums of counts over the
-   ranks, which makes it exact. No range between two cuts has more than about `RANGE` rows, however values are repeated:
-   a value at a quantile is a range of its own.
+2. The ranks agree on cuts of the values (`quantiles`): a quantile is found four bits at a time, by eight sums of counts
+   over the ranks, which makes it exact. No range between two cuts has more than about `RANGE` rows, however values are
+   repeated: a value at a quantile is a range of its own.
 3. Ranges of several values are dealt over the ranks, one a rank at a time: all rows of a range go to its rank, which
    counts the pairs within it (`exchange`). A range of a single value needs no rows: all of its pairs are ties, which
    follow from how many rows of each kind there are (`tally`).
@@ -110,11 +110,11 @@ class SortedRows:
             Ordered bits, int64 [Q].
         """
         found = np.zeros(len(targets), np.int64)
-        for shift in (24, 16, 8, 0):
-            ends = found[:, None] + (np.arange(1, 257) << shift)
-            # The byte is how many of its values leave too few rows below their end.
+        for shift in range(28, -1, -4):
+            ends = found[:, None] + (np.arange(1, 17) << shift)
+            # The four bits are how many of their values leave too few rows below their end.
             below = self.context.sum_on_host(self._below(ends.reshape(-1), by_mass=by_mass)).reshape(ends.shape)
-            found += np.minimum((below <= np.asarray(targets)[:, None]).sum(1), 255) << shift
+            found += np.minimum((below <= np.asarray(targets)[:, None]).sum(1), 15) << shift
         return found
 
     def cuts(self, rows: int) -> Cuts:
