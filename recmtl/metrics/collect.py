@@ -24,7 +24,12 @@ from recmtl.metrics.xauc import XAUC
 from recmtl.schema import Task
 
 FAMILIES: dict[str, type[RowMetric]] = {
-    **{"auc": AUC, "gauc": GroupedAUC, "oracle_auc": OracleAUC, "logloss": LogLoss, "loss": Errors, "xauc": XAUC},
+    "auc": AUC,
+    "gauc": GroupedAUC,
+    "oracle_auc": OracleAUC,
+    "logloss": LogLoss,
+    "loss": Errors,
+    "xauc": XAUC,
 }
 """What measures a metric, by its name; those that are not here come with the log loss or the loss."""
 
