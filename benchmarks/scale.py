@@ -26,7 +26,9 @@ from recmtl.config import Config
 from recmtl.distributed.memory import trace_activations
 from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.plan import Cluster, Plan
+from recmtl.distributed.replicas import gradient_bytes, lookup_bytes
 from recmtl.errors import UserError
+from recmtl.models.ranking_model import RankingModel
 from recmtl.objectives.train_module import TrainModule
 from recmtl.schema import Dataset
 
@@ -136,6 +138,18 @@ def workloads() -> Iterable[tuple[str, Dataset]]:
         yield name, merrec_shaped(sizes, 100_000_000)
 
 
+def replicated(config: Config, dataset: Dataset, sharding: dict[str, str], batch_size: int) -> dict[str, float]:
+    """Which tables are replicated, and the bytes that a GPU sends for them a step, in MB, beside what it would send."""
+    embeddings = RankingModel.from_config(config, dataset, dataset.tasks).embeddings
+    tables = [table for table in embeddings.tables if sharding[table.name] == "data_parallel"]
+    return {
+        "count": len(tables),
+        "rows": max((table.num_embeddings for table in tables), default=0),
+        "gradients": sum(map(gradient_bytes, tables)) / 1e6,
+        "lookups": sum(lookup_bytes(table, embeddings.lengths, batch_size) for table in tables) / 1e6,
+    }
+
+
 def main(options: Options) -> None:
     """Plan, print and write."""
     place = machine()
@@ -155,10 +169,20 @@ def main(options: Options) -> None:
     }
     write_results(options.out, "scale", names((options.preset,)), results, body)
     if options.page:
+        name, dataset = next(iter(workloads()))
+        most = found[name][-1]
+        spared = replicated(config, dataset, most.sharding or {}, options.batch_size)
         plot = options.page.with_suffix(".svg")
         figure(found, MEMORY, plot)
         text = page(
-            options.preset, options.batch_size, config.sharding.reserve, WIDEST, place["command"], body, plot.name
+            options.preset,
+            options.batch_size,
+            config.sharding.reserve,
+            WIDEST,
+            place["command"],
+            {"name": name, "gpus": most.gpus, **spared},
+            body,
+            plot.name,
         )
         options.page.write_text(text, encoding="utf-8")
 

@@ -39,8 +39,25 @@ ASSUMED = """## What is assumed
   **all-reduce**: dense gradients around a ring, at NVLink's speed within a machine, at the adapters' beyond.
 - A step is the sum of lookup, outputs, gradients, update and dense. `ids` (of the next batch) and the all-reduce run
   beside them and count where they take longer. Reading is not counted.
+- **gradients**: of what was looked up, and around a ring those of replicated tables (`data_parallel`).
 - **fits**: there is a plan, and the fullest GPU's peak, as `recmtl plan` predicts it, is below 80 GB. Widths up to
   {widest:,} were tried.
+"""
+
+REPLICATED = """## Which tables are replicated
+
+Of a table of R rows and D columns that lies on other ranks, a rank sends and receives in a step with B rows of its own
+
+    B (Σ (4 l + 4) + 8 D F) bytes,
+
+ids and their number for each of its F features of l ids a row, pooled embeddings back, their gradients out. Of one that
+every rank holds it is the gradient of all rows, twice around a ring: 8 D R bytes. With one id a row the latter is less
+up to R = F B (1 + 1/D). `embedding.placement auto` replicates these tables, where they spare a rank
+`embedding.replica_gain_mib` (4) together; fewer do not pay for an all-reduce and a copy of their own. Row-wise Adagrad,
+Adagrad and SGD leave rows without a gradient as they are, so losses stay the same; with Adam nothing is replicated.
+
+Of {name} on {gpus} GPUs these are {count} tables of up to {rows:,} rows: a GPU sends and receives {gradients:.1f} MB a
+step for them, and {lookups:.1f} MB if they lay elsewhere.
 """
 
 
@@ -93,7 +110,16 @@ def _times(estimates: list[Estimate], batch_size: int) -> str:
     return markdown_table(header, lines) if lines else ""
 
 
-def page(preset: str, batch_size: int, reserve: float, widest: int, command: str, body: str, plot: str) -> str:
+def page(
+    preset: str,
+    batch_size: int,
+    reserve: float,
+    widest: int,
+    command: str,
+    replicated: dict[str, str | float],
+    body: str,
+    plot: str,
+) -> str:
     """The whole page."""
     assumed = ASSUMED.format(usable=1 - reserve, preset=preset, batch_size=batch_size, widest=widest)
     return f"""# How far it scales, on paper
@@ -105,6 +131,7 @@ What TorchRec's planner and recmtl's prediction of memory say of MerRec's tables
 ![Time of a step by part, and memory of the fullest GPU, against the number of GPUs]({plot})
 
 {assumed}
+{REPLICATED.format_map(replicated)}
 {body}
 """
 

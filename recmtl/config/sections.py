@@ -33,9 +33,13 @@ class EmbeddingConfig:
     """Where rows of new values start in a run that starts from another one: drawn as in any run, or at the row that
     unseen values have learned."""
     placement: Literal["auto", "data_parallel", "sharded"] = "auto"
-    """Where tables of tasks' own (stem, me_*) lie; auto replicates the smallest on several ranks. Same losses."""
+    """Which tables every rank of several holds whole: auto those whose gradients are fewer bytes than what looking them
+    up exchanges, data_parallel all tables of tasks' own (stem, me_*) as well, sharded none. Same losses."""
     replica_mib: NonNegative = 64.0
     """Memory of each rank that auto may fill with replicas, their gradients and optimiser states, in MiB."""
+    replica_gain_mib: NonNegative = 4.0
+    """What each rank must send less a step for auto to replicate any table, in MiB; with fewer the exchange that
+    replicas need themselves takes longer."""
 
 
 @dataclass

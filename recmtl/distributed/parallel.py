@@ -25,7 +25,7 @@ from recmtl.errors import UserError
 from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import dense_optimizer
 from recmtl.optim.replicated import ReplicatedTables
-from recmtl.optim.sparse import CPU_SPARSE_OPTIMIZERS, sparse_optimizer
+from recmtl.optim.sparse import DENSE_EQUALS_FUSED, sparse_optimizer
 from recmtl.runtime.private_api import ShardedTensor, apply_optimizer_in_backward
 
 INIT_ROWS = 65536
@@ -54,12 +54,12 @@ def parallelize(
     """
     replicated = _replicated(plan)
     cls, arguments = sparse_optimizer(config.embedding, device.type)
-    if replicated and config.embedding.optimizer in ("adam", "rowwise_adam"):
+    if replicated and config.embedding.optimizer not in DENSE_EQUALS_FUSED:
         # The fused ones move only the rows of a batch, a dense one all rows: results would depend on the placement.
         names = ", ".join(sorted(replicated))
         raise UserError(
             f"embedding.optimizer: no {config.embedding.optimizer} for data-parallel tables ({names}); choose "
-            f"{', '.join(CPU_SPARSE_OPTIMIZERS)}, or embedding.placement sharded"
+            f"{', '.join(DENSE_EQUALS_FUSED)}, or embedding.placement sharded"
         )
     for module in train_module.modules():
         if isinstance(module, EmbeddingBagCollection):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from dataclasses import asdict, dataclass
 
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -12,11 +12,12 @@ from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
 from torchrec.distributed.types import ShardingPlan
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
+from torchrec.modules.embedding_configs import DataType
 
-from recmtl.config import Config, EmbeddingConfig, ShardingConfig
+from recmtl.config import Config, ShardingConfig
+from recmtl.distributed.replicas import replicas
 from recmtl.distributed.step_time import StepTimeEstimator
-from recmtl.distributed.storage import FLOAT, StorageEstimator, extra_bytes, state_bytes, weight_bytes
+from recmtl.distributed.storage import StorageEstimator, extra_bytes, weight_bytes
 from recmtl.errors import UserError, nearest
 from recmtl.objectives.train_module import TrainModule
 from recmtl.runtime.private_api import chosen_options
@@ -98,32 +99,6 @@ def sharder() -> EmbeddingBagCollectionSharder:
     return EmbeddingBagCollectionSharder()
 
 
-def replicas(tables: Iterable[EmbeddingBagConfig], config: EmbeddingConfig, world_size: int) -> set[str]:
-    """Names of the tables of tasks' own that every rank gets whole, as `embedding.placement` says.
-
-    `auto` takes the smallest while weights, dense gradients and optimiser states of all it took fit
-    `embedding.replica_mib`; on one rank none, as nothing would be saved.
-
-    Args:
-        tables: the tables of tasks' own.
-        config: the `embedding` section.
-        world_size: number of ranks.
-    """
-    if config.placement == "sharded" or (config.placement == "auto" and world_size == 1):
-        return set()
-    if config.placement == "data_parallel":
-        return {table.name for table in tables}
-    chosen: set[str] = set()
-    left = config.replica_mib * 2**20
-    for table in sorted(tables, key=lambda t: t.num_embeddings * t.embedding_dim):
-        rows, dim = table.num_embeddings, table.embedding_dim
-        left -= 2 * FLOAT * rows * dim + state_bytes(config.optimizer, rows, dim)
-        if left < 0:
-            break
-        chosen.add(table.name)
-    return chosen
-
-
 def allowed_types(
     config: ShardingConfig, table: str, cluster: Cluster, replicated: Set[str] = frozenset()
 ) -> list[str]:
@@ -152,7 +127,8 @@ def make_plan(train_module: TrainModule, config: Config, cluster: Cluster, batch
 
     Args:
         train_module: its tables are on the meta device.
-        config: the run; `sharding.tables` comes before what `embedding.placement` replicates.
+        config: the run; `sharding.tables` comes before what `embedding.placement` replicates, and a `sharding.type`
+            before what its `auto` does.
         cluster: the devices.
         batch_size: rows in one rank's batch.
 
@@ -161,8 +137,15 @@ def make_plan(train_module: TrainModule, config: Config, cluster: Cluster, batch
     """
     embeddings = train_module.model.embeddings
     tables = {table.name: table for table in embeddings.tables}
-    replicated = replicas(embeddings.task_tables, config.embedding, cluster.world_size)
     sharding, lengths = config.sharding, embeddings.lengths
+    replicated = replicas(
+        embeddings.tables if sharding.type == "auto" else (),
+        [table.name for table in embeddings.task_tables],
+        config.embedding,
+        lengths,
+        cluster.world_size,
+        batch_size,
+    )
     for name in sharding.tables:
         if name not in tables:
             known = nearest(name, tables) if tables else "all features are numeric, so there is none"

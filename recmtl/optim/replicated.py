@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torchrec.optim.keyed import KeyedOptimizer
 
+SMALLEST_EPS = 1e-30
+"""In place of 0, so that a row without a gradient or a state stays as it is: 0 / 0 is no number. Beside the root of any
+other state it vanishes."""
+
 
 class ReplicatedTables(KeyedOptimizer):
     """A dense optimiser whose state has the names and shapes that FBGEMM's fused one gives it.
@@ -35,6 +39,9 @@ class ReplicatedTables(KeyedOptimizer):
                 # A view: [rows] for row-wise Adagrad's [rows, 1].
                 value = accumulator.view(-1) if accumulator.shape[1] == 1 else accumulator
                 state[weight] = {f"{name.split('.')[-2]}.momentum1": value}
+        for group in optimizer.param_groups:
+            if "eps" in group:
+                group["eps"] = max(group["eps"], SMALLEST_EPS)
         super().__init__(tables, state, optimizer.param_groups)
 
     def init_state(self, sparse_grad_parameter_names: Any = None) -> None:

@@ -12,6 +12,8 @@ from recmtl.errors import UserError
 
 CPU_SPARSE_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
 """Those that FBGEMM has on CPUs."""
+DENSE_EQUALS_FUSED = ("rowwise_adagrad", "adagrad", "sgd")
+"""Those that leave a row without a gradient as it is, so that a dense one does what the fused one does."""
 
 
 def sparse_optimizer(config: EmbeddingConfig, device: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 from toy import write_toy
 
-from recmtl.config import MODELS, EmbeddingConfig
+from recmtl.config import MODELS
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
-from recmtl.distributed.plan import replicas
 from recmtl.errors import UserError
 from recmtl.models.embeddings import Embeddings, Regroup
 from recmtl.models.ranking_model import RankingModel
@@ -61,45 +60,13 @@ def test_a_loss_reaches_its_own_tables_and_the_shared_ones_only(toy):
         assert [bool(gradient.any()) for gradient in gradients] == [True, False, True]
 
 
-def test_only_tables_of_tasks_own_can_be_replicated(toy):
+def test_which_tables_are_of_tasks_own(toy):
     _, dataset = toy
     separate = Embeddings(dataset, DIM, SETS)
     assert {t.name for t in separate.task_tables} == {
         f"{table.name}@{task}" for table in dataset.tables for task in ("click", "like")
     }
     assert Embeddings(dataset, DIM).task_tables == []
-
-
-@pytest.mark.parametrize(
-    ("placement", "ranks", "mib", "wanted"),
-    [
-        ("sharded", 8, 1000.0, ""),
-        ("data_parallel", 1, 0.0, "user item tag"),
-        ("auto", 1, 1000.0, ""),
-        ("auto", 2, 1000.0, "user item tag"),
-        ("auto", 2, 0.0, ""),
-        # 20 rows of 8 take 4·20·(8 + 8 + 1) bytes, 50 take 3,400; twice, for two tasks.
-        ("auto", 2, 2 * 1360 / 2**20, "tag"),
-        ("auto", 2, (2 * 1360 + 2 * 3400) / 2**20, "tag user"),
-        ("auto", 2, (2 * 1360 + 2 * 3400 - 1) / 2**20, "tag user@click"),
-    ],
-)
-def test_what_is_replicated(toy, placement, ranks, mib, wanted):
-    _, dataset = toy
-    tables = Embeddings(dataset, DIM, SETS).task_tables
-    config = EmbeddingConfig(placement=placement, replica_mib=mib)
-    names = {n if "@" in n else f"{n}@{task}" for n in wanted.split() for task in ("click", "like")}
-    assert replicas(tables, config, ranks) == names
-
-
-def test_optimizer_states_count(toy):
-    _, dataset = toy
-    tables = Embeddings(dataset, DIM, SETS).task_tables
-    for optimizer, state in (("sgd", 0), ("rowwise_adagrad", 1), ("adagrad", DIM)):
-        needed = 2 * 4 * 20 * (2 * DIM + state) / 2**20
-        for mib, chosen in ((needed, 2), (needed - 1 / 2**20, 1)):
-            config = EmbeddingConfig(placement="auto", replica_mib=mib, optimizer=optimizer)
-            assert len(replicas(tables, config, 2)) == chosen
 
 
 def test_a_task_called_like_the_shared_tables_is_an_error(toy):
