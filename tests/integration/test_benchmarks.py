@@ -81,6 +81,14 @@ def test_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_startup(tmp_path: Path) -> None:
+    sizes = ("--embedding-rows", 40_000, "--dim", 8, "--ranks", 1, "--rounds", 1, "--device", "cpu")
+    results = run("startup.py", tmp_path / "out", "mmoe", *sizes)
+    assert set(results["starts"]) == {"new 1", "resume 1", "evaluate 1", "predict 1"}
+    assert all(turn["cpu_seconds"] > 0 for [turn] in results["starts"].values())
+
+
+@pytest.mark.slow
 def test_throughput(tmp_path: Path) -> None:
     sizes = ("--examples", 20_000, "--embedding-rows", 40_000, "--rounds", 1, "--steps", 2, "--device", "cpu")
     cases = ("mmoe:model.experts=2", "--batch-sizes", 256, 512, "--ranks", 1, 2)

@@ -33,7 +33,6 @@ FLAGS = {
     "metrics.every_steps": 1,
     "metrics.tensorboard": False,
 }
-FAST = ("shared_bottom",)
 OPTIONS = {"single_task": ("--training.tasks", "click")}
 """What a model needs besides its preset."""
 
@@ -67,7 +66,12 @@ def replicated(run: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "tables"), [(64, {"tag"}), (128, {"tag", "user"}), (256, {"tag", "user", "item"})]
+    ("batch_size", "tables"),
+    [
+        (128, {"tag", "user"}),
+        pytest.param(64, {"tag"}, marks=pytest.mark.slow),
+        pytest.param(256, {"tag", "user", "item"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_exchanges_as_many_bytes_less_as_planned(data, batch_size, tables):
     """All numbers are of four bytes. On two ranks an all-to-all sends half of what it gets, an all-reduce all of it."""
@@ -84,7 +88,8 @@ def test_a_step_exchanges_as_many_bytes_less_as_planned(data, batch_size, tables
     assert (after["all_to_all"] == 0) == (tables == set(ROWS))
 
 
-@pytest.mark.parametrize("preset", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", MODELS)
 def test_any_number_of_ranks_trains_alike(train, preset):
     """None of the tables is replicated on one rank, some are on two, one on four."""
     runs = {ranks: train(f"{ranks}", ranks, preset) for ranks in (1, 2, 4)}
@@ -94,12 +99,14 @@ def test_any_number_of_ranks_trains_alike(train, preset):
         assert losses(runs[ranks]) == pytest.approx(losses(runs[1]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_bits_every_time(train):
     one, other = (tensors(train(name, 2)) for name in ("one", "other"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_tables_replicated(train):
     """None on one rank, all on two with a wider batch of each, then some on two, none on two."""
     whole = train("whole", 1)
@@ -116,6 +123,7 @@ def test_a_run_goes_on_with_other_tables_replicated(train):
     assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_one_with_another_plan(train, data, tmp_path):
     """What lay on one of two ranks lies on both, and the other way round: bit for bit."""
     before = train("before", 2)
