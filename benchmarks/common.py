@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
 
 def command(words: list[str]) -> str:
     """The command line that was started, without the folders in which it works and writes: others have their own."""
-    kept = [word for before, word in pairwise(["", *words]) if not {before, word} & {"--out", "--work"}]
+    kept = [word for before, word in pairwise(["", *words]) if not {before, word} & {"--out", "--work", "--export"}]
     return shlex.join(["python", *kept])
 
 

@@ -15,14 +15,15 @@ from recmtl.data.recipe import load_recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.encoding.values import keys
 from recmtl.encoding.vocabulary import Vocabulary
+from recmtl.inference.archive import this_machine
 from recmtl.inference.manifest import write_manifest
-from recmtl.inference.signature import MODEL, SIGNATURE, TABLES, Signature, StoredTable
+from recmtl.inference.signature import COMPILED, MODEL, SIGNATURE, TABLES, Signature, StoredTable
 from recmtl.inference.tables import open_table, write_table
 from recmtl.models.ranking_model import RankingModel
 from recmtl.runtime.storage import write_json, write_whole
 from recmtl.runtime.versions import versions
 from recmtl.schema import ENCODER, FIRST, RECIPE, Dataset
-from recmtl.training.export import save_graph, trace
+from recmtl.training.export import compile_graph, save_graph, trace
 from recmtl.training.graph import ScoringGraph
 from recmtl.training.outputs import output_columns
 
@@ -40,7 +41,7 @@ class Export:
     tables: dict[str, list[torch.Tensor]]
 
 
-def write_export(folder: Path, preset: str, embedding_rows: int, seed: int = 0) -> Export:
+def write_export(folder: Path, preset: str, embedding_rows: int, seed: int = 0, *, compiled: bool = False) -> Export:
     """Write an export of a preset with random weights, complete with vocabularies.
 
     Args:
@@ -48,6 +49,7 @@ def write_export(folder: Path, preset: str, embedding_rows: int, seed: int = 0) 
         preset: whose network it has, with dimension 32 and float32 tables.
         embedding_rows: rows of all tables together, as `merrec_shaped` divides them.
         seed: of the weights.
+        compiled: also compile the graph to machine code, as `recmtl export --compile` does.
     """
     dataset = merrec_shaped(table_sizes(merrec_tables(), embedding_rows), 0)
     kinds = {table.name: "VARCHAR" if table.name in TEXTS else "BIGINT" for table in dataset.tables}
@@ -69,7 +71,10 @@ def write_export(folder: Path, preset: str, embedding_rows: int, seed: int = 0) 
         stored.append(StoredTable(table.name, table.name, "", table.rows, DIM, files))
     tables = {table.key: open_table(folder, table, "float32") for table in stored}
     graph = ScoringGraph(model, dataset).eval()
-    save_graph(trace(graph, dataset, tables), folder / MODEL)
+    program = trace(graph, dataset, tables)
+    if compiled:
+        compile_graph(program, folder / COMPILED)
+    save_graph(program, folder / MODEL)
     _encoder(dataset).save(folder / ENCODER)
     signature = Signature(
         name="merrec",
@@ -81,6 +86,7 @@ def write_export(folder: Path, preset: str, embedding_rows: int, seed: int = 0) 
         encoding_fingerprint=dataset.encoding_fingerprint,
         source_columns={},
         versions=versions(),
+        compiled_for=this_machine() if compiled else "",
     )
     write_json(folder / SIGNATURE, signature.to_json())
     write_whole(folder / RECIPE, load_recipe("merrec").toml)

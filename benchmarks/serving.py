@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -51,12 +51,18 @@ class Options:
     """Preset; its dimension is set to 32."""
     embedding_rows: int = 7_910_000
     """Rows of all tables together."""
+    compiled: bool = False
+    """Serve machine code, as `recmtl export --compile` writes it, in place of the graph."""
+    export: Path | None = None
+    """Folder of the export, made where it is missing, and kept; None: one for this run alone."""
     clients: tuple[int, ...] = (1, 8, 64)
     """Numbers of clients at once."""
     workers: int | None = None
     """Workers of the server, which share the cores; None: one a core."""
     seconds: float = 8.0
     """How long clients send."""
+    protocols: tuple[Literal["plain", "tensors"], ...] = ("plain", "tensors")
+    """How requests are written: JSON rows, or the Open Inference Protocol with binary data."""
     plain: bool = True
     """Measure the server people write first as well."""
     pass_only: str = ""
@@ -222,12 +228,12 @@ def passes(export: Path, rows: list[float], seconds: float) -> None:
 
 def measure(options: Options, folder: Path) -> list[dict[str, Any]]:
     """All servers and numbers of clients."""
-    from exports import (
-        write_export,  # with TorchRec, whose import takes seconds in each process that this script starts
-    )
+    # With TorchRec, whose import takes seconds in each process that this script starts.
+    from exports import write_export
 
-    export = folder / "export"
-    write_export(export, options.preset, options.embedding_rows)
+    export = options.export or folder / "export"
+    if not export.exists():
+        write_export(export, options.preset, options.embedding_rows, compiled=options.compiled)
     model = ExportedModel(export)
     tables = {feature.name: str(feature.table) for feature in model.encoder.features}
     bodies = payloads(model)
@@ -236,7 +242,8 @@ def measure(options: Options, folder: Path) -> list[dict[str, Any]]:
     workers = options.workers or cores
     threads = max(1, cores // workers)
     found = []
-    for protocol, requests in protocols.items():
+    for protocol in options.protocols:
+        requests = protocols[protocol]
         words = ("-m", "recmtl", "serve", export, "--port", "PORT", "--workers", workers)
         with started(*words, threads=threads) as server:
             load(
@@ -326,8 +333,8 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(options, Path(folder))
     place["load_after"] = [round(average, 2) for average in os.getloadavg()]
-    name = f"{options.preset}-{options.embedding_rows / 1e6:g}m"
-    asked = {key: value for key, value in asdict(options).items() if key not in ("out", "pass_only")}
+    name = f"{options.preset}-{options.embedding_rows / 1e6:g}m" + "-compiled" * options.compiled
+    asked = {key: value for key, value in asdict(options).items() if key not in ("export", "out", "pass_only")}
     write_results(options.out, "serving", name, {"machine": place, "options": asked, "lines": found}, body(found))
 
 
