@@ -12,6 +12,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +22,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recmtl.encoding.hashing import HASH_NAME
-from recmtl.encoding.values import arrow_type, canonical, fits, is_list, is_string, keys
+from recmtl.encoding.values import arrow_type, canonical, fits, is_list, is_string, keys, nulls
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
-from recmtl.features import FeatureKinds, TableKind
+from recmtl.features import FeatureKinds
 from recmtl.runtime.storage import make_folder, read_json, write_json
 from recmtl.schema import MISSING, UNSEEN, Feature, Table
 
 FORMAT = 1
 FILE_NAME = "encoder.json"
 FEW = 2048
-"""Up to so many values of a table are looked up one by one."""
+"""Up to so many values a feature are looked up one by one."""
 NO_VALUE = -1
 """In place of the number of a value: it is missing."""
 
 
 @dataclass
 class TableValues:
-    """The distinct values that some rows have for one table; of few rows, all values, those that are alike too."""
+    """The distinct values that some rows have for one table."""
 
     values: pa.Array
     """Canonical, without nulls [d]."""
@@ -79,17 +81,24 @@ class Encoder:
         kinds = FeatureKinds(features)
         self.table_kinds, self.dense_kinds = kinds.with_table, kinds.dense
         self._value_types = {table.name: table.value_type for table in tables}
+        places = {table.name: place for place, table in enumerate(tables)}
+        names = [(kind.feature.name, str(kind.feature.table)) for kind in self.table_kinds]
+        self._by_table = sorted(names, key=lambda name: places[name[1]])
+        """Features with a table, and that: table by table."""
 
     def encode(self, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
-        """Prepared columns by feature.
+        """Prepared columns by feature, each as long as the column that it is made of.
 
         Args:
-            columns: by name, all of one length; those of `schema`, in types whose values can be of the types there.
+            columns: by name; those of `schema`, in types whose values can be of the types there.
 
         Raises:
             UserError: a column is absent or of a type that does not fit; names it.
         """
-        found = self.factorize(columns)
+        values, found = self._flatten(columns)
+        if sum(map(len, values.values())) <= FEW * len(values):
+            return self.assemble(found, self._look_up_each(values))
+        self._factorize_tables(values, found)
         return self.assemble(found, self.look_up(found))
 
     def check(self, schema: pa.Schema) -> None:
@@ -98,40 +107,43 @@ class Encoder:
 
     def factorize(self, columns: Mapping[str, pa.Array]) -> Factorized:
         """The first half: everything that does not need the vocabularies. Raises as `encode` does."""
-        found = Factorized({}, {}, {}, {})
-        for dense in self.dense_kinds:
-            found.numbers[dense.feature.name] = dense.numbers(self.column(columns, dense.feature.column))
-        for table in self._value_types:
-            kinds = [kind for kind in self.table_kinds if kind.feature.table == table]
-            self._factorize_table(table, kinds, columns, found)
+        values, found = self._flatten(columns)
+        self._factorize_tables(values, found)
         return found
 
-    def _factorize_table(
-        self, table: str, kinds: list[TableKind], columns: Mapping[str, pa.Array], found: Factorized
-    ) -> None:
-        kind_of_values = self._value_types[table]
-        by_type: dict[pa.DataType, list[tuple[str, pa.Array]]] = {}
-        for kind in kinds:
-            values, lengths = kind.flatten(self.column(columns, kind.feature.column))
+    def _flatten(self, columns: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], Factorized]:
+        """The values of each feature with a table, all rows' one after the other; lengths of lists, and numbers."""
+        values, found = {}, Factorized({}, {}, {}, {})
+        for dense in self.dense_kinds:
+            found.numbers[dense.feature.name] = dense.numbers(self.column(columns, dense.feature.column))
+        for kind in self.table_kinds:
+            flat, lengths = kind.flatten(self.column(columns, kind.feature.column))
             if lengths is not None:
                 found.lengths[kind.feature.name] = lengths
-            if pa.types.is_dictionary(values.type):
-                values = values.dictionary_decode()
-            by_type.setdefault(values.type, []).append((kind.feature.name, values))
-        # Columns of one table may differ in type, as INTEGER and BIGINT do: a value is then there once for each.
-        distinct, refused, start = [], [], 0
-        for columns_of_type in by_type.values():
-            values, refusals, codes = _factorize([values for _, values in columns_of_type], kind_of_values)
-            codes[codes != NO_VALUE] += start
-            start += len(values)
-            distinct.append(values)
-            refused.append(refusals)
-            ends = np.cumsum([0, *(len(values) for _, values in columns_of_type)])
-            for (name, _), first, last in zip(columns_of_type, ends, ends[1:], strict=False):
-                found.codes[name] = codes[first:last]
-        if len(distinct) > 1:
-            distinct, refused = [pa.concat_arrays(distinct)], [np.concatenate(refused)]
-        found.tables[table] = TableValues(distinct[0], refused[0])
+            values[kind.feature.name] = flat.dictionary_decode() if pa.types.is_dictionary(flat.type) else flat
+        return values, found
+
+    def _factorize_tables(self, values: Mapping[str, pa.Array], found: Factorized) -> None:
+        """Find the distinct values of each table, from what `_flatten` gave."""
+        by_table: dict[str, dict[pa.DataType, list[str]]] = {table: {} for table in self._value_types}
+        for kind in self.table_kinds:
+            name = kind.feature.name
+            by_table[str(kind.feature.table)].setdefault(values[name].type, []).append(name)
+        for table, by_type in by_table.items():
+            # Columns of one table may differ in type, as INTEGER and BIGINT do: a value is then there once for each.
+            distinct, refused, start = [], [], 0
+            for names in by_type.values():
+                some, refusals, codes = _factorize([values[name] for name in names], self._value_types[table])
+                codes[codes != NO_VALUE] += start
+                start += len(some)
+                distinct.append(some)
+                refused.append(refusals)
+                ends = np.cumsum([0, *(len(values[name]) for name in names)])
+                for name, first, last in zip(names, ends, ends[1:], strict=False):
+                    found.codes[name] = codes[first:last]
+            if len(distinct) > 1:
+                distinct, refused = [pa.concat_arrays(distinct)], [np.concatenate(refused)]
+            found.tables[table] = TableValues(distinct[0], refused[0])
 
     def look_up(self, found: Factorized) -> dict[str, np.ndarray]:
         """The second half: by feature with a table, the id of every value, int32, in the order of its codes."""
@@ -142,6 +154,32 @@ class Encoder:
             ids[table] = np.append(of_values, np.int32(MISSING))  # NO_VALUE is the last place
         tables = {kind.feature.name: str(kind.feature.table) for kind in self.table_kinds}
         return {name: ids[tables[name]][codes] for name, codes in found.codes.items()}
+
+    def _look_up_each(self, values: Mapping[str, pa.Array]) -> dict[str, np.ndarray]:
+        """The id of every value, int32, by feature: of few values this costs less than to find the distinct ones.
+
+        Values of one type become keys together, whatever their table, as most of the time goes into calls.
+        """
+        by_type: dict[tuple[str, pa.DataType], list[tuple[str, str]]] = {}
+        for name, table in self._by_table:
+            by_type.setdefault((self._value_types[table], values[name].type), []).append((name, table))
+        ids = {}
+        for (kind, _), features in by_type.items():
+            together, refused = canonical(_joined([values[name] for name, _ in features]), kind)
+            missing, wanted = nulls(together), keys(together)
+            found, start = np.empty(len(wanted), np.int32), 0
+            for table, of_table in groupby(features, itemgetter(1)):
+                stop = start
+                for name, _ in of_table:
+                    ids[name] = found[stop : stop + len(values[name])]
+                    stop += len(values[name])
+                found[start:stop] = self.lookups[table].look_up(wanted[start:stop])
+                start = stop
+            if missing is not None:
+                found[missing] = MISSING
+            if refused is not None:
+                found[refused] = UNSEEN
+        return ids
 
     def assemble(self, found: Factorized, ids: Mapping[str, np.ndarray]) -> dict[str, pa.Array]:
         """The prepared columns, in the order of the features, from what `factorize` and `look_up` gave."""
@@ -231,19 +269,13 @@ class Encoder:
 
 def _factorize(columns: list[pa.Array], kind: str) -> tuple[pa.Array, np.ndarray, np.ndarray]:
     """The distinct values of columns of one type, canonical; which of them no table has; and the codes of all rows."""
-    together = columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
+    together = _joined(columns)
     if pa.types.is_null(together.type):
         return pa.nulls(0, arrow_type(kind)), np.zeros(0, bool), np.full(len(together), NO_VALUE, np.int32)
-    codes: np.ndarray
-    if len(together) <= FEW and not together.null_count:
-        # To look up a value twice costs less than to find that it is there twice.
-        distinct, refused = canonical(together, kind)
-        codes = np.arange(len(together), dtype=np.int32)
-    else:
-        encoded = together.dictionary_encode()
-        distinct, refused = canonical(encoded.dictionary, kind)
-        indices = encoded.indices if encoded.null_count == 0 else pc.fill_null(encoded.indices, NO_VALUE)
-        codes = indices.to_numpy().copy()
+    encoded = together.dictionary_encode()
+    distinct, refused = canonical(encoded.dictionary, kind)
+    indices = encoded.indices if encoded.null_count == 0 else pc.fill_null(encoded.indices, NO_VALUE)
+    codes: np.ndarray = indices.to_numpy().copy()
     if refused is None:
         refused = np.zeros(len(distinct), bool)
     if distinct.null_count:  # NaN, or a value that the type cannot hold
@@ -253,6 +285,10 @@ def _factorize(columns: list[pa.Array], kind: str) -> tuple[pa.Array, np.ndarray
         distinct, refused = distinct.filter(pa.array(kept)), refused[kept]
         distinct = pc.fill_null(distinct, _any_value(distinct.type))
     return distinct, refused, codes
+
+
+def _joined(columns: list[pa.Array]) -> pa.Array:
+    return columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
 
 
 def _any_value(kind: pa.DataType) -> pa.Scalar:

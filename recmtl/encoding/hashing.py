@@ -26,7 +26,7 @@ def hash_texts(texts: pa.Array) -> np.ndarray:
     """The hashes of the UTF-8 bytes of texts, or of binary values.
 
     Args:
-        texts: of type string, large_string, binary or large_binary, without nulls.
+        texts: of type string, large_string, binary or large_binary; the hash of a null is any.
 
     Returns:
         uint64 [n].

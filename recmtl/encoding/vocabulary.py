@@ -20,8 +20,8 @@ from recmtl.runtime.storage import local_path, open_write
 from recmtl.schema import FIRST, UNSEEN
 
 BATCH_ROWS = 2**18
-FEW = 256
-"""Up to so many keys are not sorted: that takes longer than it saves."""
+SMALL = 4096
+"""Vocabularies of so many keys lie in a near cache: to sort what is sought takes longer than it saves."""
 
 
 class Vocabulary:
@@ -44,7 +44,7 @@ class Vocabulary:
         """The ids of keys, int32 [n]; `UNSEEN` where there is none."""
         if not len(self.keys):
             return np.full(len(wanted), UNSEEN, np.int32)
-        if len(wanted) <= FEW:
+        if len(self.keys) <= SMALL or len(wanted) == 1:
             return self._search(wanted)
         # Searches in order find their way through memory that the one before has brought.
         order = np.argsort(wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,20 +36,44 @@ class Inputs:
         return Inputs(self.ids[:, start:stop], self.numeric[start:stop], lists)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What several rows have in common."""
+
+    features: Set[str]
+    """Whose columns hold one value for several rows."""
+    places: np.ndarray
+    """Of every row the place of its value in such a column, int64 [B]."""
+
+
 class Collator(FeatureKinds):
     """Puts the encoder's columns side by side."""
 
-    def collate(self, columns: Mapping[str, pa.Array]) -> Inputs:
-        """The arrays of what `Encoder.encode` gave."""
-        rows = len(next(iter(columns.values())))
+    def collate(self, columns: Mapping[str, pa.Array], shared: Shared | None = None) -> Inputs:
+        """The arrays of what `Encoder.encode` gave.
+
+        Args:
+            columns: by feature.
+            shared: features whose columns have one value for several rows; None: none.
+        """
+        names, places = (set(), np.empty(0, int)) if shared is None else (shared.features, shared.places)
+        rows = len(places) if names else len(next(iter(columns.values())))
         ids = np.empty((len(self.categorical), rows), np.int32)
         for row, kind in zip(ids, self.categorical, strict=True):
-            row[:] = kind.read(columns[kind.feature.name])[1]
+            name = kind.feature.name
+            found = kind.read(columns[name])[1]
+            row[:] = found[places] if name in names else found
+        whole = {
+            kind.feature.name: columns[kind.feature.name].take(pa.array(places))
+            if kind.feature.name in names
+            else columns[kind.feature.name]
+            for kind in (*self.lists, *self.dense)
+        }
         lists = []
         for kind in self.lists:
-            lengths, values = kind.read(columns[kind.feature.name])
+            lengths, values = kind.read(whole[kind.feature.name])
             assert lengths is not None
             lists.append((values, lengths))
-        numbers = [dense.read(columns[dense.feature.name]) for dense in self.dense]
+        numbers = [dense.read(whole[dense.feature.name]) for dense in self.dense]
         numeric = np.concatenate([np.empty((rows, 0), np.float32), *numbers], axis=1, dtype=np.float32)
         return Inputs(ids, numeric, lists)

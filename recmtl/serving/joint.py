@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
-from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
 from recmtl.inference.exported import ExportedModel
-from recmtl.inference.inputs import Collator, Inputs
+from recmtl.inference.inputs import Collator, Inputs, Shared
 from recmtl.serving.columns import Request
 
 Layout = tuple[tuple[str, pa.DataType, bool], ...]
@@ -48,7 +46,6 @@ class JointScorer:
 
     def __init__(self, model: ExportedModel, observe: Callable[[Inputs, Collator], None]) -> None:
         self.model, self._observe = model, observe
-        self._encoder_of = lru_cache(maxsize=64)(self._make_encoder)
 
     def encode(self, requests: Sequence[Request]) -> list[Group]:
         """Ids and numbers, of requests of one layout together; a mistake in one is no matter of the others."""
@@ -73,34 +70,19 @@ class JointScorer:
         """Of requests of one layout."""
         rows = [request.rows for request in requests]
         try:
-            return Group(places, rows, self.model.collator.collate(self._encode(requests)))
+            return Group(places, rows, self._inputs(requests))
         except UserError as error:
             # All have one layout, and only that can be wrong: values that a type cannot hold are unseen.
             return Group(places, rows, error)
 
-    def _encode(self, requests: list[Request]) -> dict[str, pa.Array]:
-        counts = [request.rows for request in requests]
-        shared = frozenset(name for name, _, is_shared in _layout(requests[0]) if is_shared)
-        encoded: dict[str, pa.Array] = {}
-        for names in (shared, frozenset(requests[0].columns) - shared):
-            encoder = self._encoder_of(names)
-            if not encoder.features:
-                continue
-            found = encoder.encode({n: _joined([r.columns[n] for r in requests]) for n in encoder.schema.names})
-            if names == shared:
-                rows = pa.array(np.repeat(np.arange(len(requests)), counts))
-                found = {name: column.take(rows) for name, column in found.items()}
-            encoded |= found
-        return {feature.name: encoded[feature.name] for feature in self.model.encoder.features}
-
-    def _make_encoder(self, columns: frozenset[str]) -> Encoder:
-        """The model's encoder for the features of some columns."""
-        whole = self.model.encoder
-        features = tuple(feature for feature in whole.features if feature.column in columns)
-        used = {feature.table for feature in features}
-        tables = tuple(table for table in whole.tables if table.name in used)
-        schema = pa.schema([field for field in whole.schema if field.name in columns])
-        return Encoder(features, tables, whole.lookups, schema)
+    def _inputs(self, requests: list[Request]) -> Inputs:
+        """What the model reads of requests of one layout."""
+        encoder = self.model.encoder
+        columns = {name: _joined([request.columns[name] for request in requests]) for name in encoder.schema.names}
+        columns_shared = {name for name, _, is_shared in _layout(requests[0]) if is_shared}
+        features = {feature.name for feature in encoder.features if feature.column in columns_shared}
+        places = np.repeat(np.arange(len(requests)), [request.rows for request in requests])
+        return self.model.collator.collate(encoder.encode(columns), Shared(features, places))
 
 
 def _layout(request: Request) -> Layout:

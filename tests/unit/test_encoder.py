@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recmtl.encoding.encoder import Encoder
+from recmtl.encoding.encoder import FEW, Encoder
 from recmtl.encoding.values import arrow_type, canonical
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
@@ -47,9 +47,13 @@ def make(folder: Path, value_type: str, column: pa.Array, known: list[Any], **op
     return Encoder((feature,), (table,), {"x": Vocabulary.build(path, value_type)}, pa.schema([("x", column.type)]))
 
 
+@pytest.mark.parametrize("few", [FEW, -1], ids=["few", "many"])
 @pytest.mark.parametrize("sql_type", COLUMNS)
-def test_a_value_comes_back_or_is_missing_or_unseen(sql_type: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_value_comes_back_or_is_missing_or_unseen(
+    sql_type: str, few: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arrow, values = COLUMNS[sql_type]
+    monkeypatch.setattr("recmtl.encoding.encoder.FEW", few)
 
     @settings(max_examples=60, deadline=None)
     @given(st.lists(st.none() | values, min_size=1, max_size=12), st.integers(0, 12))
@@ -171,7 +175,9 @@ def test_hashed_ids_are_spread(tmp_path: Path) -> None:
     assert counts.max() < 150
 
 
-def test_columns_of_one_table_may_differ_in_type(tmp_path: Path) -> None:
+@pytest.mark.parametrize("few", [FEW, -1], ids=["few", "many"])
+def test_columns_of_one_table_may_differ_in_type(tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recmtl.encoding.encoder.FEW", few)
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"value": pa.array([7, 2**40]), "id": pa.array([2, 3], pa.int32())}), path)
     features = tuple(Feature(name, table="x", column=name) for name in ("small", "large", "none"))
@@ -183,6 +189,27 @@ def test_columns_of_one_table_may_differ_in_type(tmp_path: Path) -> None:
     # A column that changed its type since counts where its values fit.
     found = encoder.encode({"small": pa.array([7.0, 7.5]), "large": pa.array([2**63, 7], pa.uint64()), "none": none})
     assert [column.to_pylist() for column in found.values()] == [[2, UNSEEN], [UNSEEN, 2], [0, 0]]
+
+
+def test_columns_may_differ_in_length(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"value": pa.array(["a", "b"]), "id": pa.array([2, 3], pa.int32())}), path)
+    features = tuple(Feature(name, table="x", column=name) for name in ("one", "several"))
+    schema = pa.schema([("one", pa.string()), ("several", pa.string())])
+    encoder = Encoder(
+        features, (Table("x", 4, value_type="VARCHAR"),), {"x": Vocabulary.build(path, "VARCHAR")}, schema
+    )
+    found = encoder.encode({"one": pa.array(["b"]), "several": pa.array(["c", None, "a", "b"])[1:]})
+    assert [column.to_pylist() for column in found.values()] == [[3], [0, 2, 3]]
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_keys_are_found_in_vocabularies_of_any_size(size: int) -> None:
+    known = np.arange(0, 3 * size, 3, dtype=np.uint64)
+    wanted = np.random.default_rng(0).permutation(np.arange(4 * size, dtype=np.uint64))
+    ids = Vocabulary(known, np.arange(FIRST, FIRST + size, dtype=np.int32)).look_up(wanted)
+    there = (wanted % 3 == 0) & (wanted < 3 * size)
+    np.testing.assert_array_equal(ids, np.where(there, FIRST + wanted // 3, UNSEEN))
 
 
 def test_two_values_of_one_key_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
