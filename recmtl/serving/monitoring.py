@@ -56,6 +56,8 @@ class Metrics:
         self.missing = Counter(
             "recmtl_missing_rows_total", "Rows in which a feature was missing", ["feature"], registry=self.registry
         )
+        self._of_feature: dict[str, tuple[Counter, ...]] = {}
+        """These three for each feature: to find them takes longer than to count."""
         self.dropped = Counter("recmtl_unlogged_rows_total", "Rows that --log-features lost", registry=self.registry)
         self.swaps = Counter("recmtl_model_swaps_total", "Exports that took over", registry=self.registry)
         self.refusals = Counter("recmtl_model_refusals_total", "Exports that were refused", registry=self.registry)
@@ -74,14 +76,20 @@ class Metrics:
 
     def inputs_scored(self, inputs: Inputs, collator: Collator) -> None:
         """Count missing and unseen values of a batch, by feature."""
-        ids = [*inputs.ids, *(values for values, _ in inputs.lists)]
-        empty = [None] * len(inputs.ids) + [lengths for _, lengths in inputs.lists]
-        for kind, found, lengths in zip([*collator.categorical, *collator.lists], ids, empty, strict=True):
-            name = kind.feature.name
-            missing = int((found == MISSING).sum()) if lengths is None else int((lengths == 0).sum())
-            self.values.labels(name).inc(len(found) - missing if lengths is None else len(found))
-            self.unseen.labels(name).inc(int((found == UNSEEN).sum()))
-            self.missing.labels(name).inc(missing)
+        missing, unseen = ((inputs.ids == id).sum(axis=1).tolist() for id in (MISSING, UNSEEN))
+        for kind, lacking, strange in zip(collator.categorical, missing, unseen, strict=True):
+            self._count(kind.feature.name, inputs.rows - lacking, strange, lacking)
+        for kind, (ids, lengths) in zip(collator.lists, inputs.lists, strict=True):
+            self._count(kind.feature.name, len(ids), int((ids == UNSEEN).sum()), int((lengths == 0).sum()))
+
+    def _count(self, feature: str, *counts: int) -> None:
+        """Add to a feature's values, unseen values and rows without one."""
+        if (counters := self._of_feature.get(feature)) is None:
+            counters = tuple(metric.labels(feature) for metric in (self.values, self.unseen, self.missing))
+            self._of_feature[feature] = counters
+        for counter, count in zip(counters, counts, strict=True):
+            if count:
+                counter.inc(count)
 
     def page(self) -> bytes:
         """The page that Prometheus reads."""
