@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
+from recmtl.encoding.values import is_string
 from recmtl.errors import UserError
 from recmtl.inference.columns import as_array
 
@@ -29,6 +31,38 @@ class Request:
     columns: Mapping[str, pa.Array]
     """By name, `rows` values each, or one that all rows share; as `Encoder.column` gives them, so that requests whose
     clients wrote numbers in other types, or nulls alone, go into one batch."""
+
+
+def columns_from_json(columns: Sequence[tuple[pa.Field, Sequence[Any]]]) -> dict[str, pa.Array]:
+    """`from_json` of several columns: those of one type together, where all values are of that type.
+
+    Raises:
+        BadRequest: as `from_json` does.
+    """
+    found: dict[str, pa.Array] = {}
+    by_type: dict[pa.DataType, list[tuple[pa.Field, Sequence[Any]]]] = {}
+    for field, values in columns:
+        by_type.setdefault(field.type, []).append((field, values))
+    for kind, some in by_type.items():
+        together = _all_of(kind, list(chain.from_iterable(values for _, values in some)))
+        start = 0
+        for field, values in some:
+            stop = start + len(values)
+            found[field.name] = from_json(values, field) if together is None else together[start:stop]
+            start = stop
+    return found
+
+
+def _all_of(kind: pa.DataType, values: list[Any]) -> pa.Array | None:
+    """Values as an array of the type that Arrow finds in each column by itself; None where that may be another."""
+    types = pa.types
+    wanted = {types.is_integer: pa.int64(), types.is_floating: pa.float64(), is_string: pa.string()}
+    plain = next((found for is_kind, found in wanted.items() if is_kind(kind)), None)
+    try:
+        array = pa.array(values, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return None
+    return array if array.type == plain else None
 
 
 def from_json(values: Sequence[Any], field: pa.Field) -> pa.Array:

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from recmtl.encoding.encoder import Encoder
-from recmtl.serving.columns import BadRequest, Request, from_json
+from recmtl.serving.columns import BadRequest, Request, columns_from_json
 
 KEYS = ("common", "rows")
 
@@ -46,14 +46,14 @@ def parse(body: bytes, encoder: Encoder, most_rows: int) -> Request:
         raise BadRequest("common: must be an object: what all rows share")
     if len(rows) > most_rows:
         raise BadRequest(f"rows: {len(rows)} are more than {most_rows}; send several requests")
-    shared = {field.name: from_json([common[field.name]], field) for field in schema if field.name in common}
+    shared = [(field, [common[field.name]]) for field in schema if field.name in common]
     own = [field for field in schema if field.name not in common]
     values = _columns([field.name for field in own], rows)
     # Rows that hold no more than their own columns hold none of the shared ones.
     have_more = not {len(own)}.issuperset(map(len, rows))
-    if have_more and (twice := [name for name in shared if any(name in row for row in rows)]):
+    if have_more and (twice := [field.name for field, _ in shared if any(field.name in row for row in rows)]):
         raise BadRequest(f"column {twice[0]!r}: is in common and in rows; give it once")
-    found = shared | {field.name: from_json(column, field) for field, column in zip(own, values, strict=True)}
+    found = columns_from_json([*shared, *zip(own, values, strict=True)])
     return Request(len(rows), {name: encoder.column(found, name) for name in schema.names})
 
 
@@ -72,5 +72,11 @@ def _columns(names: list[str], rows: list[dict[str, Any]]) -> list[Sequence[Any]
 
 def answer(name: str, version: str, tasks: tuple[str, ...], scores: np.ndarray) -> bytes:
     """The response's body, from probabilities float32 [B, T]."""
-    predictions = [dict(zip(tasks, row, strict=True)) for row in scores.tolist()]
-    return orjson.dumps({"model": name, "version": version, "predictions": predictions})
+    head = orjson.dumps({"model": name, "version": version})
+    # All numbers are written at once and put into the rows' text: a dictionary for each row takes thrice the time.
+    numbers = orjson.dumps(np.ascontiguousarray(scores).reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(
+        b","
+    )
+    row = b"{%s}" % b",".join(orjson.dumps(task).replace(b"%", b"%%") + b":%s" for task in tasks)
+    rows = b",".join([row] * len(scores)) % tuple(numbers if len(scores) else ())
+    return b'%s,"predictions":[%s]}' % (head[:-1], rows)
