@@ -2,7 +2,7 @@
 
     python benchmarks/rolling.py drift
     python benchmarks/rolling.py bounded --days 60 --events 40000 --every 5
-    python benchmarks/rolling.py kuairand --raw ../shared/data/kuairand --overrides "--training.batch_size 256"
+    python benchmarks/rolling.py kuairand --raw ../shared/data/kuairand --overrides="--training.batch_size 256"
 
 Every step is the real command line in a process of its own. Each day's model is measured on the rows of the next day,
 which no way has learned by then:
@@ -36,6 +36,8 @@ from common import RESULTS, machine, write_results
 from usage import usage
 
 Results = dict[str, Any]
+LAST = 5
+"""The models of so many days at the end are always measured."""
 Kind = Literal["frozen", "continued", "retrained"]
 SPLIT = """
 [split]
@@ -94,7 +96,7 @@ class Options:
     """How far back the query of `--extend` sees in synthetic days; of `bounded`, the bounded way's alone. Else, and in
     KuaiRand, whose counts and histories are of all days, it reads all raw files."""
     every: int = 1
-    """Measure the models of every so many days, and the last five."""
+    """Measure the models of every so many days, of the first and of the last five; only these are retrained."""
     until: int | None = None
     """Stop after this day; none: go on to the end and write the results."""
     work: Path | None = None
@@ -232,19 +234,21 @@ class Series:
 
     def measure(self, way: Way, day: int) -> Results:
         """What a way's model of a day is worth on the next day, and what that day took."""
-        chain, is_first = way.chain, day == self.options.first_days
-        run = self.run(way, day)
+        chain, options = way.chain, self.options
+        is_first = day == options.first_days
         is_anew = way.kind == "retrained" and not is_first
+        is_measured = day % options.every == 0 or is_first or day >= options.days - LAST
         found: Results = {}
+        if is_anew and not is_measured:
+            return found
+        run = self.run(way, day)
         if way.kind != "frozen" or is_first:
-            steps = (f"prepare {'anew' if is_anew else chain.name} {day}", f"train {run.name}")
             learned = self.anew(chain, day) if is_anew else self.data(chain, day)
-            spent = [self.once(name, dict) for name in steps]
-            found["prepare"], found["train"] = spent
+            found["prepare"] = self.once(f"prepare {'anew' if is_anew else chain.name} {day}", dict)
+            found["train"] = self.once(f"train {run.name}", dict)
             rows = {one["name"]: one["rows"] for one in dataset(learned)["tables"]}
             found |= {"data_bytes": size(learned), "run_bytes": size(run), "table_rows": rows}
-        options = self.options
-        if day % options.every == 0 or is_first or day >= options.days - 5:
+        if is_measured:
             following = self.after(chain, day) if is_anew else self.data(chain, day + 1)
             found["tasks"] = self.once(f"evaluate {way.name} {day}", lambda: evaluate(run, following))
         return found

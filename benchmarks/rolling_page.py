@@ -103,6 +103,11 @@ def trained(found: Found) -> list[str]:
     return [way for way in found if "train" in found[way][max(found[way])]]
 
 
+def learned(found: Found, way: str) -> list[int]:
+    """The days for which a way trained a model."""
+    return [day for day, what in found[way].items() if "train" in what]
+
+
 def quality(found: Found, task: str, day: int) -> list[str]:
     """A line of a task's table."""
     some = next(iter(found.values()))[day]["tasks"][task]
@@ -155,7 +160,7 @@ def cpu(day: dict[str, Any]) -> float:
 def costs(found: Found) -> list[list[str]]:
     """Lines of the table of CPU time, from the second day on: the first is the same for all."""
     lines = []
-    for day in list(found["retrained"])[1:]:
+    for day in learned(found, "retrained")[1:]:
         steps = [found[way][day][step]["cpu_seconds"] for way in trained(found) for step in ("prepare", "train")]
         shares = [cpu(found[way][day]) / cpu(found["retrained"][day]) for way in trained(found) if way != "retrained"]
         lines.append([str(day), *(f"{seconds:.1f}" for seconds in steps), *(f"{share:.2f}" for share in shares)])
@@ -201,7 +206,7 @@ def plot(found: Found, path: Path) -> None:
         panel.set(xlabel="day of the model", ylabel=f"{task} AUC the day after" + (" − oracle" if is_known else ""))
     for panel, (name, amount) in zip(axes[len(tasks) :], amounts.items(), strict=False):
         for way in trained(found):
-            own = list(found[way])[1:]
+            own = learned(found, way)[1:]
             panel.plot(own, [amount(found[way][day]) for day in own], label=way, color=color(found, way))
         panel.set(xlabel="day", ylabel=name, ylim=(0, None))
     for panel in axes[panels:]:

@@ -27,7 +27,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         command = [str(word) for word in words][3:]
         done.append(command)
         if command[0] == "synth":
-            for day in (20230501, 20230502, 20230503, 20230504):
+            for day in range(20230501, 20230501 + int(command[command.index("--days") + 1])):
                 for folder in (Path(command[2]) / str(day), Path(command[2]) / "truth" / str(day)):
                     folder.mkdir(parents=True)
                     (folder / "0.parquet").touch()
@@ -91,6 +91,15 @@ def test_three_ways_over_three_days(tmp_path: Path, commands: list[list[str]]) -
     count = len(commands)
     rolling.main(options)
     assert len(commands) == count, "a finished series is not made again"
+
+
+def test_only_days_that_are_measured_are_retrained(tmp_path: Path, commands: list[list[str]]) -> None:
+    options = rolling.Options("drift", days=12, events=10, every=4, work=tmp_path, out=tmp_path / "out")
+    rolling.main(options)
+    runs = {Path(command[command.index("--run") + 1]).name for command in commands if command[0] == "train"}
+    assert {f"continued {day}" for day in range(2, 12)} < runs
+    assert {name for name in runs if "retrained" in name} == {f"retrained {day}" for day in (4, 7, 8, 9, 10, 11)}
+    assert len(words(commands, "evaluate")) == 3 * 7
 
 
 def test_a_step_that_was_stopped_begins_anew(tmp_path: Path, commands: list[list[str]]) -> None:
