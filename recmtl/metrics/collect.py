@@ -104,20 +104,19 @@ class Metrics:
             logits: [B, T].
             labels: [B, T], NaN where there is none.
             rows: how many are real.
-            oracle: true probabilities [B, T], NaN where unknown.
+            oracle: true probabilities [B, T], NaN where unknown; on the host.
             weights: of the rows for each task [B, T]; None: all 1.
-            group: user of every row [B], `NO_USER` for none.
-            row_number: place of every row in the split [B]; None: metrics without standard errors and segments.
+            group: user of every row [B], `NO_USER` for none; on the host.
+            row_number: place of every row in the split [B], on the host; None: metrics without standard errors and
+                segments.
         """
-        columns = {"logits": logits.float(), "labels": labels.float(), "oracle": oracle, "weights": weights}
+        columns = {"logits": logits.float(), "labels": labels.float(), "weights": weights}
         given = {name: column for name, column in columns.items() if column is not None}
         # Together, as every copy makes the host wait for a GPU.
         together = torch.cat([column[:rows] for column in given.values()], dim=1).cpu().T
-        of_rows = {"users": group, "row_number": row_number}
-        parts = {
-            **dict(zip(given, together.split(len(self.tasks)), strict=True)),
-            **{name: column[:rows].cpu() for name, column in of_rows.items() if column is not None},
-        }
+        parts = dict(zip(given, together.split(len(self.tasks)), strict=True))
+        on_host = {"oracle": None if oracle is None else oracle.T, "users": group, "row_number": row_number}
+        parts |= {name: column[..., :rows] for name, column in on_host.items() if column is not None}
         for name, part in parts.items():
             self._waiting.setdefault(name, []).append(part)
         self._rows_waiting += rows

@@ -28,25 +28,22 @@ class Batch(Pipelineable):
     rows: int
     """Real rows: the first ones. The others, up to B, are padding."""
     oracle: Tensor | None = None
-    """float32 [B, T]: true probabilities (NaN where unknown); only in evaluation."""
+    """float32 [B, T]: true probabilities (NaN where unknown); only in evaluation, and always on the host."""
     row_weights: Tensor | None = None
     """float32 [B, T]: what rows weigh for each task; None: all the same."""
     group: Tensor | None = None
-    """int64 [B]: the user a row belongs to; only in evaluation."""
+    """int64 [B]: the user a row belongs to; as `oracle`."""
     row_number: Tensor | None = None
-    """int64 [B]: the row's place in the split, counted from 0 in the order of the files; only in evaluation."""
-
-    @property
-    def _extras(self) -> tuple[Tensor | None, ...]:
-        return self.oracle, self.row_weights, self.group, self.row_number
+    """int64 [B]: the row's place in the split, counted from 0 in the order of the files; as `oracle`."""
 
     def _map(self, function: Callable[[Any], Any]) -> Batch:
-        extras = (None if t is None else function(t) for t in self._extras)
+        """The batch with what a step reads given to a function; what only metrics read stays as it is."""
         dense = (function(t) for t in (self.numeric, self.labels, self.weights))
-        return Batch(function(self.sparse), *dense, self.rows, *extras)
+        row_weights = None if self.row_weights is None else function(self.row_weights)
+        return Batch(function(self.sparse), *dense, self.rows, self.oracle, row_weights, self.group, self.row_number)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """Copy to a device."""
+        """Copy what a step reads to a device."""
         return self._map(lambda t: t.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
@@ -56,6 +53,6 @@ class Batch(Pipelineable):
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the allocator that `stream` uses these tensors."""
         self.sparse.record_stream(stream)
-        for tensor in (self.numeric, self.labels, self.weights, *self._extras):
+        for tensor in (self.numeric, self.labels, self.weights, self.row_weights):
             if tensor is not None:
                 tensor.record_stream(stream)

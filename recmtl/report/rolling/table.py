@@ -12,8 +12,8 @@ from recmtl.rolling.record import STEPS, DayRecord, Metrics
 from recmtl.schema import SPLITS
 
 NOTE = (
-    "Before: the model that was in use, on all rows of the day, before anything was learned from them. After: the day's "
-    "model on the day's test rows, which it has not learned; the gain is over the model in use on the same rows. "
+    "Before: the model that was in use, on all rows of the day, before anything was learned from them. After: the "
+    "day's model on the day's test rows, which it has not learned; the gain is over the model in use on the same rows. "
     "± is the standard error over the choice of rows. New and retired: values that got an id, and that lost theirs; on "
     "the first day all are new."
 )
