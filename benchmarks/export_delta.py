@@ -13,7 +13,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,13 +110,10 @@ def _popular(rng: np.random.Generator, size: int, count: int, day: int) -> np.nd
     return values
 
 
-def recmtl(*words: object) -> float:
-    """Run a command, unless its last word, a folder to write, is there; returns seconds."""
-    if Path(str(words[-1])).exists():
-        return 0.0
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "recmtl", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+def recmtl(*words: object) -> None:
+    """Run a command, unless its last word, a folder to write, is there."""
+    if not Path(str(words[-1])).exists():
+        subprocess.run([sys.executable, "-m", "recmtl", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
 def make_days(options: Options, work: Path) -> None:
@@ -155,7 +151,7 @@ def measure(work: Path, dtype: str) -> tuple[dict[str, Any], list[list[object]]]
     recmtl("export", work / f"run{last - 1}", "--dtype", dtype, before)
     recmtl("export", work / f"run{last}", "--dtype", dtype, after)
     recmtl("export", work / f"run{last}", "--dtype", dtype, "--delta-from", before, delta)
-    seconds = recmtl("apply-delta", before, delta, applied)
+    recmtl("apply-delta", before, delta, applied)
     described = Delta.load(delta)
     whole, part = sizes(after), sizes(delta)
     tables = {name: vars(rows) for name, rows in described.tables.items()}
@@ -174,7 +170,7 @@ def measure(work: Path, dtype: str) -> tuple[dict[str, Any], list[list[object]]]
             f"{sums[1] / sums[0]:.1%}",
         ]
     )
-    return {"export": whole, "delta": part, "tables": tables, "files": kept, "apply_seconds": seconds}, lines
+    return {"export": whole, "delta": part, "tables": tables, "files": kept}, lines
 
 
 def main(options: Options) -> None:
