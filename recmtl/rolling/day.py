@@ -70,7 +70,7 @@ class Day:
 
         Raises:
             StepFailed: a step ended with an error.
-            Stopped: somebody ended a step by SIGTERM.
+            Stopped: SIGTERM came to the job or to a step.
             UserError: a file cannot be written or is damaged.
         """
         out, before = self.settings.out, self.before

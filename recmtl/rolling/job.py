@@ -75,7 +75,7 @@ def roll(
     Raises:
         UserError: an argument, a file or a column has a mistake.
         StepFailed: a step of a day ended with an error.
-        Stopped: somebody ended a step by SIGTERM.
+        Stopped: SIGTERM came to the job or to a step.
     """
     loaded = load_recipe(recipe)
     if loaded.split.by != "time":

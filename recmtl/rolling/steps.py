@@ -65,8 +65,8 @@ def run_step(command: Command, day: str, log: Path) -> Cost:
 
     Raises:
         StepFailed: it ended with an error.
-        Stopped: somebody ended it by SIGTERM.
-        KeyboardInterrupt: this process was to end.
+        Stopped: SIGTERM ended it, which came to this process or to it.
+        KeyboardInterrupt: this process was to end, and it ended in another way.
         UserError: the log cannot be written.
     """
     what = f"{day} {log.stem}"
@@ -77,9 +77,11 @@ def run_step(command: Command, day: str, log: Path) -> Cost:
             process = subprocess.Popen(
                 command.line, stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=end_with_parent
             )
-            code = _wait(process)
+            code, interrupted = _wait(process)
     if code == TERMINATED:
         raise Stopped(f"{what}: stopped; the same command goes on")
+    if interrupted:
+        raise KeyboardInterrupt
     if code < 0:
         raise StepFailed(f"error: {what}: was ended by signal {-code}; see {log}", 128 - code)
     if code:
@@ -87,20 +89,16 @@ def run_step(command: Command, day: str, log: Path) -> Cost:
     return Cost(round(time.monotonic() - began, 3), round(_cpu_seconds() - before, 3))
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of a process; an interruption is passed on to it once, and raised when it has ended."""
-    interrupted: KeyboardInterrupt | None = None
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """The exit code of a process, and whether this one was interrupted meanwhile, which is passed on once."""
+    interrupted = False
     while True:
         try:
-            code = process.wait()
-            break
-        except KeyboardInterrupt as signalled:
-            if interrupted is None:
+            return process.wait(), interrupted
+        except KeyboardInterrupt:
+            if not interrupted:
                 process.send_signal(signal.SIGTERM)
-            interrupted = signalled
-    if interrupted is not None:
-        raise interrupted
-    return code
+            interrupted = True
 
 
 def _complaint(what: str, log: Path) -> str:

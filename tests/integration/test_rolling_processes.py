@@ -138,6 +138,7 @@ def test_sigterm_is_passed_on_and_what_was_trained_is_saved(raw, undisturbed, tm
         assert job.end() == 143
     finally:
         job.kill()
+    assert job.stderr == "2023-05-01 train: stopped; the same command goes on\n"
     assert processes(out) == []
     assert "stopped and saved after step" in (out / "logs" / "2023-05-01" / "train.log").read_text()
     finish(raw, out)

@@ -58,13 +58,15 @@ def test_an_interruption_is_passed_on_once_and_waited_for(tmp_path):
     script = f"{saves}; touch {tmp_path}/up; while :; do sleep 0.1; done"
     program = f"""
 from pathlib import Path
+from recmtl.errors import Stopped
 from recmtl.rolling.steps import Command, run_step
 from recmtl.runtime.exit import interrupt_on_sigterm
 interrupt_on_sigterm()
 Command.line = ["sh", "-c", {script!r}]
 try:
     run_step(Command([]), "day", Path({str(tmp_path / "step.log")!r}))
-except KeyboardInterrupt:
+except Stopped as stopped:
+    assert str(stopped) == "day step: stopped; the same command goes on"
     raise SystemExit(7)
 """
     process = subprocess.Popen([sys.executable, "-c", program])
