@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import trained
 from exchanged import exchanged
 from jobs import words
-from runs import losses, train_here
+from runs import evaluation, losses, train_here
 from started import begin, begin_on_two_ranks, tensors
 from toy import write_toy
 
@@ -137,6 +138,26 @@ def test_a_run_starts_from_one_with_another_plan(train, data, tmp_path):
         found = tensors(tmp_path / name)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.slow
+def test_measuring_and_scoring_on_two_ranks(run_recmtl, tmp_path):
+    """Replicas are filled from a checkpoint as shards are, and need no gradients."""
+    folder = trained.write_data(tmp_path)
+    run = trained.train(folder, tmp_path / "run", "mmoe", embedding__replica_gain_mib=0)
+    found = []
+    for ranks in (1, 2):
+        out = tmp_path / f"predictions-{ranks}"
+        for words_of in (
+            ("predict", run, tmp_path / "raw", out, "--keep", "number"),
+            ("evaluate", run, "--data", folder),
+        ):
+            ended = run_recmtl(*words_of, ranks=ranks)
+            assert ended.returncode == 0, ended.stderr
+        scores = pq.read_table(out).sort_by("number")
+        measured = json.loads((run / evaluation(folder, "test")).read_text())
+        found.append([*scores["p_click"].to_pylist(), *scores["p_like"].to_pylist(), measured["logloss_sum"]])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])
