@@ -4,7 +4,7 @@
     python benchmarks/rolling.py bounded --days 60 --events 40000 --every 5
     python benchmarks/rolling.py kuairand --raw ../shared/data/kuairand --overrides="--training.batch_size 256"
 
-Every step is the real command line in a process of its own. Each day's model is measured on the rows of the next day,
+Every step is the real command line. Each day's model is measured on the rows of the next day,
 which no way has learned by then:
 
 - frozen: trained on the first day, never again;
@@ -12,8 +12,9 @@ which no way has learned by then:
 - retrained: `prepare` on all days so far, and one pass over all their rows from new weights.
 
 `bounded` compares two models that go on: one whose tables grow for ever and whose query reads all raw files, and one
-with `expire`, `max_rows` and `--lookback`. CPU seconds and memory are those of whole processes, starts included. Start
-the command again and it goes on where it stopped; `--until DAY` stops after that day.
+with `expire`, `max_rows` and `--lookback`. Each `prepare` and `train` of a measured day is a process of its own, of
+which CPU seconds and memory are counted, start included. Start the command again and it goes on where it stopped;
+`--until DAY` stops after that day.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ import table
 import tyro
 from common import RESULTS, machine, write_results
 from usage import usage
+
+from recmtl import cli
 
 Results = dict[str, Any]
 LAST = 5
@@ -139,14 +142,21 @@ class Series:
         self.options, self.work = options, work
         self.ways = ways(options)
 
-    def step(self, name: str, out: Path, *words: object) -> Results:
-        """What a command of recmtl took that writes a folder; what a stopped one left of the folder is removed."""
+    def step(self, name: str, out: Path, day: int, *words: object) -> Results:
+        """What a command of recmtl took that writes a folder; what a stopped one left of the folder is removed.
+
+        It is a process of its own on days that are measured. On others nothing is known of what it took: it runs in
+        this process, which saves its start.
+        """
 
         def run() -> Results:
             if out.exists():
                 shutil.rmtree(out)
             out.parent.mkdir(parents=True, exist_ok=True)
-            return vars(usage(sys.executable, "-m", "recmtl", *words))
+            if self.is_measured(day):
+                return vars(usage(sys.executable, "-m", "recmtl", *words))
+            in_process(*words)
+            return {}
 
         return self.once(name, run)
 
@@ -160,6 +170,11 @@ class Series:
             partial.replace(path)
         found: Results = json.loads(path.read_text())
         return found
+
+    def is_measured(self, day: int) -> bool:
+        """Whether the models of a day are compared, and what they take."""
+        options = self.options
+        return day % options.every == 0 or day == options.first_days or day >= options.days - LAST
 
     def raw(self, day: int) -> Path:
         """The raw folder as it is on the evening of a day: links to the files of all days so far."""
@@ -176,7 +191,7 @@ class Series:
     def _grow_synthetic(self, day: int, out: Path) -> None:
         all_days, options = self.work / "synthetic", self.options
         sizes = ("--events", options.events * options.days, "--days", options.days, "--seed", options.seed)
-        self.step("synth", all_days, "synth", "merrec", all_days, *sizes, "--drift")
+        self.step("synth", all_days, 0, "synth", "merrec", all_days, *sizes, "--drift")
         names = sorted(folder.name for folder in all_days.iterdir() if folder.name != "truth")
         for name in names[:day]:
             for folder in (all_days / name, all_days / "truth" / name):
@@ -189,20 +204,20 @@ class Series:
         if day > first:
             words += ["--extend", self.data(chain, day - 1)]
             words += ["--lookback", chain.lookback] if chain.lookback else []
-        self.step(f"prepare {chain.name} {day}", out, "prepare", *words)
+        self.step(f"prepare {chain.name} {day}", out, day, "prepare", *words)
         return out
 
     def anew(self, chain: Chain, day: int) -> Path:
         """The rows of all days so far, prepared without what was prepared before."""
         out = self.work / "anew" / str(day)
-        self.step(f"prepare anew {day}", out, "prepare", self._recipe(chain), self.raw(day), out)
+        self.step(f"prepare anew {day}", out, day, "prepare", self._recipe(chain), self.raw(day), out)
         return out
 
     def after(self, chain: Chain, day: int) -> Path:
         """The rows of the next day in the encoding of `anew`."""
         out = self.work / "after" / str(day)
         words = [self._recipe(chain), self.raw(day + 1), out, "--extend", self.anew(chain, day)]
-        self.step(f"prepare after {day}", out, "prepare", *words)
+        self.step(f"prepare after {day}", out, day, "prepare", *words)
         ours, theirs = (dataset(folder)["rows"] for folder in (out, self.data(chain, day + 1)))
         if ours != theirs:
             sys.exit(f"day {day + 1} has {theirs} rows, but {ours} where the days before are prepared anew")
@@ -226,31 +241,36 @@ class Series:
             name, words = f"{way.name} {day}", [*before, *way.words]
         out = self.work / "runs" / name
         words = ["--training.max_epochs", "1", *options.overrides.split(), *words]
-        seed = table.FIRST_SEED + options.seed
-        self.step(
-            f"train {name}", out, "train", options.preset, "--data", data, "--run", out, *words, "--training.seed", seed
-        )
+        words = [
+            "--data",
+            str(data),
+            "--run",
+            str(out),
+            *words,
+            "--training.seed",
+            str(table.FIRST_SEED + options.seed),
+        ]
+        self.step(f"train {name}", out, day, "train", options.preset, *words)
         return out
 
     def measure(self, way: Way, day: int) -> Results:
         """What a way's model of a day is worth on the next day, and what that day took."""
-        chain, options = way.chain, self.options
-        is_first = day == options.first_days
+        chain, is_first = way.chain, day == self.options.first_days
         is_anew = way.kind == "retrained" and not is_first
-        is_measured = day % options.every == 0 or is_first or day >= options.days - LAST
-        found: Results = {}
-        if is_anew and not is_measured:
-            return found
+        if not self.is_measured(day):
+            if way.kind == "continued":
+                self.run(way, day)
+            return {}
         run = self.run(way, day)
+        found: Results = {}
         if way.kind != "frozen" or is_first:
             learned = self.anew(chain, day) if is_anew else self.data(chain, day)
             found["prepare"] = self.once(f"prepare {'anew' if is_anew else chain.name} {day}", dict)
             found["train"] = self.once(f"train {run.name}", dict)
             rows = {one["name"]: one["rows"] for one in dataset(learned)["tables"]}
             found |= {"data_bytes": size(learned), "run_bytes": size(run), "table_rows": rows}
-        if is_measured:
-            following = self.after(chain, day) if is_anew else self.data(chain, day + 1)
-            found["tasks"] = self.once(f"evaluate {way.name} {day}", lambda: evaluate(run, following))
+        following = self.after(chain, day) if is_anew else self.data(chain, day + 1)
+        found["tasks"] = self.once(f"evaluate {way.name} {day}", lambda: evaluate(run, following))
         return found
 
 
@@ -272,9 +292,15 @@ def ways(options: Options) -> list[Way]:
     return [*found, Way("retrained", "retrained", chain)]
 
 
+def in_process(*words: object) -> None:
+    """Run a command of recmtl in this process."""
+    command, *arguments = map(str, words)
+    getattr(cli, command)(arguments)
+
+
 def evaluate(run: Path, data: Path) -> Results:
     """Metrics of every task on the rows of a day."""
-    usage(sys.executable, "-m", "recmtl", "evaluate", run, "--data", data, "--split", "train")
+    in_process("evaluate", run, "--data", data, "--split", "train")
     path = run / "evaluations" / f"{dataset(data)['data_fingerprint']}-train.json"
     found: Results = json.loads(path.read_text())["train"]
     return found

@@ -23,8 +23,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Every command writes its folder at once; yields the words after `recmtl` of those that were run."""
     done: list[list[str]] = []
 
-    def usage(*words: object) -> Usage:
-        command = [str(word) for word in words][3:]
+    def run(*words: object) -> None:
+        command = list(map(str, words))
         done.append(command)
         if command[0] == "synth":
             for day in range(20230501, 20230501 + int(command[command.index("--days") + 1])):
@@ -45,9 +45,14 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             path.parent.mkdir(exist_ok=True)
             metrics = METRICS | {"auc": 0.7, "auc_folds": [0.7, 0.71]}
             path.write_text(json.dumps({"train": {"like": metrics}}))
+
+    def usage(*words: object) -> Usage:
+        assert words[:3] == (sys.executable, "-m", "recmtl")
+        run(*words[3:])
         return Usage(1.0, 2.0, 3)
 
     monkeypatch.setattr(rolling, "usage", usage)
+    monkeypatch.setattr(rolling, "in_process", run)
     return done
 
 
