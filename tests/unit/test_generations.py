@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from days import Day, Log, days_of_rows
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from recmtl.data.prepare.summary import print_summary
@@ -18,7 +18,7 @@ from recmtl.encoding.encoder import Encoder
 from recmtl.encoding.generations import later_ids
 from recmtl.schema import ENCODER, FIRST, PENDING, UNSEEN, Dataset, TableGrowth
 
-fresh = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fresh = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 limits = st.fixed_dictionaries(
     {},
     optional={
@@ -95,7 +95,17 @@ def grow(folder: Path, days: list[Day], wanted: Limits) -> tuple[Log, list[Datas
     return log, log.grow(days)
 
 
+PUSHED_OUT = [[("a", 1), ("a", 2), ("a", 3), ("a", 3), ("a", 4)], [("b", 2), ("b", 5)], [("b", 6), ("c", 7)]]
+"""Of the items that are left longest without being seen, the one that was rarest goes first."""
+EXPIRED = [[("a", 1), ("a", 2), ("a", 9)], [("a", 1)], [("a", 3), ("a", 3), ("a", 9), ("a", 4)], [("b", 2), ("b", 2)]]
+"""Values lose ids, come back, and take ids of others."""
+
+
 @fresh
+@example(PUSHED_OUT, {"max_rows": 6, "count_from": ["item"]})
+@example(PUSHED_OUT, {"max_rows": 6, "min_count": 2})
+@example(EXPIRED, {"expire": 1, "count_from": ["item"]})
+@example(EXPIRED, {"expire": 2, "min_count": 2, "max_rows": 4})
 @given(days_of_rows, limits)
 def test_ids_over_random_days(tmp_path_factory: pytest.TempPathFactory, days: list[Day], wanted: Limits) -> None:
     log, found = grow(tmp_path_factory.mktemp("days"), days, wanted)
