@@ -57,6 +57,7 @@ def test_every_key_survives_the_round_trip():
             "new_rows": "unseen",
             "placement": "sharded",
             "replica_mib": 1.5,
+            "replica_gain_mib": 2.5,
             "dtype": "float16",
         },
         "dense": {"optimizer": "adamw", "lr": 1.0, "weight_decay": 0.1},
