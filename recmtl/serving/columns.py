@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,6 +13,13 @@ import pyarrow as pa
 from recmtl.encoding.values import is_string
 from recmtl.errors import UserError
 from recmtl.inference.columns import as_array
+
+PLAIN: tuple[tuple[Callable[[pa.DataType], bool], type, pa.DataType], ...] = (
+    (pa.types.is_integer, int, pa.int64()),
+    (pa.types.is_floating, float, pa.float64()),
+    (is_string, str, pa.string()),
+)
+"""Columns whose values JSON has as they are: Python's type of them, and the one that Arrow gives an array of these."""
 
 
 class BadRequest(UserError):
@@ -54,15 +61,14 @@ def columns_from_json(columns: Sequence[tuple[pa.Field, Sequence[Any]]]) -> dict
 
 
 def _all_of(kind: pa.DataType, values: list[Any]) -> pa.Array | None:
-    """Values as an array of the type that Arrow finds in each column by itself; None where that may be another."""
-    types = pa.types
-    wanted = {types.is_integer: pa.int64(), types.is_floating: pa.float64(), is_string: pa.string()}
-    plain = next((found for is_kind, found in wanted.items() if is_kind(kind)), None)
-    try:
-        array = pa.array(values, from_pandas=True)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+    """Values as an array of the type that Arrow finds in them; None unless all are of Python's type for it."""
+    python, arrow = next((both for is_kind, *both in PLAIN if is_kind(kind)), (None, None))
+    if python is None or not {python, type(None)}.issuperset(map(type, values)):
         return None
-    return array if array.type == plain else None
+    try:
+        return pa.array(values, arrow)
+    except (pa.ArrowException, OverflowError):
+        return None
 
 
 def from_json(values: Sequence[Any], field: pa.Field) -> pa.Array:
