@@ -58,22 +58,20 @@ class Collator(FeatureKinds):
         """
         names, places = (set(), np.empty(0, int)) if shared is None else (shared.features, shared.places)
         rows = len(places) if names else len(next(iter(columns.values())))
+
+        def whole(name: str) -> pa.Array:
+            return columns[name].take(pa.array(places)) if name in names else columns[name]
+
         ids = np.empty((len(self.categorical), rows), np.int32)
         for row, kind in zip(ids, self.categorical, strict=True):
             name = kind.feature.name
             found = kind.read(columns[name])[1]
             row[:] = found[places] if name in names else found
-        whole = {
-            kind.feature.name: columns[kind.feature.name].take(pa.array(places))
-            if kind.feature.name in names
-            else columns[kind.feature.name]
-            for kind in (*self.lists, *self.dense)
-        }
         lists = []
         for kind in self.lists:
-            lengths, values = kind.read(whole[kind.feature.name])
+            lengths, values = kind.read(whole(kind.feature.name))
             assert lengths is not None
             lists.append((values, lengths))
-        numbers = [dense.read(whole[dense.feature.name]) for dense in self.dense]
+        numbers = [dense.read(whole(dense.feature.name)) for dense in self.dense]
         numeric = np.concatenate([np.empty((rows, 0), np.float32), *numbers], axis=1, dtype=np.float32)
         return Inputs(ids, numeric, lists)
