@@ -21,8 +21,10 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from recmtl.config import load_run_config, to_toml
 from recmtl.distributed.context import process_group
 from recmtl.runtime.storage import write_whole
-from recmtl.training.checkpoint import Checkpoints, best_checkpoint
+from recmtl.training.checkpoint import Checkpoints
+from recmtl.training.checkpoint_folder import best_checkpoint
 from recmtl.training.runs import open_dataset, open_start
+from recmtl.training.saving import CheckpointWriter
 from recmtl.training.session import TrainSession
 from recmtl.training.start import start_from
 from recmtl.training.storage import SafePlanner, SafeReader
@@ -39,8 +41,8 @@ def begin(data: Path, before: Path, run: Path, **changes: dict[str, Any]) -> Non
         start.check(config, data, dataset, tasks)
         session = TrainSession(config, data, dataset, tasks, context)
         checkpoints = Checkpoints(run / "checkpoints", session)
-        checkpoints.save(start_from(start, session, checkpoints))
-        checkpoints.finish()
+        with CheckpointWriter(checkpoints.folder, session, on_failure=lambda: None) as writer:
+            writer.save(start_from(start, session, checkpoints))
         if context.is_first:
             write_whole(run / "config.toml", to_toml(config))
             write_whole(run / "plan.json", json.dumps(session.plan.to_json()))

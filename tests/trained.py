@@ -20,7 +20,8 @@ from recmtl.data.recipe import load_recipe
 from recmtl.distributed.context import process_group
 from recmtl.models.predictions import predictions
 from recmtl.schema import SPLITS
-from recmtl.training.checkpoint import Checkpoints, best_checkpoint
+from recmtl.training.checkpoint import Checkpoints
+from recmtl.training.checkpoint_folder import best_checkpoint
 from recmtl.training.runs import open_dataset
 from recmtl.training.session import TrainSession
 

@@ -111,6 +111,8 @@ class CheckpointConfig:
     """Also write one every so many steps; 0: at the end of an epoch only."""
     keep: PositiveCount = 2
     """How many of the newest to keep; the best epoch's is always kept."""
+    background: bool = True
+    """Write while training goes on, from a copy in the host's memory; False: training waits, and no copy is needed."""
     resume: bool = True
     """Go on from the newest checkpoint where the run folder has one."""
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -49,6 +49,10 @@ class DistContext:
     def is_first(self) -> bool:
         """Rank 0 writes files and talks to the user."""
         return self.rank == 0
+
+    def in_new_group(self) -> DistContext:
+        """The same ranks over a `cpu_group` of their own, for a thread of every rank; all ranks call this together."""
+        return replace(self, cpu_group=_new_cpu_group())
 
     def device_memory(self) -> int:
         """Bytes of memory this rank may fill: the GPU's, or its share of the host's."""
@@ -199,8 +203,7 @@ def process_group(device: str) -> Iterator[DistContext]:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
         else:
             dist.init_process_group(backend, timeout=TIMEOUT)
-        cpu_group = dist.new_group(backend="gloo", timeout=CPU_GROUP_TIMEOUT)
-        assert cpu_group is not None
+        cpu_group = _new_cpu_group()
         # One that ends at once, over a mistake, must not leave others in the middle of connecting to it.
         dist.barrier(cpu_group)
     context = DistContext(rank, world_size, local_rank, local_world_size, place, cpu_group)
@@ -211,6 +214,12 @@ def process_group(device: str) -> Iterator[DistContext]:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _new_cpu_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=CPU_GROUP_TIMEOUT)
+    assert group is not None
+    return group
 
 
 @contextmanager

@@ -15,13 +15,28 @@ Entries = dict[str, dict[str, int]]
 """{file name: {"bytes": its size, "crc32": its checksum}}."""
 
 
+class Checksum:
+    """Size and CRC-32 of bytes that come one piece after the other."""
+
+    def __init__(self) -> None:
+        self._size = self._crc32 = 0
+
+    def add(self, content: bytes | memoryview) -> None:
+        """Take in what comes next."""
+        self._size, self._crc32 = self._size + len(content), zlib.crc32(content, self._crc32)
+
+    def entry(self) -> dict[str, int]:
+        """What a manifest says of all of them."""
+        return {"bytes": self._size, "crc32": self._crc32}
+
+
 def entry(path: Path) -> dict[str, int]:
     """Size and CRC-32 of a file."""
-    size = checksum = 0
+    checksum = Checksum()
     with open_read(path) as file:
         while chunk := file.read(CHUNK_BYTES):
-            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
-    return {"bytes": size, "crc32": checksum}
+            checksum.add(chunk)
+    return checksum.entry()
 
 
 def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:

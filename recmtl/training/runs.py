@@ -28,11 +28,13 @@ from recmtl.runtime.storage import (
     write_json,
 )
 from recmtl.schema import FILE_NAME, Dataset, Task
-from recmtl.training.checkpoint import Checkpoints, best_checkpoint, checkpoint_paths, read_state
+from recmtl.training.checkpoint import Checkpoints
+from recmtl.training.checkpoint_folder import best_checkpoint, checkpoint_paths
 from recmtl.training.evaluation import logloss_sum
 from recmtl.training.results import RESULTS, Results, describe
 from recmtl.training.session import TrainSession
 from recmtl.training.start import Start
+from recmtl.training.train_state import read_state
 from recmtl.training.trainer import Trainer, is_done
 
 LOCK = ".lock"

@@ -20,9 +20,10 @@ from recmtl.optim.replicated import ReplicatedTables
 from recmtl.runtime.private_api import ShardedTensor
 from recmtl.runtime.storage import real_path
 from recmtl.schema import UNSEEN, Dataset, Task
-from recmtl.training.checkpoint import Checkpoints, TrainState
+from recmtl.training.checkpoint import Checkpoints
 from recmtl.training.growth import BAGS, GrowthPlanner
 from recmtl.training.session import TrainSession
+from recmtl.training.train_state import TrainState
 
 OF_TASKS = ("kind", "parent", "relation", "conditional")
 """Fields of a task that say what its tower predicts."""

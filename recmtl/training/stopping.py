@@ -65,9 +65,13 @@ class StopRequest:
         self._vote = None
         return max(1, int(steps))
 
+    def ask(self) -> None:
+        """Ask for a stop as SIGTERM does; any thread of any rank may."""
+        self._asked = True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         note_signal(number)
-        self._asked = True
+        self.ask()
 
     def __enter__(self) -> StopRequest:
         self._before: Any = signal.signal(signal.SIGTERM, self._handle)

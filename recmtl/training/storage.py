@@ -9,22 +9,26 @@ from __future__ import annotations
 import io
 import pickle
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from recmtl.errors import is_out_of_memory
 from recmtl.runtime.private_api import INDEX_CLASSES, ShardedTensor, values_offset
-from recmtl.runtime.storage import open_read
+from recmtl.runtime.storage import open_read, rename
+from recmtl.training.manifest import Checksum, Entries
 
 TABLE_KEY = "model.model.embeddings.collection.embedding_bags.{}.weight"
 DENSE_KEY = "model.model.dense."
@@ -35,8 +39,50 @@ BLOCK_BYTES = 2**24
 """What is read of a large tensor at a time."""
 
 
+class _Summed:
+    """A file that is written from its beginning to its end, with the checksum of what it gets."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.checksum = file, Checksum()
+
+    def write(self, content: bytes | memoryview) -> int:
+        self.checksum.add(content)
+        written: int = self._file.write(content)
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+class _SummedFiles(FileSystem):
+    """PyTorch's access to files, which remembers what a manifest says of those that were written."""
+
+    def __init__(self) -> None:
+        self.entries: Entries = {}
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        with super().create_stream(path, mode) as file:
+            summed = _Summed(file)
+            yield summed
+        self.entries[Path(path).name] = summed.checksum.entry()
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        rename(Path(path), Path(new_path))
+        self.entries[Path(new_path).name] = self.entries.pop(Path(path).name)
+
+
 class Writer(FileSystemWriter):
-    """Writes a checkpoint's files; where the system refuses, its error is what is raised."""
+    """Writes a checkpoint's files; where the system refuses, its error is what is raised.
+
+    Attributes:
+        entries: size and checksum of every file that this rank wrote, made while it was written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.fs = _SummedFiles()
+        self.entries = self.fs.entries
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's part.
@@ -44,6 +90,9 @@ class Writer(FileSystemWriter):
         Raises:
             OSError: the disk is full, say. By itself PyTorch complains of an unexpected position then.
         """
+        # PyTorch would hold Python's lock, and training, while it computes a checksum of its own.
+        before = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(False)
         try:
             return super().write_data(plan, planner)
         except RuntimeError as error:
@@ -51,6 +100,22 @@ class Writer(FileSystemWriter):
             while behind and not isinstance(behind, OSError):
                 behind = behind.__context__
             raise behind or error from None
+        finally:
+            torch.serialization.set_crc32_options(before)
+
+
+def reason(error: CheckpointException) -> str:
+    """What went wrong on the first rank that failed, in one line.
+
+    Raises:
+        MemoryError: memory ran out, which is no matter of the checkpoint.
+    """
+    _, (cause, _) = min(error.failures.items())
+    if is_out_of_memory(cause):
+        raise MemoryError(str(cause))
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
 
 
 def enum_member(enum: Any, name: str) -> Any:

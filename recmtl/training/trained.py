@@ -14,7 +14,7 @@ from recmtl.errors import UserError
 from recmtl.models.ranking_model import RankingModel
 from recmtl.runtime.storage import exists, read_json
 from recmtl.schema import ENCODER, RECIPE, Dataset, Task
-from recmtl.training.checkpoint import best_checkpoint
+from recmtl.training.checkpoint_folder import best_checkpoint
 from recmtl.training.results import RESULTS
 from recmtl.training.runs import trained_dataset
 

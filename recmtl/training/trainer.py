@@ -21,13 +21,16 @@ from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import is_folder, os_errors, read_text, remove, write_json, write_whole
 from recmtl.runtime.versions import versions
 from recmtl.schema import ENCODER, RECIPE, VOCABULARIES
-from recmtl.training.checkpoint import Checkpoints, TrainState
+from recmtl.training.checkpoint import Checkpoints
+from recmtl.training.checkpoint_folder import checkpoint_path, checkpoint_step, tidy
 from recmtl.training.evaluation import logloss_sum, validation_loss, weighted_sum
 from recmtl.training.results import RESULTS, Results, describe, peak_memory
+from recmtl.training.saving import CheckpointWriter
 from recmtl.training.session import DIVERGED, TrainSession
 from recmtl.training.start import Start, start_from
 from recmtl.training.stopping import StopRequest
 from recmtl.training.tracking import Tracker
+from recmtl.training.train_state import TrainState
 
 
 def is_done(state: TrainState, training: TrainingConfig) -> bool:
@@ -54,13 +57,15 @@ class Trainer:
         self.warmup = Warmup(session.optimizer, session.config.training.warmup_steps)
         self.start = start
         self.stopping = StopRequest(session.context)
+        self.writer = CheckpointWriter(self.checkpoints.folder, session, on_failure=self.stopping.ask)
         self.state = TrainState()
 
     def fit(self) -> Results:
         """Train until the configuration says stop, test the best epoch's model, write ``results.json``.
 
         Raises:
-            UserError: the data cannot be read; the message names file and column.
+            UserError: the data cannot be read, and the message names file and column;
+                or a checkpoint cannot be written.
             Stopped: SIGTERM came; a checkpoint is written.
         """
         self._resume()
@@ -74,6 +79,7 @@ class Trainer:
                 tensorboard=self.config.metrics.tensorboard,
                 step=self.state.step,
             ) as self.tracker,
+            self.writer,
         ):
             self.tracker.describe(self.state.step, to_toml(self.config))
             try:
@@ -81,15 +87,16 @@ class Trainer:
                     self._epoch()
             except Stopped:
                 step = self.state.step
-                if self.checkpoints.saved_step != step:
-                    self.checkpoints.save(self.state)
+                if self.writer.saved_step != step:
+                    self.writer.save(self.state)
+                self.writer.wait()
                 raise Stopped(f"{self.run}: stopped and saved after step {step}; the same command goes on") from None
             return self._finish()
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is whole, or begin."""
         checkpoints = self.checkpoints
-        self.context.run_on_rank0(checkpoints.tidy)
+        self.context.run_on_rank0(lambda: tidy(checkpoints.folder))
         newest, damaged = checkpoints.newest()
         for line in damaged:
             self.context.print_rank0(line)
@@ -100,9 +107,10 @@ class Trainer:
                 self.session.draw_tables()
             return
         self.state = state = checkpoints.load(newest)
+        self.writer.saved_step = checkpoint_step(newest)
         if not is_done(state, self.config.training):
             state.forget_part()
-        best = checkpoints.path(state.best_step)
+        best = checkpoint_path(checkpoints.folder, state.best_step)
         if state.best_step and best != newest and (damage := checkpoints.damage(best)):
             self.context.print_rank0(f"{best} is damaged ({damage}); the best epoch is sought among those to come")
             state.best_loss, state.best_epoch, state.best_step = None, 0, 0
@@ -202,7 +210,7 @@ class Trainer:
 
     def _save(self) -> None:
         began = time.monotonic()
-        self.checkpoints.save(self.state)
+        self.writer.save(self.state)
         self.state.checkpoint_seconds += time.monotonic() - began
 
     def _log(self, losses: list[float], rate: float) -> str:
@@ -253,9 +261,8 @@ class Trainer:
 
     def _finish(self) -> Results:
         state = self.state
-        self.checkpoints.finish()
         if state.best_step and state.best_step != state.step:
-            self.checkpoints.load_whole(self.checkpoints.path(state.best_step))
+            self.checkpoints.load_whole(checkpoint_path(self.checkpoints.folder, state.best_step))
         self.stopping.restart()
         began = time.monotonic()
         rows = self.session.readers["test"].steps
@@ -266,12 +273,15 @@ class Trainer:
         )
         if test:
             self.tracker.log_metrics(state.step, "test", test, epoch=state.best_epoch)
+        tested = time.monotonic()
+        self.writer.wait()
+        state.checkpoint_seconds += time.monotonic() - tested
         seconds = {
             "train": state.train_seconds,
             "data_wait": self.context.max(state.wait_seconds),
             "validation": state.seconds - state.train_seconds,
             "checkpoint": state.checkpoint_seconds,
-            "test": time.monotonic() - began,
+            "test": tested - began,
         }
         results = {
             **describe(self.session),

@@ -27,7 +27,7 @@ from recmtl.data.prepare.content import ContentDigests
 from recmtl.errors import UserError
 from recmtl.runtime.storage import read_json
 from recmtl.schema import ENCODER, SPLITS, Dataset, Feature
-from recmtl.training.checkpoint import best_checkpoint
+from recmtl.training.checkpoint_folder import best_checkpoint
 
 ROWS = {"train": 640, "val": 100, "test": 100}
 SHORT = {"training__max_steps": 6, "metrics__tensorboard": False, "model__expert_widths": 8, "model__dropout": 0.1}

@@ -12,7 +12,7 @@ from toy import write_toy
 
 from recmtl import cli
 from recmtl.schema import Dataset
-from recmtl.training.checkpoint import best_checkpoint
+from recmtl.training.checkpoint_folder import best_checkpoint
 
 
 @pytest.fixture(scope="module")
