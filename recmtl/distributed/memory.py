@@ -17,7 +17,7 @@ from recmtl.data.read.parquet import CACHE_BYTES
 from recmtl.data.read.reader import SHUFFLED_ROWS
 from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.plan import GIB, Plan
-from recmtl.distributed.storage import FLOAT
+from recmtl.distributed.storage import FLOAT, state_bytes
 from recmtl.features import is_list
 from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import DENSE_STATES
@@ -48,6 +48,9 @@ class Memory:
     """What the heap loses around them: as much as lies in it at once, measured with glibc 2.36; 0 on GPUs."""
     reader: int
     """Decoded rows on the host; 0 on GPUs."""
+    staging: int
+    """The copy that a checkpoint is written from, or without ``checkpoint.background`` what writing one copies at a
+    time; 0 on GPUs, whose copy lies on the host."""
     process: int
     """What a process holds that has done nothing yet, and what it grows by whatever it trains."""
 
@@ -65,7 +68,7 @@ def predict(
     batch_size: int,
     process: int | None = None,
 ) -> list[Memory]:
-    """Memory of every rank. Checkpoints, evaluation and what PyTorch's allocator on GPUs loses are left out.
+    """Memory of every rank. Evaluation and what PyTorch's allocator on GPUs loses are left out.
 
     Args:
         train_module: what was planned.
@@ -93,10 +96,25 @@ def predict(
     if world_size > 1:  # pooled embeddings are there twice: as looked up, and as received
         activations += FLOAT * batch_size * sum(_outputs(train_module)[1])
     reader = reader_bytes(dataset, config, batch_size, world_size) if on_cpu else 0
+    staging = staging_bytes(train_module, plan, config) if on_cpu else [0] * world_size
     return [
-        Memory(weights[rank], states[rank], lookups[rank], dense, activations, holes, reader, process)
+        Memory(weights[rank], states[rank], lookups[rank], dense, activations, holes, reader, staging[rank], process)
         for rank in range(world_size)
     ]
+
+
+def staging_bytes(train_module: TrainModule, plan: Plan, config: Config) -> list[int]:
+    """Host memory of every rank for the copy of its tables, their states and the dense part that a checkpoint is
+    written from; without ``checkpoint.background`` that of its largest piece of a table, which PyTorch copies alone.
+    """
+    optimizer, pieces = config.embedding.optimizer, [[0] for _ in range(plan.cluster.world_size)]
+    for shard in plan.shards:
+        pieces[shard.rank] += [shard.weight_bytes, state_bytes(optimizer, shard.rows, shard.dim)]
+    if not config.checkpoint.background:
+        return [max(sizes) for sizes in pieces]
+    parameters = sum(p.numel() * p.element_size() for p in train_module.dense_parameters())
+    dense = parameters * (1 + DENSE_STATES[config.dense.optimizer])
+    return [sum(sizes) + dense for sizes in pieces]
 
 
 def reader_bytes(dataset: Dataset, config: Config, batch_size: int, world_size: int) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from recmtl.config import Config
 from recmtl.distributed.context import DistContext
-from recmtl.distributed.memory import Memory, predict
+from recmtl.distributed.memory import Memory, predict, staging_bytes
 from recmtl.distributed.plan import GIB, Cluster, Plan, make_plan
 from recmtl.errors import UserError, is_out_of_memory
 from recmtl.objectives.train_module import TrainModule
@@ -21,8 +21,8 @@ IN_TABLES = ("weights", "states")
 """Parts of a rank's memory that are told by table."""
 TABLES_NAMED = 5
 ADVICE = (
-    "use more ranks, a smaller embedding.dim or training.batch_size, training.micro_batch_size, or min_count or "
-    "hash_rows in the recipe; `recmtl plan` tells what fits"
+    "use more ranks, a smaller embedding.dim or training.batch_size, training.micro_batch_size, checkpoint.background "
+    "False, or min_count or hash_rows in the recipe; `recmtl plan` tells what fits"
 )
 
 
@@ -44,6 +44,8 @@ class MemoryEstimate:
     plan: Plan
     memory: list[Memory]
     """By rank."""
+    staging: list[int]
+    """By rank, bytes of host memory for the copy that a checkpoint is written from; on CPUs a part of `memory`."""
 
     @classmethod
     def from_config(cls, config: Config, dataset: Dataset, cluster: Cluster) -> MemoryEstimate:
@@ -87,7 +89,8 @@ class MemoryEstimate:
     ) -> MemoryEstimate:
         train_module = on_meta_device(config, dataset, tasks)
         plan = make_plan(train_module, config, cluster, batch_size)
-        return cls(plan, predict(train_module, plan, config, dataset, batch_size))
+        memory = predict(train_module, plan, config, dataset, batch_size)
+        return cls(plan, memory, staging_bytes(train_module, plan, config))
 
     @property
     def fullest(self) -> int:
@@ -112,7 +115,8 @@ class MemoryEstimate:
             UserError: as `check`.
         """
         memory = self.memory[self.fullest]
-        if memory.weights + memory.states + memory.dense + memory.activations > self.plan.cluster.memory:
+        sure = memory.weights + memory.states + memory.dense + memory.activations + memory.staging
+        if sure > self.plan.cluster.memory:
             self.check()
 
     @contextmanager

@@ -44,14 +44,14 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
     cluster = Cluster(world_size, min(world_size, ranks_per_node), device, int(hbm_gib * GIB))
     estimate = MemoryEstimate.from_config(config, Dataset.load(data), cluster)
     estimate.check()
-    return _render(estimate.plan, estimate.memory)
+    return _render(estimate)
 
 
-def _render(plan: Plan, memory: list[Memory]) -> str:
+def _render(estimate: MemoryEstimate) -> str:
     console = Console(width=140, no_color=True)
     with console.capture() as capture:
-        console.print(_table_of_tables(plan))
-        console.print(_table_of_ranks(plan, memory))
+        console.print(_table_of_tables(estimate.plan))
+        console.print(_table_of_ranks(estimate))
     return capture.get().rstrip()
 
 
@@ -69,7 +69,8 @@ def _table_of_tables(plan: Plan) -> Table:
     return table
 
 
-def _table_of_ranks(plan: Plan, memory: list[Memory]) -> Table:
+def _table_of_ranks(estimate: MemoryEstimate) -> Table:
+    plan, memory = estimate.plan, estimate.memory
     time: dict[int, float] = defaultdict(float)
     for shard in plan.shards:
         time[shard.rank] += shard.step_ms
@@ -88,7 +89,12 @@ def _table_of_ranks(plan: Plan, memory: list[Memory]) -> Table:
         table.add_row("…", *[""] * (len(parts) + 3))
     table.caption = (
         "states: of the tables' optimiser. lookups: ids and pooled embeddings. holes: what the heap loses around "
-        "activations. Peak of a training step: the rows that evaluation collects, what writing a checkpoint copies, "
-        "pcgrad's passes and what PyTorch's allocator on GPUs loses come on top. Times are the planner's estimates."
+        "activations. staging: what a checkpoint is written from. Peak of a training step: the rows that evaluation "
+        "collects, pcgrad's passes and what PyTorch's allocator on GPUs loses come on top. Times are the planner's "
+        "estimates."
     )
+    if cluster.device == "cuda":
+        table.caption += (
+            f" Beside these, a checkpoint needs up to {show_gib(max(estimate.staging))} a rank of its host."
+        )
     return table

@@ -33,9 +33,7 @@ class StagedPlanner(DefaultSavePlanner):
         if buffers is not None:
             for item in self.create_local_plan().items:
                 value = super().resolve_data(item)
-                self._copies[item.index] = _copy(value, buffers, item) if isinstance(value, Tensor) else value
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
+                self._copies[item.index] = _copy(value, buffers, item.index) if isinstance(value, Tensor) else value
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
         """Do nothing: PyTorch calls this when it begins to write, and the state was planned before."""
@@ -46,8 +44,8 @@ class StagedPlanner(DefaultSavePlanner):
         return super().resolve_data(write_item) if copied is None else copied
 
 
-def _copy(value: Tensor, buffers: Buffers, item: WriteItem) -> Tensor:
+def _copy(value: Tensor, buffers: Buffers, index: MetadataIndex) -> Tensor:
     value = value.detach()
-    if item.index not in buffers:
-        buffers[item.index] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-    return buffers[item.index].copy_(value, non_blocking=True)
+    if index not in buffers:
+        buffers[index] = torch.empty_like(value, device="cpu")
+    return buffers[index].copy_(value)

@@ -80,7 +80,7 @@ class Writer(FileSystemWriter):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+        super().__init__(folder, per_thread_copy_ahead=0)  # ahead, a thread would take up memory of the first GPU
         self.fs = _SummedFiles()
         self.entries = self.fs.entries
 
