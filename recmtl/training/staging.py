@@ -20,7 +20,7 @@ class StagedPlanner(DefaultSavePlanner):
 
     Args:
         state: nested dictionaries of tensors, sharded ones among them, and plain values.
-        is_first: whether this is the first rank, which writes the plain values.
+        is_first: whether this is the first rank, which PyTorch calls the coordinator.
         buffers: host memory from an earlier state of the same shapes, which is used again: pages that are new to a
             process cost more than the copy. What is missing is added. None: nothing is copied, and the state must stay
             as it is until it is written.
