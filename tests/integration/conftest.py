@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from disks import disk
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,8 +35,5 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 6 MB. Skips where none can be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no small disk: only root may mount one")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disk(folder, "6m"):
+        yield folder

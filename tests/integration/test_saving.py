@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from jobs import last_step, weights
 from runs import EPOCH, read, steps, train_here, write_data
 
-from recmtl.errors import UserError
+from recmtl.errors import Stopped, UserError
 from recmtl.training.manifest import find_damage
 from recmtl.training.session import TrainSession
 from recmtl.training.storage import Writer
@@ -126,6 +128,26 @@ def test_the_last_save_fails_while_the_test_rows_are_measured(data, tmp_path, mo
     with pytest.raises(UserError, match=rf"step-{EPOCH:09d}: cannot be written \(Read-only file system\)"):
         train_here(data, run, training__max_epochs=1, checkpoint__every_steps=0)
     assert not run.exists()  # a run without a checkpoint leaves no trace
+
+
+def test_sigterm_waits_for_what_is_being_written(data, waiting, tmp_path, monkeypatch):
+    """It comes in the midst of a write; the state at the stop is saved after that, and the same command goes on."""
+    run = tmp_path / "run"
+
+    def signalled(folder: Path) -> None:
+        if folder.name == ".step-000000020.tmp":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+
+    before_writing(monkeypatch, signalled)
+    with pytest.raises(Stopped, match=r"run: stopped and saved after step 2\d; the same command goes on$"):
+        train_here(data, run, **FLAGS)
+    saved = steps(run)
+    assert saved[:2] == [10, 20]
+    assert saved[-1] == last_step(run)
+    assert all(find_damage(path) is None for path in (run / "checkpoints").iterdir())
+    train_here(data, run, **FLAGS)
+    assert weights(run / LAST) == weights(waiting / LAST)
 
 
 def test_an_error_in_training_waits_for_what_is_being_written(data, tmp_path, monkeypatch):

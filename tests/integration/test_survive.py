@@ -16,7 +16,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
+from disks import disk
 from jobs import Job, last_step, running, standalone, training, weights
 from toy import write_toy
 
@@ -27,6 +29,7 @@ from recmtl.runtime.locks import locked
 STEPS = 120  # more than two epochs of 47
 command = partial(training, training__max_steps=STEPS)
 ENDLESS = {"training__max_epochs": 1_000_000, "training__max_steps": 0, "checkpoint__every_steps": 10}
+READ_ONLY = ["mount", "-o", "remount,ro"]
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +190,41 @@ def test_a_checkpoint_that_cannot_be_written_is_no_checkpoint(data, tmp_path):
     [line] = errors(job)
     assert line.startswith(f"error: {checkpoint(run, 10)}: cannot be written (File too large)")
     assert not list(run.glob("checkpoints/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_save_that_fails_on_one_rank_ends_both_with_one_line(data, tmp_path, rank):
+    run = tmp_path / "run"
+    with running(*command(data, run, **ENDLESS), launcher=standalone(2)) as job:
+        job.wait_for(lambda: list(run.glob("checkpoints/step-*")))
+        job.ranks()[rank].rlimit(psutil.RLIMIT_FSIZE, (100_000, 100_000))
+        assert job.end() == 2
+    [line] = errors(job)
+    assert line.startswith(f"error: {run}/checkpoints/step-")
+    assert line.endswith(": cannot be written (File too large); checkpoints before it are untouched")
+    assert all(path.name.startswith("step-") for path in run.glob("checkpoints/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_folder_that_becomes_read_only(data, tmp_path, ranks):
+    """Where nothing can be removed either, the next start does; the run goes on from what was saved."""
+    run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    with disk(checkpoints, "64m"):
+        with running(*command(data, run, **ENDLESS), launcher=standalone(ranks)) as job:
+            job.wait_for(lambda: list(checkpoints.glob("step-*")))
+            job.wait_for(lambda: subprocess.run([*READ_ONLY, checkpoints], capture_output=True).returncode == 0)
+            assert job.end() == 2
+        [line] = errors(job)
+        assert line.startswith(f"error: {checkpoints}/step-")
+        assert "Read-only file system" in line
+        subprocess.run(["mount", "-o", "remount,rw", checkpoints], check=True)
+        saved = max(path.name for path in checkpoints.glob("step-*"))
+        with running(*command(data, run, training__max_steps=int(saved[5:]) + 10), launcher=standalone(ranks)) as job:
+            assert job.end() == 0, job.stderr
+        assert all(path.name.startswith("step-") for path in checkpoints.iterdir())
 
 
 @pytest.mark.slow

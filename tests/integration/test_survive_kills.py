@@ -6,10 +6,13 @@ import json
 import os
 import random
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from jobs import Job, free_port, last_step, running, standalone, training, weights
 from toy import write_toy
@@ -74,6 +77,53 @@ def test_twenty_kills_in_a_row_change_no_bit(data, tmp_path):
     assert results(run) == results(tmp_path / "undisturbed")
     last = f"checkpoints/step-{STEPS:09d}"
     assert weights(run / last) == weights(tmp_path / "undisturbed" / last)
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "the folder is made": lambda folder: folder.exists(),
+    "tables are half written": lambda folder: any(0 < file.stat().st_size < 2**24 for file in folder.glob("*.distcp")),
+    "the index is written": lambda folder: (folder / ".metadata").exists(),
+    "all but its name": lambda folder: (folder / "manifest.json").exists(),
+}
+"""How far a checkpoint's folder is whose files with tables are larger than 16 MiB."""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_kills_while_a_checkpoint_is_written_change_no_bit(tmp_path, ranks):
+    """At every moment of the write, of every rank; the first one is halted meanwhile, so that it gets no further."""
+    data, run = tmp_path / "data", tmp_path / "killed"
+    write_toy(data, {"train": 3000, "val": 400, "test": 501}, table_rows=(400_000, 500_000))
+    flags = {"training__max_steps": 500, "checkpoint__every_steps": 5}
+    finish(*command(data, tmp_path / "undisturbed", **flags), launcher=standalone(ranks))
+    kills = [(moment, rank) for moment in MOMENTS for rank in range(ranks)]
+    with running(*command(data, run, **flags), launcher=standalone(ranks, len(kills))) as job:
+        for number, (moment, rank) in enumerate(kills):
+            processes = job.wait_for(lambda number=number: len(found := job.ranks(number)) == ranks and found)
+            halted = job.wait_for(lambda moment=moment, first=processes[0]: halt(first, run, MOMENTS[moment]), pause=0)
+            print(f"{moment}: rank {rank} at step {last_step(run)}, {halted.name}", flush=True)
+            processes[rank].kill()
+            processes[0].resume()
+        assert job.end() == 0, job.stderr
+    assert "Traceback" not in job.stderr
+    assert curve(run) == curve(tmp_path / "undisturbed")
+    assert results(run) == results(tmp_path / "undisturbed")
+    last = "checkpoints/step-000000500"
+    assert weights(run / last) == weights(tmp_path / "undisturbed" / last)
+
+
+def halt(process: psutil.Process, run: Path, moment: Callable[[Path], bool]) -> Path | None:
+    """Halt a rank while it writes a checkpoint that is as far as `moment` says; None: there is none just now."""
+    for folder in run.glob("checkpoints/.step-*.tmp"):
+        with suppress(FileNotFoundError):
+            if not moment(folder):
+                continue
+            process.suspend()
+            while process.status() != psutil.STATUS_STOPPED:
+                time.sleep(0.001)
+            if folder.exists() and moment(folder):
+                return folder
+            process.resume()
+    return None
 
 
 @pytest.mark.parametrize("optimizer", CPU_SPARSE_OPTIMIZERS)

@@ -13,7 +13,7 @@ from recmtl.config import Config, EmbeddingConfig, ShardingConfig, TrainingConfi
 from recmtl.config.models import MMoEConfig, SharedBottomConfig
 from recmtl.distributed.allocator import LARGEST_BLOCK
 from recmtl.distributed.live_bytes import LiveBytes
-from recmtl.distributed.memory import CPU_GROWTH, predict, reader_bytes, trace_activations
+from recmtl.distributed.memory import CPU_GROWTH, predict, reader_bytes, staging_bytes, trace_activations
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.objectives.train_module import TrainModule
 from recmtl.schema import Dataset, Feature, Table, Task
@@ -133,6 +133,29 @@ def test_a_micro_batch_needs_its_share_of_activations():
     assert share + pooled < found[batch // 8] < share + pooled + 2 * gradients
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_what_a_checkpoint_is_written_from_counts_on_cpus(background):
+    """The copy of all that a rank holds, or by turns of every piece of a table; on GPUs the host has it."""
+    config = Config(model=MMoEConfig(experts=2, expert_widths=(16,), tower=(4,)), embedding=EmbeddingConfig(dim=DIM))
+    config.sharding = ShardingConfig(tables={"user": "data_parallel", "item": "table_wise"})
+    config.checkpoint.background = background
+    train_module = train_module_of(config)
+    parameters = sum(p.numel() for p in train_module.dense_parameters())
+    user, item = 1000 * (DIM + 1) * 4, 5000 * (DIM + 1) * 4  # with row-wise Adagrad's four bytes a row
+    found = {}
+    for device in ("cpu", "cuda"):
+        plan = make_plan(train_module, config, Cluster(2, 2, device, GIB), BATCH)
+        [holder] = [shard.rank for shard in plan.shards if shard.table == "item"]
+        memory = predict(train_module, plan, config, DATASET, BATCH, process=0)
+        found[device] = [memory[holder].staging, memory[1 - holder].staging]
+        expected = [user + item + 3 * 4 * parameters, user + 3 * 4 * parameters]
+        if not background:
+            expected = [4 * 5000 * DIM, 4 * 1000 * DIM]
+        copied = staging_bytes(train_module, plan, config)
+        assert [copied[holder], copied[1 - holder]] == expected
+    assert found == {"cpu": expected, "cuda": [0, 0]}
+
+
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])
 def test_half_precision_halves_sharded_tables_alone(optimizer):
     """Optimiser states, replicas and their gradients, and pooled embeddings stay float32."""
@@ -145,7 +168,8 @@ def test_half_precision_halves_sharded_tables_alone(optimizer):
         [parts[dtype]] = predict(train_module, plan, config, DATASET, BATCH, process=0)
     user, item = 1000 * DIM, 5000 * DIM
     assert parts["float32"].weights == 4 * user + 4 * item
-    assert parts["float16"] == replace(parts["float32"], weights=4 * user + 2 * item)
+    staging = parts["float32"].staging - 2 * item
+    assert parts["float16"] == replace(parts["float32"], weights=4 * user + 2 * item, staging=staging)
 
 
 def test_the_peak_of_a_process_is_no_less_than_what_it_holds():
