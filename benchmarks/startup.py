@@ -28,7 +28,8 @@ from workload import write_workload
 from recmtl.config import Config, load_run_config
 from recmtl.distributed.context import DistContext, process_group
 from recmtl.schema import Dataset
-from recmtl.training.checkpoint import Checkpoints, best_checkpoint
+from recmtl.training.checkpoint import Checkpoints
+from recmtl.training.checkpoint_folder import best_checkpoint
 from recmtl.training.runs import open_evaluated, train
 from recmtl.training.scorer import RunScorer
 from recmtl.training.session import TrainSession

@@ -112,7 +112,7 @@ class CheckpointConfig:
     keep: PositiveCount = 2
     """How many of the newest to keep; the best epoch's is always kept."""
     background: bool = True
-    """Write while training goes on, from a copy in the host's memory; False: training waits, and no copy is needed."""
+    """Write while training goes on, from a copy in the host's memory; False: training waits, on CPUs without a copy."""
     resume: bool = True
     """Go on from the newest checkpoint where the run folder has one."""
 

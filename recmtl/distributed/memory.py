@@ -49,8 +49,8 @@ class Memory:
     reader: int
     """Decoded rows on the host; 0 on GPUs."""
     staging: int
-    """The copy that a checkpoint is written from, or without ``checkpoint.background`` what writing one copies at a
-    time; 0 on GPUs, whose copy lies on the host."""
+    """The copy that a checkpoint is written from; 0 without ``checkpoint.background``, and on GPUs, whose copy lies on
+    the host."""
     process: int
     """What a process holds that has done nothing yet, and what it grows by whatever it trains."""
 
@@ -96,7 +96,8 @@ def predict(
     if world_size > 1:  # pooled embeddings are there twice: as looked up, and as received
         activations += FLOAT * batch_size * sum(_outputs(train_module)[1])
     reader = reader_bytes(dataset, config, batch_size, world_size) if on_cpu else 0
-    staging = staging_bytes(train_module, plan, config) if on_cpu else [0] * world_size
+    copied = on_cpu and config.checkpoint.background
+    staging = staging_bytes(train_module, plan, config) if copied else [0] * world_size
     return [
         Memory(weights[rank], states[rank], lookups[rank], dense, activations, holes, reader, staging[rank], process)
         for rank in range(world_size)
@@ -104,17 +105,12 @@ def predict(
 
 
 def staging_bytes(train_module: TrainModule, plan: Plan, config: Config) -> list[int]:
-    """Host memory of every rank for the copy of its tables, their states and the dense part that a checkpoint is
-    written from; without ``checkpoint.background`` that of its largest piece of a table, which PyTorch copies alone.
-    """
-    optimizer, pieces = config.embedding.optimizer, [[0] for _ in range(plan.cluster.world_size)]
-    for shard in plan.shards:
-        pieces[shard.rank] += [shard.weight_bytes, state_bytes(optimizer, shard.rows, shard.dim)]
-    if not config.checkpoint.background:
-        return [max(sizes) for sizes in pieces]
+    """Host memory of every rank for a copy of its tables, their states and the dense part."""
     parameters = sum(p.numel() * p.element_size() for p in train_module.dense_parameters())
-    dense = parameters * (1 + DENSE_STATES[config.dense.optimizer])
-    return [sum(sizes) + dense for sizes in pieces]
+    copied = [parameters * (1 + DENSE_STATES[config.dense.optimizer])] * plan.cluster.world_size
+    for shard in plan.shards:
+        copied[shard.rank] += shard.weight_bytes + state_bytes(config.embedding.optimizer, shard.rows, shard.dim)
+    return copied
 
 
 def reader_bytes(dataset: Dataset, config: Config, batch_size: int, world_size: int) -> int:

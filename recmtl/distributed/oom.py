@@ -45,7 +45,7 @@ class MemoryEstimate:
     memory: list[Memory]
     """By rank."""
     staging: list[int]
-    """By rank, bytes of host memory for the copy that a checkpoint is written from; on CPUs a part of `memory`."""
+    """By rank, bytes of host memory for the copy that a checkpoint is written from; on CPUs `memory` has it too."""
 
     @classmethod
     def from_config(cls, config: Config, dataset: Dataset, cluster: Cluster) -> MemoryEstimate:

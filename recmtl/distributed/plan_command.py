@@ -48,7 +48,7 @@ def show_plan(config: Config, data: Path, world_size: int, device: str, hbm_gib:
 
 
 def _render(estimate: MemoryEstimate) -> str:
-    console = Console(width=140, no_color=True)
+    console = Console(width=152, no_color=True)
     with console.capture() as capture:
         console.print(_table_of_tables(estimate.plan))
         console.print(_table_of_ranks(estimate))

@@ -40,8 +40,11 @@ class StagedPlanner(DefaultSavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | BytesIO:
         """What to write of a tensor or value."""
-        copied = self._copies.get(write_item.index)
-        return super().resolve_data(write_item) if copied is None else copied
+        if write_item.index in self._copies:
+            return self._copies[write_item.index]
+        value = super().resolve_data(write_item)
+        # PyTorch copies what shares its memory with other tensors, as a rank's tables do. NumPy knows of no sharing.
+        return torch.from_numpy(value.detach().numpy()) if isinstance(value, Tensor) and value.is_cpu else value
 
 
 def _copy(value: Tensor, buffers: Buffers, index: MetadataIndex) -> Tensor:

@@ -33,11 +33,11 @@ def the_line(job: Job) -> str:
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_table_too_large(tmp_path, ranks):
     write_toy(tmp_path / "data", {"train": 300, "val": 50, "test": 50}, table_rows=HUGE_TABLE)
-    command = training(tmp_path / "data", tmp_path / "run", sharding__device_memory_gib=20)
+    command = training(tmp_path / "data", tmp_path / "run", sharding__device_memory_gib=40)
     with running(*command, launcher=standalone(ranks), before=limited_to(8 * GB)) as job:
         line = the_line(job)
     assert line.startswith("error: out of memory on rank ")
-    assert "and 20.000 GiB should be there; table item 9.499 GiB, " in line
+    assert "and 40.000 GiB should be there; table item 9.499 GiB, " in line
     assert line.endswith(f"; {ADVICE}")
     assert not (tmp_path / "run").exists()
 

@@ -23,7 +23,8 @@ from recmtl.distributed import parallel
 from recmtl.distributed.context import process_group
 from recmtl.distributed.parallel import UndrawnTables, table_weights
 from recmtl.errors import UserError
-from recmtl.training.checkpoint import Checkpoints, best_checkpoint
+from recmtl.training.checkpoint import Checkpoints
+from recmtl.training.checkpoint_folder import best_checkpoint
 from recmtl.training.runs import open_dataset
 from recmtl.training.scorer import RunScorer
 from recmtl.training.session import TrainSession

@@ -60,6 +60,15 @@ def test_the_memory_of_one_copy_serves_the_next(tmp_path):
     assert load(tmp_path / "again")["model"]["table"].unique().tolist() == [3.0]
 
 
+def test_without_a_copy_nothing_is_copied_for_being_a_part_of_other_memory():
+    now = state(1.0)
+    planner = StagedPlanner(now, True, None)
+    [item] = [item for item in planner.create_local_plan().items if item.index.fqn == "model.part"]
+    written = planner.resolve_data(item)
+    assert written.data_ptr() == now["model"]["part"].data_ptr()
+    assert written.untyped_storage().nbytes() == written.nbytes == 4 * 12
+
+
 def test_checksums_made_while_writing_are_those_of_the_files(tmp_path):
     large = {"table": torch.rand(BLOCK_BYTES // 16, 5), "plain": list(range(1000))}
     entries = save(StagedPlanner(large, True, {}), tmp_path / "step").entries
