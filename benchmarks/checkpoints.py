@@ -59,7 +59,7 @@ class Options:
     examples: int = 400_000
     """Training rows to make."""
     rounds: int = 5
-    """Turns of each kind after one that warms up."""
+    """Turns of each kind after two that warm up."""
     steps: int = 20
     """Steps of a turn: `checkpoint.every_steps`, as it were."""
     device: str = "auto"
@@ -125,6 +125,7 @@ def run(rank: int, world: dict[str, str], options: Options, data: Path, folder: 
     with process_group(options.device) as context:
         dataset = Dataset.load(data)
         session = TrainSession(config, data, dataset, dataset.tasks, context)
+        session.draw_tables()
         bench = Bench(session, folder, options.steps)
         turns: dict[str, list[dict[str, Any]]] = {"no save": []}
         bench.turn(None)
@@ -134,11 +135,11 @@ def run(rank: int, world: dict[str, str], options: Options, data: Path, folder: 
         for kind, background in KINDS.items():  # the one that needs less memory comes first
             writers[kind], turns[kind] = bench.writer(background), []
             first[kind] = bench.turn(writers[kind])
+            bench.turn(writers[kind])
             peaks[kind] = peak_resident()
         for number in range(options.rounds):
             for kind in list(writers)[:: 1 if number % 2 else -1]:
                 turns[kind].append(bench.turn(writers[kind]))
-        peaks["in the background"] = peak_resident()
         on_cpu = context.device.type == "cpu"
         train_module = TrainModule.from_config(config, dataset, dataset.tasks)
         predicted = {}
