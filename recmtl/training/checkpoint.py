@@ -77,11 +77,12 @@ class Checkpoints:
         self._read(path, state, SafePlanner())
         model.load_state_dict(model_state)
         self.session.filled = True
+        train_state = TrainState(**described)
         if with_optimizer:
-            optimizer.load_state_dict(state["optimizer"])
+            self._load_optimizer(state["optimizer"], train_state)
             if same_ranks:
                 set_random_state(self.context, state)
-        return TrainState(**described)
+        return train_state
 
     def take_over(self, path: Path, planner: SafePlanner) -> TrainState:
         """Take weights and optimiser states from another run's checkpoint, as far as `planner` finds them there.
@@ -100,8 +101,16 @@ class Checkpoints:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         self._read(path, state, planner)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizer(state["optimizer"], described)
         return described
+
+    def _load_optimizer(self, state: dict[str, Any], train_state: TrainState) -> None:
+        """Give the optimisers their states. Of FBGEMM's Adam the number of steps, by which it corrects the bias of its
+        moments, is in none of them.
+        """
+        optimizer = self.session.optimizer
+        optimizer.load_state_dict(state)
+        optimizer.set_optimizer_step(train_state.steps_before + train_state.step)
 
     def _read(self, path: Path, state: dict[str, Any], planner: SafePlanner) -> None:
         try:

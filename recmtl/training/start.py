@@ -113,7 +113,7 @@ def start_from(start: Start, session: TrainSession, checkpoints: Checkpoints) ->
     planner.finish()
     rows = {table.name: table.rows for table in (*dataset.tables, *start.dataset.tables)} | before.first_rows
     _begin_rows(start, session, rows)
-    return TrainState(start_from=start.describe(), first_rows=rows)
+    return TrainState(start_from=start.describe(), steps_before=before.steps_before + before.step, first_rows=rows)
 
 
 def _begin_dense_states(session: TrainSession) -> None:

@@ -49,6 +49,9 @@ class TrainState:
     not. A run that goes on goes on from these, as if it had not stopped in the midst of an epoch."""
     start_from: dict[str, Any] | None = None
     """The run that this one started from: its folder's name, its data's fingerprint, the step of its checkpoint."""
+    steps_before: int = 0
+    """Steps of the runs that this one started from, one after the other: optimisers carry their states on, and go on
+    counting."""
     first_rows: dict[str, int] = field(default_factory=dict)
     """Rows that tables had at the start of the first run of a line of runs, each of which started from the one before:
     they set the scale of new rows. Empty in a first run."""
@@ -68,8 +71,6 @@ class TrainState:
         return {self.best_step, (self.complete or {}).get("best_step", 0)}
 
 
-LATER_FIELDS = ("start_from", "first_rows")
-"""Fields of `TrainState` that checkpoints of earlier versions do not have."""
 BEST = ("best_loss", "best_epoch", "best_step", "val", "val_bins")
 """Fields of `TrainState` that tell the best epoch."""
 
@@ -78,9 +79,6 @@ def read_state(path: Path) -> TrainState | None:
     """Where the run stood at a checkpoint; None: the file is damaged."""
     try:
         described = read_json(path / TRAIN_STATE)
-        names = [
-            field.name for field in fields(TrainState) if field.name in described or field.name not in LATER_FIELDS
-        ]
-        return TrainState(**{name: described[name] for name in names})
+        return TrainState(**{field.name: described[field.name] for field in fields(TrainState)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
