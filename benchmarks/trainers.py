@@ -63,7 +63,7 @@ class RecmtlTables:
     def __init__(self, config: Config, data: Path, dataset: Dataset, context: DistContext) -> None:
         self.session = TrainSession(config, data, dataset, dataset.tasks, context)
         self.session.draw_tables()
-        self.keys = self.session.readers["train"].keys
+        self.keys = self.session.readers["train"].data.keys
 
     def train(self, batches: Iterator[AnyBatch]) -> None:
         """A step on every batch."""

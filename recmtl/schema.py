@@ -32,6 +32,9 @@ WHOLE = "whole"
 """In place of a split's name, for measuring: the rows of all splits, one split after the other."""
 ROW_GROUP_ROWS = 16_384
 """Rows of a row group of a prepared file, the last one of a file excepted."""
+FILE_ROW_GROUPS = 16
+"""Row groups of a prepared file, the last one of a split excepted. Where files are many, the reader opens one for
+nearly every row group, and a footer takes time and memory for each column of every row group in it."""
 GROUP_COLUMN = "group"
 """int64 column that identifies the user a row belongs to, for grouped AUC; there when `Dataset.group` is."""
 NO_USER = -1

@@ -154,7 +154,10 @@ class ReaderConfig:
     """How rows are read."""
 
     streams: PositiveCount = 64
-    """Row ranges read side by side, dealt out over ranks: at least the number of ranks. Part of the row order."""
+    """Row ranges read side by side, dealt out over ranks: at least the number of ranks, and at most so many files are
+    open. Part of the row order."""
+    threads: PositiveCount = 1
+    """Threads of each rank that decode rows and put them in their order."""
     prefetch: PositiveCount = 4
     """Batches that a background thread decodes ahead of the step."""
     shuffle: bool = True

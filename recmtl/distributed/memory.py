@@ -14,20 +14,23 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recmtl.config import Config
 from recmtl.data.read.parquet import CACHE_BYTES
-from recmtl.data.read.reader import SHUFFLED_ROWS
+from recmtl.data.read.reader import STREAM_ROWS
 from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.plan import GIB, Plan
 from recmtl.distributed.storage import FLOAT, state_bytes
 from recmtl.features import is_list
 from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import DENSE_STATES
-from recmtl.schema import ROW_GROUP_ROWS, Dataset
+from recmtl.schema import FILE_ROW_GROUPS, ROW_GROUP_ROWS, Dataset
 
 CUDA_PROCESS = GIB // 2
 """CUDA's context and libraries on a GPU. Assumed: PyTorch's allocator does not see them."""
 CPU_GROWTH = 60 * 10**6
 """What a process on a CPU grows by in its first steps, whatever it trains. Measured: 24 MB of PyTorch's and FBGEMM's
 code that is read from disk; the rest are objects of planning, sharding and threads."""
+
+FOOTER_BYTES = 1000
+"""What a Parquet file's footer takes in memory for a column of a row group. Measured: 840 to 950."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +119,20 @@ def staging_bytes(train_module: TrainModule, plan: Plan, config: Config) -> list
 def reader_bytes(dataset: Dataset, config: Config, batch_size: int, world_size: int) -> int:
     """Host memory of a rank's reader of the training split.
 
-    Its cache, the row groups that its streams are in, blocks of them in their order, and batches ahead of the step.
+    Its cache, the row groups that its streams are in, batches that are filled at once and those before them, of which
+    the last ones may still be in use, batches ahead of the step, and footers of open files.
     """
     numbers = len(dataset.sparse_features) + sum(feature.width for feature in dataset.dense_features)
-    numbers += len(dataset.select_tasks(tuple(config.training.tasks)))
-    row = FLOAT * (numbers + sum(feature.mean_length for feature in dataset.features if is_list(feature)))
+    tasks = len(dataset.select_tasks(tuple(config.training.tasks)))
+    lists = sum(feature.mean_length for feature in dataset.features if is_list(feature))
+    row = FLOAT * (numbers + tasks + lists)
     rows = dataset.rows.get("train", 0) / world_size
     streams = min(config.reader.streams, config.training.batch_size) / world_size
-    decoded = min(rows, CACHE_BYTES / row + streams * ROW_GROUP_ROWS)
-    shuffled = min(rows, streams * SHUFFLED_ROWS) if config.reader.shuffle else 0
-    return int(row * (decoded + shuffled + config.reader.prefetch * batch_size))
+    cached, in_order = min(rows, CACHE_BYTES / row), min(rows, streams * ROW_GROUP_ROWS)
+    filled = 2 * min(rows, max(streams * STREAM_ROWS, batch_size)) + config.reader.prefetch * batch_size
+    row_groups = min(dataset.rows.get("train", 0) / ROW_GROUP_ROWS, streams * FILE_ROW_GROUPS)
+    footers = row_groups * (len(dataset.features) + tasks) * FOOTER_BYTES
+    return int(row * (cached + in_order + filled) + footers)
 
 
 def trace_activations(train_module: TrainModule, batch_size: int, buckets: bool = False) -> LiveBytes:

@@ -86,6 +86,7 @@ class TrainSession(ShardedModel):
             gather=context.gather,
             pin_memory=context.device.type == "cuda",
             later=self._later,
+            threads=config.reader.threads,
         )
 
     def run_batch(self, batches: Iterator[Batch]) -> Output:

@@ -89,7 +89,7 @@ def test_every_key_survives_the_round_trip():
             "device_memory_gib": 1.5,
             "reserve": 0.5,
         },
-        "reader": {"streams": 8, "prefetch": 2, "shuffle": False},
+        "reader": {"streams": 8, "threads": 3, "prefetch": 2, "shuffle": False},
     }
     config, default = config_of(values), config_of({})
     for section, keys in values.items():

@@ -9,6 +9,7 @@ import pytest
 from rows import reader, rows_of, write
 
 from recmtl.data.read.prefetcher import Prefetcher
+from recmtl.data.read.reader import STREAM_ROWS
 from recmtl.errors import UserError
 
 
@@ -29,7 +30,7 @@ def test_prefetcher_gives_what_the_reader_gives(tmp_path, depth):
 
 
 def test_prefetcher_raises_the_readers_error(tmp_path):
-    write(tmp_path, 50)
+    write(tmp_path, 4 * STREAM_ROWS)  # a fourth of the rows lie in the first file
     read = reader(tmp_path, batch_size=4, streams=1)
     (tmp_path / "train" / "part-00001.parquet").unlink()
     with Prefetcher(read.batches(), 4) as batches:

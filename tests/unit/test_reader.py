@@ -80,16 +80,17 @@ def test_every_row_once_in_the_same_batches_on_any_number_of_ranks(folder_of, ro
     row_group=st.sampled_from([3, 16, 1000]),
     shuffle=st.booleans(),
     number=st.integers(0, 3),
+    threads=st.integers(1, 3),
     data=st.data(),
 )
-def test_any_sizes(folder_of, rows, batch_size, streams, world_size, files, row_group, shuffle, number, data):
+def test_any_sizes(folder_of, rows, batch_size, streams, world_size, files, row_group, shuffle, number, threads, data):
     world_size = min(world_size, batch_size, streams)
     folder = folder_of(rows, files, row_group)
     options = {"batch_size": batch_size, "streams": streams, "shuffle": shuffle, "number": number, "seed": 1}
     alone = epoch(folder, 1, **options)
     assert_every_row_once(alone, rows)
     start = data.draw(st.integers(0, len(alone)))
-    assert epoch(folder, world_size, start=start, **options) == alone[start:]
+    assert epoch(folder, world_size, start=start, threads=threads, **options) == alone[start:]
 
 
 def test_batches_are_near_equal_parts_of_all_streams(folder_of):

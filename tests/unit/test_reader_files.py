@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from rows import ROWS_IN_TABLE, TASKS, reader, row, rows_of, table_of, write
 
-from recmtl.data.read.parquet import ParquetSplit
+from recmtl.data.read.footers import FooterChecks
 from recmtl.data.read.reader import Reader
 from recmtl.errors import UserError
 
@@ -145,8 +145,8 @@ def test_ranks_share_out_the_look_at_the_files(tmp_path, monkeypatch):
     write(tmp_path, 500, files=7)
     alone = reader(tmp_path)
     looked: list[str] = []
-    whole = ParquetSplit._check_file
-    monkeypatch.setattr(ParquetSplit, "_check_file", lambda self, path: looked.append(path.name) or whole(self, path))
+    whole = FooterChecks._check_file
+    monkeypatch.setattr(FooterChecks, "_check_file", lambda self, path: looked.append(path.name) or whole(self, path))
     found: list = [None, None]
     both = threading.Barrier(2)
 

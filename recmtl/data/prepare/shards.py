@@ -12,6 +12,7 @@ from recmtl.data.prepare.content import ContentDigests
 from recmtl.features import make_kind
 from recmtl.runtime.storage import make_folder
 from recmtl.schema import (
+    FILE_ROW_GROUPS,
     GROUP_COLUMN,
     ROW_GROUP_ROWS,
     SPLITS,
@@ -24,7 +25,7 @@ from recmtl.schema import (
     weight_column,
 )
 
-SHARD_ROWS = 256 * ROW_GROUP_ROWS
+SHARD_ROWS = FILE_ROW_GROUPS * ROW_GROUP_ROWS
 
 
 def schema(dataset: Dataset) -> pa.Schema:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from recmtl.data.read.footers import FooterChecks, damaged
+from recmtl.data.read.open_files import OpenFiles
 from recmtl.data.read.rows import Lists, Rows
 from recmtl.errors import UserError
 from recmtl.features import FeatureKinds, TableKind
-from recmtl.runtime.storage import local_path
 from recmtl.schema import (
     GROUP_COLUMN,
     UNSEEN,
@@ -37,7 +38,7 @@ CACHE_BYTES = 256 * 2**20
 
 
 class ParquetSplit:
-    """The row groups of one split, by number.
+    """The row groups of one split, by number; several threads may read them.
 
     Args:
         folder: the prepared folder.
@@ -47,6 +48,7 @@ class ParquetSplit:
         evaluation: also read true probabilities and groups, and number the rows.
         share: rank, number of ranks and how to gather: every rank looks at its share of the files. None: at all.
         later: by table, whether an id [rows] is to be read as `UNSEEN`, as a model that does not know it reads it.
+        open_files: files that may be open at a time, at least the number of threads that read.
 
     Raises:
         UserError: files are missing, cut short, lack a column or have one of another type.
@@ -61,10 +63,13 @@ class ParquetSplit:
         evaluation: bool,
         share: tuple[int, int, Gather] | None = None,
         later: Mapping[str, np.ndarray] | None = None,
+        open_files: int = 1,
     ) -> None:
         self.dataset, self.tasks, self.later = dataset, tasks, later or {}
         kinds = FeatureKinds(dataset.features)
         self.categorical, self.lists, self.dense = kinds.categorical, kinds.lists, kinds.dense
+        self.keys = [kind.feature.name for kind in (*kinds.categorical, *kinds.lists)]
+        """Names of the features with ids, in the order of batches."""
         self.width = sum(kind.width for kind in self.dense)
         """Numbers of a row."""
         self.with_oracle = evaluation and any(task.oracle for task in tasks)
@@ -86,19 +91,16 @@ class ParquetSplit:
             self.types[GROUP_COLUMN] = pa.int64()
 
         self.files = dataset.files(folder, split)
-        self._open: dict[int, pq.ParquetFile] = {}
-        self._cache: dict[int, Rows] = {}
-        self._cached_bytes = 0
         rank, world_size, gather = share or (0, 1, lambda check: [check()])
         mine = range(rank, len(self.files), world_size)
-        found = gather(lambda: {number: self._check_file(self.files[number]) for number in mine})
+        checks = FooterChecks(self.types, self._limits(), self.partial)
+        found = gather(lambda: dict(zip(mine, checks.row_counts([self.files[i] for i in mine]), strict=True)))
         by_file = {number: counts for part in found for number, counts in part.items()}
-        self._counts = [by_file[number] for number in range(len(self.files))]
-        """Rows of every row group, by file."""
-        self._places = [(number, group) for number, counts in enumerate(self._counts) for group in range(len(counts))]
-        counts = [count for counts in self._counts for count in counts]
-        self.starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+        counts = [np.array(by_file[number], np.int64) for number in range(len(self.files))]
+        self.starts = np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)
         """[G + 1]: row number at which each row group starts."""
+        self._first_groups = np.cumsum([0, *map(len, counts)])
+        """[F + 1]: number of each file's first row group."""
         self.rows = int(self.starts[-1])
         if self.rows != dataset.count(split):
             where = folder if split == WHOLE else folder / split
@@ -106,49 +108,18 @@ class ParquetSplit:
                 f"{where}: {self.rows} rows, but dataset.json says {dataset.count(split)}; "
                 "files are missing or were added, prepare the data again"
             )
+        self.open_files = OpenFiles(self.files, counts, open_files)
+        self._cache: dict[int, Rows] = {}
+        self._cached_bytes = 0
+        self._cache_lock = threading.Lock()
 
-    def _check_file(self, path: Path) -> list[int]:
-        """The rows of every row group of a file that is as it should be, as far as its footer tells."""
-        try:
-            file = pq.ParquetFile(local_path(path))
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(path, error) from None
-        with file:
-            present = {field.name: field.type for field in file.schema_arrow}
-            for column, wanted in self.types.items():
-                if column not in present:
-                    raise UserError(f"{path}: no column '{column}', which dataset.json names; prepare the data again")
-                if not _is_type(present[column], wanted):
-                    kinds = f"{present[column]}, not {wanted}"
-                    raise UserError(f"{path}: column '{column}' is {kinds}; prepare the data again")
-            self._check_statistics(path, file.metadata)
-            return _row_counts(file)
-
-    def _check_statistics(self, path: Path, metadata: pq.FileMetaData) -> None:
-        """Find nulls and values out of range in the footer, before a run starts; decoding looks at every value."""
+    def _limits(self) -> dict[str, tuple[float, float]]:
+        """The least and the greatest value of columns that have them."""
         limits: dict[str, tuple[float, float]] = {
             f.name: (0, self.dataset.table(str(f.table)).rows - 1) for f in self.dataset.sparse_features
         }
         limits |= {label_column(task.name): LABELS[task.kind] for task in self.tasks}
-        limits |= dict.fromkeys(self.weight_columns, LABELS["duration"])
-        for group in range(metadata.num_row_groups):
-            described = metadata.row_group(group)
-            for i in range(described.num_columns):
-                column = described.column(i)
-                name = column.path_in_schema.split(".")[0]
-                found = column.statistics
-                if name not in self.types or found is None:
-                    continue
-                if column.path_in_schema == name and found.null_count and name not in self.partial:
-                    raise UserError(f"{path}: column '{name}' holds nulls; prepare the data again")
-                if name not in limits or not found.has_min_max:
-                    continue
-                low, high = limits[name]
-                if found.min < low or found.max > high:
-                    bad = found.min if found.min < low else found.max
-                    raise UserError(
-                        f"{path}: column '{name}' holds {bad}, outside {low} to {high}; prepare the data again"
-                    )
+        return limits | dict.fromkeys(self.weight_columns, LABELS["duration"])
 
     def read(self, number: int) -> Rows:
         """Row group `number`, decoded and checked.
@@ -156,29 +127,27 @@ class ParquetSplit:
         Raises:
             UserError: the file is gone or damaged, or a value is null or out of range; names file, column and row.
         """
-        if number in self._cache:
-            return self._cache[number]
+        with self._cache_lock:
+            if number in self._cache:
+                return self._cache[number]
         rows = self._decode(number)
-        while self._cache and self._cached_bytes + rows.nbytes > CACHE_BYTES:
-            self._cached_bytes -= self._cache.pop(next(iter(self._cache))).nbytes
-        self._cache[number] = rows
-        self._cached_bytes += rows.nbytes
+        with self._cache_lock:
+            if number not in self._cache:
+                while self._cache and self._cached_bytes + rows.nbytes > CACHE_BYTES:
+                    self._cached_bytes -= self._cache.pop(next(iter(self._cache))).nbytes
+                self._cache[number] = rows
+                self._cached_bytes += rows.nbytes
         return rows
 
     def _decode(self, number: int) -> Rows:
-        file, group = self._places[number]
-        path = self.files[file]
-        try:
-            if file not in self._open:
-                # Not mapped into memory: there, a file that is cut short while it is read ends the process.
-                opened = pq.ParquetFile(local_path(path))
-                if _row_counts(opened) != self._counts[file]:
-                    raise UserError(f"{path}: changed since the run began; prepare the data again")
-                self._open[file] = opened
-            table = self._open[file].read_row_group(group, columns=list(self.types), use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(path, error) from None
-        return Decoder(self, path, table, int(self.starts[number]), int(self.starts[number - group])).rows()
+        file = int(np.searchsorted(self._first_groups, number, side="right")) - 1
+        path, first = self.files[file], int(self._first_groups[file])
+        with self.open_files.file(file) as opened:
+            try:
+                table = opened.read_row_group(number - first, columns=list(self.types), use_threads=False)
+            except (OSError, pa.ArrowException) as error:
+                raise damaged(path, error) from None
+        return Decoder(self, path, table, int(self.starts[number]), int(self.starts[first])).rows()
 
 
 class Decoder:
@@ -298,22 +267,3 @@ class Decoder:
             row = int(np.flatnonzero(~good)[0])
             place = f"column '{name}', row {self.first_row + row}"
             raise UserError(f"{self.path}: {place}: {values[row]} {rule}; prepare the data again")
-
-
-def _row_counts(file: pq.ParquetFile) -> list[int]:
-    return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-
-
-def _is_type(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a column's type is the wanted one, whatever the items of a list are called."""
-    if not pa.types.is_nested(wanted):
-        return found == wanted
-    sizes = (getattr(kind, "list_size", None) for kind in (found, wanted))
-    return found.id == wanted.id and found.value_type == wanted.value_type and len(set(sizes)) == 1
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0]
-    return UserError(
-        f"{path}: not readable as Parquet ({reason}); the file is missing or cut short, prepare the data again"
-    )

@@ -8,22 +8,26 @@ within a row group, are visited in another order every epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.parquet import Gather, ParquetSplit
-from recmtl.data.read.rows import Lists, Rows
+from recmtl.data.read.rows import Rows
+from recmtl.data.read.window import Window
 from recmtl.errors import UserError
 from recmtl.schema import Dataset, Task
 
-SHUFFLED_ROWS = 4096
-"""Rows of a row group that are put in their order at a time: all at once they would lie beside those in the cache a
-second time, and those of one batch at a time take three times as long."""
+STREAM_ROWS = 1024
+"""Rows that a stream gives to batches at a time, or one batch's: so many batches are filled at once as they are enough
+for. Fewer of them cost more time per row, more of them memory."""
+
+Map = Callable[[Callable[[int], None], Iterable[int]], Iterator[None]]
+"""Calls a function with each of several numbers, as `map` does."""
 
 
 class Reader:
@@ -35,7 +39,7 @@ class Reader:
         split: train, val, test or `WHOLE`.
         tasks: tasks whose labels to read, in order.
         batch_size: rows in a global batch.
-        streams: row ranges that are read side by side.
+        streams: row ranges that are read side by side, and at most so many files are open on all ranks together.
         rank: this process.
         world_size: number of processes.
         seed: of the order of rows.
@@ -44,6 +48,7 @@ class Reader:
         gather: how to share out the look at the files among the ranks; None: every rank looks at all.
         pin_memory: put batches into page-locked memory.
         later: by table, whether an id [rows] is to be read as `UNSEEN`.
+        threads: that decode rows and put them in their order, at most.
 
     Raises:
         UserError: there are more ranks than streams, or files are damaged.
@@ -66,6 +71,7 @@ class Reader:
         gather: Gather | None = None,
         pin_memory: bool = False,
         later: Mapping[str, np.ndarray] | None = None,
+        threads: int = 1,
     ) -> None:
         streams = min(streams, batch_size)
         if streams < world_size:
@@ -73,12 +79,13 @@ class Reader:
                 f"reader.streams and training.batch_size: at least the number of ranks ({world_size}), not {streams}"
             )
         share = None if gather is None else (rank, world_size, gather)
-        self.data = ParquetSplit(folder, dataset, split, tasks, evaluation, share, later)
+        open_files = streams // world_size
+        self._threads = min(threads, open_files)
+        self.data = ParquetSplit(folder, dataset, split, tasks, evaluation, share, later, open_files)
         # Where one batch holds all rows, more padding and more streams would only take memory.
         streams = min(streams, max(self.data.rows, world_size))
         batch_size = min(batch_size, max(self.data.rows, streams))
         self.seed, self.shuffle, self.world_size, self.pin_memory = seed, shuffle, world_size, pin_memory
-        self.keys = [kind.feature.name for kind in (*self.data.categorical, *self.data.lists)]
         # Rows of every stream that one batch takes, and row ranges in the same proportion: all end together.
         self._share = np.full(streams, batch_size // streams) + (np.arange(streams) < batch_size % streams)
         bounds = np.concatenate(([0], np.cumsum(self._share))) * self.data.rows // batch_size
@@ -91,7 +98,6 @@ class Reader:
         self._mine = np.flatnonzero(owners == rank)
         self.local_batch_size = int(max(self._share[owners == r].sum() for r in range(world_size)))
         """Rows in this rank's batches, padding included; the same on every rank."""
-        self._full_lengths = torch.ones(len(self.data.categorical) * self.local_batch_size, dtype=torch.int32)
 
     def rows_in_step(self, step: int) -> int:
         """Real rows in global batch `step`."""
@@ -100,74 +106,47 @@ class Reader:
     def batches(self, epoch: int = 0, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Batches start … stop − 1 of an epoch (default: all of them)."""
         stop = self.steps if stop is None else min(stop, self.steps)
+        shares, sizes = self._share[self._mine], self._sizes[self._mine]
         cursors = [
             _Cursor(self.data, low, high, (self.seed, epoch, s) if self.shuffle else None, start * self._share[s])
             for s, (low, high) in zip(self._mine.tolist(), self._ranges[self._mine].tolist(), strict=True)
         ]
-        for step in range(start, stop):
-            pieces = [
-                piece
-                for cursor, share in zip(cursors, self._share[self._mine], strict=True)
-                for piece in cursor.take(int(share))
-            ]
-            yield self._collate(pieces, self.world_size / self.rows_in_step(step))
+        full = int(np.min(sizes // shares))
+        """Batches in which no stream of this rank runs out of rows."""
+        with self._workers() as each:
+            while start < stop:
+                count = max(1, min(STREAM_ROWS // int(shares.max()), full - start, stop - start))
+                yield from self._fill(each, cursors, np.clip(sizes - start * shares, 0, shares), start, count)
+                start += count
 
-    def _collate(self, pieces: list[Rows], weight: float) -> Batch:
-        """Join rows of all streams and pad them with id 0 and weight 0."""
-        rows = sum(len(piece) for piece in pieces)
-        size, data = self.local_batch_size, self.data
-        ids = np.zeros((len(data.categorical), size), np.int32)
-        labels = np.zeros((size, len(data.tasks)), np.float32)
-        numeric = np.zeros((size, data.width), np.float32)
-        extras = self._extras(size)
-        if pieces:
-            np.concatenate([piece.ids for piece in pieces], axis=1, out=ids[:, :rows])
-            np.concatenate([piece.labels for piece in pieces], out=labels[:rows])
-            np.concatenate([piece.numeric for piece in pieces], out=numeric[:rows])
-            for extra, parts in zip(extras, zip(*(piece.extras for piece in pieces), strict=True), strict=True):
-                if extra is not None:
-                    np.concatenate(parts, out=extra[:rows])
-        weights = np.zeros(size, np.float32)
-        weights[:rows] = weight
-        batch = Batch(
-            self._keyed_jagged_tensor(ids, [piece.lists for piece in pieces], rows),
-            torch.from_numpy(numeric),
-            torch.from_numpy(labels),
-            torch.from_numpy(weights),
-            rows,
-            *(None if extra is None else torch.from_numpy(extra) for extra in extras),
-        )
-        return batch.pin_memory() if self.pin_memory else batch
+    def _fill(self, each: Map, cursors: list[_Cursor], rows: np.ndarray, start: int, count: int) -> Iterator[Batch]:
+        """`count` batches from `start` on, each with `rows` [S] of this rank's streams."""
+        window = Window(self.data, count, self.local_batch_size, len(cursors))
+        columns = np.cumsum(rows) - rows
 
-    def _extras(self, size: int) -> tuple[np.ndarray | None, ...]:
-        """Room for `Rows.extras` of so many rows."""
-        data, tasks = self.data, len(self.data.tasks)
-        return (
-            np.full((size, tasks), np.nan, np.float32) if data.with_oracle else None,
-            np.zeros((size, tasks), np.float32) if data.weight_columns else None,
-            np.zeros(size, np.int64) if data.with_group else None,
-            np.zeros(size, np.int64) if data.with_row_number else None,
-        )
+        def place(stream: int) -> None:
+            taken = cursors[stream].take(int(rows[stream]) * count)
+            window.place(stream, taken, int(columns[stream]))
 
-    def _keyed_jagged_tensor(self, ids: np.ndarray, lists: list[Lists], rows: int) -> KeyedJaggedTensor:
-        if not self.data.lists:
-            # Without keys there are no lengths to tell the stride by.
-            return KeyedJaggedTensor(
-                self.keys,
-                torch.from_numpy(ids.reshape(-1)),
-                lengths=self._full_lengths,
-                stride=self.local_batch_size,
-            )
-        features = len(self.data.lists)
-        lengths = np.zeros((features, self.local_batch_size), np.int32)
-        if lists:
-            np.concatenate([piece.lengths for piece in lists], axis=1, out=lengths[:, :rows])
-        values = [piece.feature_ids(feature) for feature in range(features) for piece in lists]
-        return KeyedJaggedTensor(
-            self.keys,
-            torch.from_numpy(np.concatenate([ids.reshape(-1), *values])),
-            lengths=torch.cat([self._full_lengths, torch.from_numpy(lengths.reshape(-1))]),
+        for _ in each(place, np.flatnonzero(rows).tolist()):
+            pass
+        batches = window.batches(
+            int(rows.sum()), [self.world_size / self.rows_in_step(start + i) for i in range(count)]
         )
+        for batch in batches:
+            yield batch.pin_memory() if self.pin_memory else batch
+
+    @contextmanager
+    def _workers(self) -> Iterator[Map]:
+        """What calls a function for each of several streams, in threads; closes files in the end."""
+        try:
+            if self._threads == 1:
+                yield map
+            else:
+                with ThreadPoolExecutor(self._threads, "recmtl-decoder") as pool:
+                    yield pool.map
+        finally:
+            self.data.open_files.close()
 
 
 class _Cursor:
@@ -182,45 +161,40 @@ class _Cursor:
     """
 
     def __init__(self, data: ParquetSplit, start: int, stop: int, rng: tuple[int, ...] | None, skip: int) -> None:
-        self._data, self._rng = data, rng
-        first = int(np.searchsorted(data.starts, start, side="right")) - 1
-        self._chunks: list[tuple[int, int, int]] = []  # row group, first row in it, one past the last
-        for number in range(first, len(data.starts) - 1):
-            low, high = int(data.starts[number]), int(data.starts[number + 1])
-            if low >= stop:
-                break
-            if max(start, low) < min(stop, high):
-                self._chunks.append((number, max(start, low) - low, min(stop, high) - low))
+        self._data, self._rng, self._skip = data, rng, int(skip)
+        groups = np.arange(np.searchsorted(data.starts, start, side="right") - 1, np.searchsorted(data.starts, stop))
+        first = data.starts[groups]
+        lows, highs = np.maximum(start, first) - first, np.minimum(stop, data.starts[groups + 1]) - first
+        chunks = np.stack([groups, lows, highs], axis=1)[lows < highs]  # row group, first row in it, one past the last
         if rng is not None:
-            order = np.random.default_rng(rng).permutation(len(self._chunks))
-            self._chunks = [self._chunks[i] for i in order]
-        self._blocks = self._read(skip)
+            chunks = chunks[np.random.default_rng(rng).permutation(len(chunks))]
+        self._chunks = iter(chunks.tolist())
         self._rows: Rows | None = None
+        """Those of the row group that the stream is in, in their order."""
         self._at = 0
 
-    def take(self, rows: int) -> Iterator[Rows]:
-        """The next `rows` rows in pieces; fewer at the end of the stream."""
+    def take(self, rows: int) -> Rows:
+        """The next `rows` rows, at least one; the stream must have so many left."""
+        parts = []
         while rows:
             if self._rows is None or self._at == len(self._rows):
-                self._rows, self._at = next(self._blocks, None), 0
-                if self._rows is None:
-                    return
+                self._rows = None  # its memory is free before the next one is decoded
+                self._rows, self._at = self._read(), 0
             stop = min(self._at + rows, len(self._rows))
-            yield self._rows.slice(self._at, stop)
+            parts.append(self._rows.slice(self._at, stop))
             rows -= stop - self._at
             self._at = stop
+        return Rows.joined(parts)
 
-    def _read(self, skip: int) -> Iterator[Rows]:
-        """All rows but the first `skip`, in blocks."""
-        for number, low, high in self._chunks:
-            if skip >= high - low:
-                skip -= high - low
-                continue
-            rows = self._data.read(number)
-            if self._rng is None:
-                yield rows.slice(low + skip, high)
-            else:
-                order = low + np.random.default_rng((*self._rng, number)).permutation(high - low)
-                for start in range(skip, len(order), SHUFFLED_ROWS):
-                    yield rows.take(order[start : start + SHUFFLED_ROWS])
-            skip = 0
+    def _read(self) -> Rows:
+        """The next row group that has rows after those to pass over."""
+        number, low, high = next(self._chunks)
+        while self._skip >= high - low:
+            self._skip -= high - low
+            number, low, high = next(self._chunks)
+        skip, self._skip = self._skip, 0
+        rows = self._data.read(number)
+        if self._rng is None:
+            return rows.slice(low + skip, high)
+        order = low + np.random.default_rng((*self._rng, number)).permutation(high - low)
+        return rows.take(order[skip:])
