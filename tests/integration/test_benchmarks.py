@@ -64,6 +64,22 @@ def test_reader(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_reader_of_lists(tmp_path: Path) -> None:
+    results = run("reader.py", tmp_path / "out", "--wide", "list", "--wide-rows", 5_000, "--rounds", 1)
+    assert (results["features"], results["target_rows_per_second"]) == (1, 2_000_000)
+    assert all(rate > 0 for rate in results["rows_per_second"].values())
+
+
+@pytest.mark.slow
+def test_many_files(tmp_path: Path) -> None:
+    sizes = ("--files", 30, "--file-rows", 500, "--different", 3, "--batch-size", 64, "--streams", 8, "--batches", 50)
+    results = run("many_files.py", tmp_path / "out", *sizes, "--ranks", 1, 2)
+    assert [found["ranks"] for found in results["runs"]] == [1, 2]
+    assert [0 < found["open_files"] <= 8 // found["ranks"] for found in results["runs"]] == [True, True]
+    assert all(found["peak_bytes"] >= found["bare_bytes"] > 0 for found in results["runs"])
+
+
+@pytest.mark.slow
 def test_evaluation(tmp_path: Path) -> None:
     results = run("evaluation.py", tmp_path / "out", "--rows", 10_000)
     assert (results["ranks"], results["rows"], results["tasks"]) == (1, 10_000, 2)
