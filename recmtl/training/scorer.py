@@ -208,6 +208,8 @@ class RunScorer(ShardedModel):
             self.keys,
             torch.from_numpy(np.concatenate([ids.reshape(-1), *(values for values, _ in inputs.lists)])),
             lengths=torch.from_numpy(np.concatenate(lengths)),
+            # TorchRec would count them on the device, and the host wait for it.
+            length_per_key=[size] * len(ids) + [len(values) for values, _ in inputs.lists],
             # Without keys there are no lengths to tell the stride by.
             **({} if self.keys else {"stride": size}),
         )

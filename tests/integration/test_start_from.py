@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import zlib
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,17 +22,12 @@ from started import begin, begin_on_two_ranks, tensors
 from toy import ROW_GROUP, write_toy
 
 from recmtl import cli
-from recmtl.config import MODELS, load_run_config
+from recmtl.config import MODELS
 from recmtl.data.prepare.content import ContentDigests
-from recmtl.distributed.context import process_group
 from recmtl.errors import UserError
 from recmtl.runtime.storage import read_json
 from recmtl.schema import ENCODER, SPLITS, Dataset, Feature
-from recmtl.training.checkpoint import Checkpoints
 from recmtl.training.checkpoint_folder import best_checkpoint
-from recmtl.training.runs import open_dataset, open_start
-from recmtl.training.session import TrainSession
-from recmtl.training.start import start_from
 
 ROWS = {"train": 640, "val": 100, "test": 100}
 SHORT = {"training__max_steps": 6, "metrics__tensorboard": False, "model__expert_widths": 8, "model__dropout": 0.1}
@@ -88,27 +82,6 @@ def assert_carried_over(before: dict[str, torch.Tensor], now: dict[str, torch.Te
     grown = {pattern.format(table) for table in LATER for pattern in (TABLE, STATE)}
     for name in before.keys() - grown:
         assert torch.equal(now[name], before[name]), name
-
-
-def fused_modules(optimizer: Any) -> Iterator[Any]:
-    """FBGEMM's modules, which TorchRec keeps where only their optimisers lead to."""
-    if hasattr(optimizer, "_emb_module"):
-        yield optimizer._emb_module
-    for _, part in getattr(optimizer, "optimizers", []):
-        yield from fused_modules(part)
-
-
-def test_fused_optimisers_go_on_counting_their_steps(folder: Path, tmp_path: Path) -> None:
-    """FBGEMM's Adam corrects the bias of its moments by them, on GPUs; on CPUs the counters are the same."""
-    before, config = folder / "yesterday", load_run_config(folder / "yesterday")
-    with process_group("cpu") as context:
-        dataset, tasks = open_dataset(folder / "later", config)
-        start = open_start(before, tmp_path / "run", context)
-        assert start is not None
-        session = TrainSession(config, folder / "later", dataset, tasks, context)
-        state = start_from(start, session, Checkpoints(tmp_path / "run" / "checkpoints", session))
-        assert (state.step, state.steps_before) == (0, 6)
-        assert {int(module.iter) for module in fused_modules(session.optimizer)} == {6}
 
 
 def test_one_rank(folder: Path, started: dict[str, torch.Tensor]) -> None:

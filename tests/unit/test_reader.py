@@ -34,6 +34,10 @@ def epoch(folder: Path, world_size: int, number: int = 0, start: int = 0, **opti
     for step, parts in enumerate(zip(*(r.batches(number, start) for r in ranks), strict=True), start):
         assert {len(batch.weights) for batch in parts} == {ranks[0].local_batch_size}
         assert sum(batch.weights.sum().item() for batch in parts) == pytest.approx(world_size, rel=1e-5)
+        for sparse in (batch.sparse for batch in parts):
+            counts = sparse.lengths().view(len(sparse.keys()), -1).sum(1).tolist()
+            assert sparse.length_per_key_or_none() == counts
+            assert len(sparse.values()) == sum(counts)
         assert all((batch.weights[: batch.rows] > 0).all() and not batch.weights[batch.rows :].any() for batch in parts)
         rows = [r for batch in parts for r in rows_of(batch)]
         assert len(rows) == ranks[0].rows_in_step(step)

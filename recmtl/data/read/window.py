@@ -80,13 +80,18 @@ class Window:
             )
 
     def _sparse(self) -> Iterator[KeyedJaggedTensor]:
-        """Ids of every batch: feature after feature, row after row."""
+        """Ids of every batch: feature after feature, row after row.
+
+        They say how many ids each feature has, for TorchRec would count them on the device, and the host wait for it.
+        """
         data, size = self._data, self._size
+        counts = [size] * len(data.categorical)
         ones = torch.ones(len(data.categorical) * size, dtype=torch.int32)
         if not data.lists:
             for ids in self._ids:
                 # Without keys there are no lengths to tell the stride by.
-                yield KeyedJaggedTensor(data.keys, torch.from_numpy(ids.reshape(-1)), lengths=ones, stride=size)
+                values = torch.from_numpy(ids.reshape(-1))
+                yield KeyedJaggedTensor(data.keys, values, lengths=ones, stride=size, length_per_key=counts)
             return
         # All streams' ids of the first list feature, then those of the second one; of each, the parts by batch.
         pieces = [
@@ -96,6 +101,7 @@ class Window:
             if lists is not None
         ]
         for number, (ids, lengths) in enumerate(zip(self._ids, self._lengths, strict=True)):
-            values = np.concatenate([ids.reshape(-1), *(piece[number] for piece in pieces)])
+            values = torch.from_numpy(np.concatenate([ids.reshape(-1), *(piece[number] for piece in pieces)]))
             all_lengths = torch.cat([ones, torch.from_numpy(lengths.reshape(-1))])
-            yield KeyedJaggedTensor(data.keys, torch.from_numpy(values), lengths=all_lengths)
+            all_counts = [*counts, *lengths.sum(1).tolist()]
+            yield KeyedJaggedTensor(data.keys, values, lengths=all_lengths, length_per_key=all_counts)
