@@ -149,7 +149,9 @@ def measure(options: Options, bench: Bench) -> dict[str, list[Timing]]:
     parts = bench.parts()
     for _ in range(options.rounds + 1):
         for name, run in parts.items():
-            timings.setdefault(name, []).append(timing(run, options.steps, bench.context.device))
+            # Of batches that are filled at once, the first one takes the time of all.
+            steps = max(options.steps, bench.reader.filled_at_once) if name == "read" else options.steps
+            timings.setdefault(name, []).append(timing(run, steps, bench.context.device))
     with Prefetcher(bench.endless, bench.session.config.reader.prefetch) as feed:
         sources = {
             "pipeline": feed,

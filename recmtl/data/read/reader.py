@@ -96,6 +96,8 @@ class Reader:
         """Batches in an epoch, the same on every rank."""
         owners = np.arange(streams) * world_size // streams
         self._mine = np.flatnonzero(owners == rank)
+        self.filled_at_once = max(1, STREAM_ROWS // int(self._share[self._mine].max()))
+        """Batches that are filled at once, where no stream ends."""
         self.local_batch_size = int(max(self._share[owners == r].sum() for r in range(world_size)))
         """Rows in this rank's batches, padding included; the same on every rank."""
 
@@ -115,7 +117,7 @@ class Reader:
         """Batches in which no stream of this rank runs out of rows."""
         with self._workers() as each:
             while start < stop:
-                count = max(1, min(STREAM_ROWS // int(shares.max()), full - start, stop - start))
+                count = max(1, min(self.filled_at_once, full - start, stop - start))
                 yield from self._fill(each, cursors, np.clip(sizes - start * shares, 0, shares), start, count)
                 start += count
 
