@@ -1,11 +1,11 @@
 """A model for every day: never trained again, trained on from yesterday's, or trained anew on all days?
 
     python benchmarks/rolling.py drift
-    python benchmarks/rolling.py bounded --days 60 --events 40000 --every 5
-    python benchmarks/rolling.py kuairand --raw ../shared/data/kuairand --overrides="--training.batch_size 256"
+    python benchmarks/rolling.py bounded --days 60 --events 40000 --expire 7 --max-rows 6500 --measure 10 20 30 40 50 59
+    python benchmarks/rolling.py kuairand --raw RAW --first-days 3 --overrides="--training.batch_size 256"
 
-Every step is the real command line. Each day's model is measured on the rows of the next day,
-which no way has learned by then:
+Every step is the real command line. Each day's model is measured on the rows of the next day, which no way has learned
+by then:
 
 - frozen: trained on the first day, never again;
 - continued: `prepare --extend` and `train --start-from` yesterday's model, one pass over the day's rows;
@@ -39,8 +39,6 @@ from usage import usage
 from recmtl import cli
 
 Results = dict[str, Any]
-LAST = 5
-"""The models of so many days at the end are always measured."""
 Kind = Literal["frozen", "continued", "retrained"]
 SPLIT = """
 [split]
@@ -98,8 +96,8 @@ class Options:
     lookback: str = "1 day"
     """How far back the query of `--extend` sees in synthetic days; of `bounded`, the bounded way's alone. Else, and in
     KuaiRand, whose counts and histories are of all days, it reads all raw files."""
-    every: int = 1
-    """Measure the models of every so many days, of the first and of the last five; only these are retrained."""
+    measure: tuple[int, ...] = ()
+    """Days whose models are compared; the first is one of them. None: all."""
     until: int | None = None
     """Stop after this day; none: go on to the end and write the results."""
     work: Path | None = None
@@ -174,7 +172,7 @@ class Series:
     def is_measured(self, day: int) -> bool:
         """Whether the models of a day are compared, and what they take."""
         options = self.options
-        return day % options.every == 0 or day == options.first_days or day >= options.days - LAST
+        return not options.measure or day in (*options.measure, options.first_days)
 
     def raw(self, day: int) -> Path:
         """The raw folder as it is on the evening of a day: links to the files of all days so far."""
@@ -344,7 +342,8 @@ def main(options: Options) -> None:
     work.mkdir(parents=True, exist_ok=True)
     series = Series(options, work)
     found: dict[str, dict[int, Results]] = {way.name: {} for way in series.ways}
-    for day in range(options.first_days, options.days if options.until is None else options.until + 1):
+    last = options.until or max(options.measure, default=options.days - 1)
+    for day in range(options.first_days, last + 1):
         for way in series.ways:
             found[way.name][day] = series.measure(way, day)
     if options.until is not None:
