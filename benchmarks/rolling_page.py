@@ -47,7 +47,7 @@ def compare(found: Found) -> str:
             changes = (
                 f"{way} − retrained {show(mean_change(found, task, late, way, 'retrained'))}" for way in others(found)
             )
-            parts.append(f"{task}, mean of days {late[0]} to {late[-1]}: {', '.join(changes)}.")
+            parts.append(f"{task}, mean of days {', '.join(map(str, late))}: {', '.join(changes)}.")
     header = ["day", *(f"{way}: {step}" for way in trained(found) for step in ("prepare", "train"))]
     header += [f"{way} / retrained" for way in trained(found) if way != "retrained"]
     parts.append(f"CPU seconds of a day's steps\n\n{markdown_table(header, costs(found))}")
@@ -72,15 +72,20 @@ def bounded(found: Found) -> str:
         last = days[-LAST:]
         mean = show(mean_change(found, task, last, "bounded", "unbounded"))
         parts += [f"{task}, AUC\n\n{markdown_table(header, lines)}"]
-        parts += [f"{task}, mean of days {last[0]} to {last[-1]}: bounded − unbounded {mean}."]
+        parts += [f"{task}, mean of days {', '.join(map(str, last))}: bounded − unbounded {mean}."]
     header = ["day", *(f"{name}: {way}" for name in GROWTH for way in found)]
     lines = [
-        [str(day), *(f"{of(found[way][day]):,.4g}" for of in GROWTH.values() for way in found)]
+        [str(day), *(amount(of(found[way][day])) for of in GROWTH.values() for way in found)]
         for day in days
         if day > min(days)
     ]
     parts.append(f"What a day takes\n\n{markdown_table(header, lines)}")
     return "\n\n".join(parts)
+
+
+def amount(value: float) -> str:
+    """A number with about three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def tasks_of(found: Found) -> list[str]:
@@ -204,10 +209,10 @@ def plot(found: Found, path: Path) -> None:
             values = [one["auc"] - (one["oracle_auc"] if is_known else 0) for one in metrics]
             panel.plot(days, values, marker="o", markersize=3, label=way, color=color(found, way))
         panel.set(xlabel="day of the model", ylabel=f"{task} AUC the day after" + (" − oracle" if is_known else ""))
-    for panel, (name, amount) in zip(axes[len(tasks) :], amounts.items(), strict=False):
+    for panel, (name, of) in zip(axes[len(tasks) :], amounts.items(), strict=False):
         for way in trained(found):
             own = learned(found, way)[1:]
-            panel.plot(own, [amount(found[way][day]) for day in own], label=way, color=color(found, way))
+            panel.plot(own, [of(found[way][day]) for day in own], label=way, color=color(found, way))
         panel.set(xlabel="day", ylabel=name, ylim=(0, None))
     for panel in axes[panels:]:
         panel.remove()

@@ -152,7 +152,7 @@ def test_tables_of_three_ways() -> None:
         *["0.5000"] * 2,
     ]
     assert lines[-1] == ["11", "2.0", "8.0", "2.0", "40.0", "0.24"]
-    assert "like, mean of days 10 to 11: continued − retrained +0.0100 ± 0.0000." in text
+    assert "like, mean of days 10, 11: continued − retrained +0.0100 ± 0.0000." in text
 
 
 def test_tables_of_bounds() -> None:
