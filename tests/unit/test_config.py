@@ -75,7 +75,7 @@ def test_every_key_survives_the_round_trip():
             "clip_norm": 6.5,
             "warmup_steps": 7,
         },
-        "checkpoint": {"every_steps": 1, "keep": 3, "resume": False},
+        "checkpoint": {"background": False, "every_steps": 1, "keep": 3, "resume": False},
         "metrics": {
             "every_steps": 2,
             "include": ["auc", "mae"],
