@@ -97,9 +97,9 @@ class Job:
             time.sleep(pause)
         return found
 
-    def end(self) -> int:
-        """Wait for its end; returns the exit code."""
-        self.stdout, self.stderr = self.process.communicate(timeout=PATIENCE)
+    def end(self, patience: float = PATIENCE) -> int:
+        """Wait for its end, so many seconds at most; returns the exit code."""
+        self.stdout, self.stderr = self.process.communicate(timeout=patience)
         return self.process.returncode
 
     def kill(self) -> None:

@@ -53,7 +53,7 @@ def finish(raw: Path, out: Path, *options: object) -> Job:
     """Let a job come to its end."""
     job = start(raw, out, *options)
     try:
-        assert job.end() == 0, job.stderr
+        assert job.end(PATIENCE * len(STEPS)) == 0, job.stderr
     finally:
         job.kill()
     return job
