@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from recmtl.runtime.storage import open_read
 
 THREADS = 8
 """That read footers: most of the time goes by waiting for the disk."""
+FILES_AT_ONCE = 4 * THREADS
+"""Footers that lie in memory together, at most."""
 NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 DAY = 86400 * NANOSECONDS["s"]
 
@@ -40,10 +43,15 @@ def read_schemas(db: duckdb.DuckDBPyConnection, files: list[Path]) -> list[Schem
     """
     kept: dict[tuple[str, ...], Schema] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        for path, (key, rows) in zip(files, pool.map(_key, files), strict=True):
-            schema = kept.setdefault(key, Schema({}, [], 0))
-            schema.files.append(path)
-            schema.rows += rows
+        for start in range(0, len(files), FILES_AT_ONCE):
+            some = files[start : start + FILES_AT_ONCE]
+            for path, (key, rows) in zip(some, pool.map(_key, some), strict=True):
+                schema = kept.setdefault(key, Schema({}, [], 0))
+                schema.files.append(path)
+                schema.rows += rows
+            # A footer and its schema hold each other: Python frees them when it looks for such circles, and does so by
+            # the number of objects, of which a footer of many megabytes is one.
+            gc.collect()
     merged: dict[tuple[tuple[str, str], ...], Schema] = {}
     for schema in kept.values():
         schema.types = _types(db, schema.files[0])
@@ -146,7 +154,12 @@ def _leaves(column: pa.DataType) -> Iterator[pa.DataType]:
 
 def first_beyond(files: list[Path], place: int, limit: int) -> Path | None:
     """The first file whose footer does not show that the values of its column number `place` are within ±`limit`."""
-    return next((path for path in files if not _is_within(read_footer(path), place, limit)), None)
+    for number, path in enumerate(files, 1):
+        if not _is_within(read_footer(path), place, limit):
+            return path
+        if number % FILES_AT_ONCE == 0:
+            gc.collect()  # as in `read_schemas`
+    return None
 
 
 def _is_within(footer: pq.FileMetaData, place: int, limit: int) -> bool:
