@@ -109,8 +109,9 @@ def trained(found: Found) -> list[str]:
 
 
 def learned(found: Found, way: str) -> list[int]:
-    """The days for which a way trained a model."""
-    return [day for day, what in found[way].items() if "train" in what]
+    """The days for which it is known what a way's model took: not those of which a series measured more later on."""
+    steps = ("prepare", "train")
+    return [day for day, what in found[way].items() if all("cpu_seconds" in what.get(step, {}) for step in steps)]
 
 
 def quality(found: Found, task: str, day: int) -> list[str]:
@@ -165,7 +166,8 @@ def cpu(day: dict[str, Any]) -> float:
 def costs(found: Found) -> list[list[str]]:
     """Lines of the table of CPU time, from the second day on: the first is the same for all."""
     lines = []
-    for day in learned(found, "retrained")[1:]:
+    known = set.intersection(*(set(learned(found, way)) for way in trained(found)))
+    for day in sorted(known)[1:]:
         steps = [found[way][day][step]["cpu_seconds"] for way in trained(found) for step in ("prepare", "train")]
         shares = [cpu(found[way][day]) / cpu(found["retrained"][day]) for way in trained(found) if way != "retrained"]
         lines.append([str(day), *(f"{seconds:.1f}" for seconds in steps), *(f"{share:.2f}" for share in shares)])
