@@ -57,9 +57,11 @@ class Errors(RowMetric):
         spread -= deviation**2
         squared_without = means_without(squared, masses)
         spread_without = means_without(squares, masses) - means_without(deviations, masses) ** 2
-        has_spread = spread_without > 0  # NaN, of a fold without rows, is not
+        # Told by the labels themselves, for sums of their squares are seldom exactly 0.
+        varies_without = np.array([np.delete(low, fold).min() < np.delete(high, fold).max() for fold in range(FOLDS)])
+        has_spread = varies_without & (spread_without > 0)  # NaN, of a fold without rows, is not
         r2_without = 1 - np.divide(squared_without, spread_without, out=np.full(FOLDS, np.nan), where=has_spread)
-        varies = low < high
+        varies = low.min() < high.max()
         all_vary = varies and (has_spread | np.isnan(spread_without)).all()
         return {
             "loss": loss,

@@ -22,6 +22,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from recmtl.distributed.context import DistContext
+from recmtl.metrics.jackknife import FOLDS
 from recmtl.metrics.names import Values
 from recmtl.metrics.units import SamplingUnits
 from recmtl.models.predictions import predictions
@@ -106,10 +107,16 @@ class Rows:
             return self.count
         return self.context.sum_on_host(np.array([sum(block.mass().sum() for block in self.blocks)], np.float64)).item()
 
-    def label_limits(self) -> tuple[float, float]:
-        """Smallest and largest label of all ranks, which ask together; there is at least one row."""
-        here = [(block.labels.min().item(), block.labels.max().item()) for block in self.blocks if len(block)]
-        return _limits([limits for limits in self.context.gather(lambda: here and _limits(here)) if limits])
+    def label_limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest label of every fold over all ranks, which ask together, each [FOLDS]; ∞ and −∞ of a fold
+        without rows.
+        """
+        low, high = np.full(FOLDS, np.inf), np.full(FOLDS, -np.inf)
+        for block in self.blocks:
+            np.minimum.at(low, block.folds_or_one(), block.labels)
+            np.maximum.at(high, block.folds_or_one(), block.labels)
+        lows, highs = zip(*self.context.gather(lambda: (low, high)), strict=True)
+        return np.min(lows, axis=0), np.max(highs, axis=0)
 
 
 def _limits(limits: list[tuple[float, float]]) -> tuple[float, float]:

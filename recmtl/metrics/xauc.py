@@ -36,7 +36,8 @@ class XAUC(RowMetric):
 
     def measure(self, rows: Rows) -> Values:
         """Exchanges the rows by ranges of their label, then by ranges of their prediction."""
-        if not rows.count or len(set(rows.label_limits())) < 2:
+        low, high = rows.label_limits()
+        if not low.min() < high.max():
             return {"xauc": None}
         context, weighted = rows.context, rows.weighted
         columns = (

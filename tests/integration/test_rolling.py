@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rolling_jobs import add_days, command, digests, records, served, spoil, write_days
+from jobs import words
+from rolling_jobs import SIZES, add_days, command, digests, records, served, spoil, write_days
 
 from recmtl import cli
 from recmtl.rolling import day
@@ -177,8 +178,8 @@ def test_labels_that_come_late_are_waited_for(tmp_path):
     pq.write_table(pa.table(columns), raw / "events.parquet")
     found = {}
     for delay in ("0 hours", "2 hours", "12 hours"):
-        options = command(raw, out / delay, "--delay", delay, "--lookback", "1 hour")
-        cli.roll([str(recipe), *options[1:]])
+        sizes = words({key: value for key, value in SIZES.items() if key != "metrics.monitor"})
+        cli.roll([str(recipe), str(raw), str(out / delay), "mmoe", "--delay", delay, "--lookback", "1 hour", *sizes])
         found[delay] = [record.today.metrics["returns"]["base_rate"] for record in load_records(out / delay)]
     assert len(found["2 hours"]) == 2
     # Without a delay users seem not to return after midnight; with more than it takes nothing changes.
