@@ -4,7 +4,8 @@ from typing import Dict, List, Optional
 
 import torchx.specs as specs
 
-from torchx_specs.arguments import check_numbers, literal, literal_values
+from torchx_specs.arguments import check_numbers
+from torchx_specs.launcher import node_role
 
 
 def benchmark(
@@ -38,17 +39,13 @@ def benchmark(
     """
     check_numbers(1, cpu=cpu, memMB=memMB)
     check_numbers(0, gpu=gpu)
-    return specs.AppDef(
+    role = node_role(
+        ["python", f"benchmarks/{script}.py", *args],
         name=name,
-        roles=[
-            specs.Role(
-                name=name,
-                image=image,
-                entrypoint="python",
-                args=[literal(f"benchmarks/{script}.py"), *map(literal, args)],
-                resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
-                env={"PYTHONUNBUFFERED": "1", **literal_values(env)},
-                mounts=specs.parse_mounts(mounts or []),
-            )
-        ],
+        image=image,
+        resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+        env=env,
+        mounts=mounts,
+        max_retries=0,
     )
+    return specs.AppDef(name=name, roles=[role])

@@ -6,7 +6,8 @@ from typing import Dict, List, Optional
 
 import torchx.specs as specs
 
-from torchx_specs.arguments import check_numbers, literal, literal_values, refuse
+from torchx_specs.arguments import check_numbers, refuse
+from torchx_specs.launcher import node_role
 
 
 def pipeline(
@@ -51,7 +52,7 @@ def pipeline(
         max_retries: how often the scheduler starts the job again after a failure.
     """
     check_numbers(1, cpu=cpu, memMB=memMB)
-    check_numbers(0, ranks=ranks, gpu=gpu, max_retries=max_retries)
+    check_numbers(0, ranks=ranks, gpu=gpu)
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     ranks = ranks or max(1, resource.gpu)
     data = f"{out}/data"
@@ -74,26 +75,17 @@ def pipeline(
         f"{prepared} || {_waited(['python', '-m', 'recmtl', 'prepare', recipe, raw, data])}",
         *map(_waited, commands),
     ]
-    return specs.AppDef(
+    role = node_role(
+        ["bash", "-c", "\n".join(script)],
         name=name,
-        roles=[
-            specs.Role(
-                name=name,
-                image=image,
-                entrypoint="bash",
-                args=["-c", literal("\n".join(script))],
-                resource=resource,
-                env={
-                    "OMP_NUM_THREADS": str(max(1, resource.cpu // ranks)),
-                    "LOGLEVEL": "WARNING",
-                    "PYTHONUNBUFFERED": "1",
-                    **literal_values(env),
-                },
-                max_retries=max_retries,
-                mounts=specs.parse_mounts(mounts or []),
-            )
-        ],
+        image=image,
+        resource=resource,
+        env=env,
+        mounts=mounts,
+        max_retries=max_retries,
+        ranks=ranks,
     )
+    return specs.AppDef(name=name, roles=[role])
 
 
 def _waited(command: List[str]) -> str:

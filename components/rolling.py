@@ -4,7 +4,8 @@ from typing import Dict, List, Optional
 
 import torchx.specs as specs
 
-from torchx_specs.arguments import check_numbers, literal, literal_values
+from torchx_specs.arguments import check_numbers
+from torchx_specs.launcher import node_role
 
 
 def rolling(
@@ -50,27 +51,17 @@ def rolling(
         max_retries: how often the scheduler starts the job again after a failure; a refused day is one, too.
     """
     check_numbers(1, cpu=cpu, memMB=memMB)
-    check_numbers(0, ranks=ranks, gpu=gpu, max_retries=max_retries)
+    check_numbers(0, ranks=ranks, gpu=gpu)
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     ranks = ranks or max(1, resource.gpu)
-    words = [recipe, raw, out, config, "--ranks", str(ranks), *args]
-    return specs.AppDef(
+    role = node_role(
+        ["python", "-m", "recmtl", "roll", recipe, raw, out, config, "--ranks", str(ranks), *args],
         name=name,
-        roles=[
-            specs.Role(
-                name=name,
-                image=image,
-                entrypoint="python",
-                args=["-m", "recmtl", "roll", *map(literal, words)],
-                resource=resource,
-                env={
-                    "OMP_NUM_THREADS": str(max(1, resource.cpu // ranks)),
-                    "LOGLEVEL": "WARNING",
-                    "PYTHONUNBUFFERED": "1",
-                    **literal_values(env),
-                },
-                max_retries=max_retries,
-                mounts=specs.parse_mounts(mounts or []),
-            )
-        ],
+        image=image,
+        resource=resource,
+        env=env,
+        mounts=mounts,
+        max_retries=max_retries,
+        ranks=ranks,
     )
+    return specs.AppDef(name=name, roles=[role])

@@ -4,7 +4,8 @@ from typing import Dict, List, Optional
 
 import torchx.specs as specs
 
-from torchx_specs.arguments import check_numbers, literal, literal_values
+from torchx_specs.arguments import check_numbers
+from torchx_specs.launcher import node_role
 
 
 def serve(
@@ -39,20 +40,14 @@ def serve(
         max_retries: how often the scheduler starts the server again after a failure.
     """
     check_numbers(1, port=port, cpu=cpu, memMB=memMB)
-    check_numbers(0, max_retries=max_retries)
-    return specs.AppDef(
+    role = node_role(
+        ["python", "-m", "recmtl", "serve", "--host", host, "--port", str(port), *args],
         name=name,
-        roles=[
-            specs.Role(
-                name=name,
-                image=image,
-                entrypoint="python",
-                args=["-m", "recmtl", "serve", "--host", literal(host), "--port", str(port), *map(literal, args)],
-                resource=specs.resource(cpu=cpu, memMB=memMB, h=h),
-                env={"PYTHONUNBUFFERED": "1", **literal_values(env)},
-                max_retries=max_retries,
-                port_map={"http": port},
-                mounts=specs.parse_mounts(mounts or []),
-            )
-        ],
+        image=image,
+        resource=specs.resource(cpu=cpu, memMB=memMB, h=h),
+        env=env,
+        mounts=mounts,
+        max_retries=max_retries,
+        port=port,
     )
+    return specs.AppDef(name=name, roles=[role])

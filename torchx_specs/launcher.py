@@ -1,4 +1,4 @@
-"""The role of a component whose command runs on several ranks, of one machine or many."""
+"""The roles of components: of a program on one node, and of a command on several ranks, of one machine or many."""
 
 from __future__ import annotations
 
@@ -9,6 +9,45 @@ from torchx import specs
 from torchx.specs import macros
 
 from torchx_specs.arguments import check_numbers, literal, literal_values
+
+
+def node_role(
+    program: Sequence[str],
+    *,
+    name: str,
+    image: str,
+    resource: specs.Resource,
+    env: dict[str, str] | None,
+    mounts: list[str] | None,
+    max_retries: int,
+    ranks: int | None = None,
+    port: int | None = None,
+) -> specs.Role:
+    """A role that runs one program on one node.
+
+    Args:
+        program: its name and arguments, as they were typed.
+        name: of the job.
+        image: container image.
+        resource: of the node.
+        env: environment variables to add.
+        mounts: mounts of the container, as TorchX reads them.
+        max_retries: how often the scheduler starts the job again.
+        ranks: processes that share the node's cores where the program starts ranks; None: it starts none.
+        port: where the program listens; None: nowhere.
+    """
+    check_numbers(0, max_retries=max_retries)
+    return specs.Role(
+        name=name,
+        image=image,
+        entrypoint=program[0],
+        args=[literal(word) for word in program[1:]],
+        resource=resource,
+        env={"PYTHONUNBUFFERED": "1", **_ranks_env(resource, ranks), **literal_values(env)},
+        max_retries=max_retries,
+        port_map={} if port is None else {"http": port},
+        mounts=specs.parse_mounts(mounts or []),
+    )
 
 
 def ranks_role(
@@ -63,16 +102,16 @@ def ranks_role(
         args=["-c", f"exec {' '.join(launcher)} {literal(shlex.join(args))}"],
         num_replicas=nodes,
         resource=resource,
-        env={
-            "OMP_NUM_THREADS": str(max(1, resource.cpu // ranks)),
-            "LOGLEVEL": "WARNING",
-            "PYTHONUNBUFFERED": "1",
-            **literal_values(env),
-        },
+        env={"PYTHONUNBUFFERED": "1", **_ranks_env(resource, ranks), **literal_values(env)},
         max_retries=max_retries,
         port_map={"c10d": rdzv_port},
         mounts=specs.parse_mounts(mounts or []),
     )
+
+
+def _ranks_env(resource: specs.Resource, ranks: int | None) -> dict[str, str]:
+    """Environment of ranks that share a node: their threads, and a launcher that only warns; nothing without ranks."""
+    return {} if ranks is None else {"OMP_NUM_THREADS": str(max(1, resource.cpu // ranks)), "LOGLEVEL": "WARNING"}
 
 
 def _endpoint(nodes: int, port: int) -> str:
