@@ -149,6 +149,26 @@ def test_table(tmp_path: Path) -> None:
     assert rows == ["model", "---", "oracle", "base rate", "single_task, only view", "single_task, only like"]
 
 
+def test_published_rows_stand_beside_those_measured(tmp_path: Path) -> None:
+    task = {"auc": 0.8, "auc_se": 0.002, "logloss": 0.3}
+    epochs = {"best_epoch": 1, "epochs": 2}
+    measured = {"test": {"view": task, "like": task}, "peak_memory_bytes": {"host": 10**9}, **epochs}
+    quality = {"rows": [{"preset": "merrec_mmoe", "runs": [measured]}]}
+    cases = {"merrec_aitm": 200.0, "merrec_mmoe": 50.0}
+    steps = {"cases": [{"variant": name, "cpu_milliseconds": {"pipeline": ms}} for name, ms in cases.items()]}
+    files = {"--quality": quality, "--steps": steps}
+    for option, content in files.items():
+        (tmp_path / option).write_text(json.dumps(content))
+    given = [word for option in files for word in (option, tmp_path / option)]
+    results = run("published.py", tmp_path / "out", *given)
+    rows = {row["preset"]: row for row in results["rows"]}
+    assert len(rows) == 8
+    assert rows["merrec_mmoe"]["step_ratio"] == 0.25
+    assert rows["merrec_stem"]["predicted_bytes"] > 2 * rows["merrec_mmoe"]["predicted_bytes"]
+    [page] = (tmp_path / "out").glob("*.md")
+    assert "| mmoe | 0.712 | 0.713 | 0.744 | 7.93 | 3.94 | 0.8000 ± 0.0020 |" in page.read_text()
+
+
 @pytest.mark.slow
 def test_mmoe_correlation(tmp_path: Path) -> None:
     sizes = ("--seeds", 2, "--steps", 2, "--test-rows", 50, "--correlations", 1.0, 0.5)
