@@ -301,6 +301,9 @@ def main() -> None:
         silence_third_parties()
         COMMANDS[arguments[0]][0](arguments[1:])
         sys.stdout.flush()
+        if "RANK" in os.environ:
+            # All is done and written. While Python ends, threads of process groups can abort a rank, and so the job.
+            exit_process("", 0)
     except BrokenPipeError:  # nobody reads on, as in `recmtl presets | head`
         os._exit(UNREAD)
     except UserError as error:
