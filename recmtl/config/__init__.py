@@ -1,5 +1,6 @@
 """The configuration of a run: typed sections, models by name, TOML files and presets. It imports no PyTorch."""
 
+from recmtl.config.interaction import InteractionConfig
 from recmtl.config.load import (
     PRESETS,
     config_class,
@@ -33,6 +34,7 @@ __all__ = [
     "Config",
     "DenseConfig",
     "EmbeddingConfig",
+    "InteractionConfig",
     "MetricsConfig",
     "ModelConfig",
     "ModelEntry",

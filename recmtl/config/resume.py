@@ -14,6 +14,7 @@ RESUME_KEYS = (
     "embedding.dim",
     "embedding.dtype",
     "embedding.optimizer",
+    "interaction",
     "dense.optimizer",
     "weighting.method",
     "training.batch_size",
@@ -27,7 +28,7 @@ RESUME_KEYS = (
 and the best value so far of what is monitored."""
 
 
-START_KEYS = ("model", "embedding.dim", "embedding.optimizer", "dense.optimizer")
+START_KEYS = ("model", "embedding.dim", "embedding.optimizer", "interaction", "dense.optimizer")
 """Sections and keys that a run has in common with the one that it starts from: weights and states fit no others."""
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from annotated_types import Interval, MultipleOf
 
+from recmtl.config.interaction import InteractionConfig
 from recmtl.typed import LARGEST_FLOAT, Count, Fraction, NonNegative, Positive, PositiveCount, Seed, Shares, Size, Texts
 
 ShardingType = Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"]
@@ -29,6 +30,11 @@ class EmbeddingConfig:
     """Added to the root of the accumulator (Adagrad and Adam)."""
     init_scale: Positive = 1.0
     """Rows start uniform in ±init_scale/√rows."""
+    dropout: Fraction = 0.0
+    """Probability of dropping a number of a pooled embedding in training; the others are divided by 1 − dropout."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty λ of what is looked up: the loss gains λ/2 Σ e² over the pooled embeddings of a row, averaged over the
+    rows of the batch. FBGEMM's own weight decay does nothing on CPUs."""
     new_rows: Literal["drawn", "unseen"] = "drawn"
     """Where rows of new values start in a run that starts from another one: drawn as in any run, or at the row that
     unseen values have learned."""
@@ -170,6 +176,7 @@ class Config:
 
     model: Any
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    interaction: InteractionConfig = field(default_factory=InteractionConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

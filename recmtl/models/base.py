@@ -46,11 +46,27 @@ class Model(nn.Module):
     def __init__(self, config: Any, inputs: Inputs) -> None:
         super().__init__()
         self.config, self.inputs = config, inputs
+        self.input_layers: nn.Module | None = None
 
     @classmethod
     def table_sets(cls, config: Any, tasks: tuple[Task, ...]) -> tuple[str, ...]:
         """Names of the copies of every embedding table that the model wants; one shared copy by default."""
         return (SHARED,)
+
+    def read_through(self, layers: nn.Module) -> None:
+        """Read x through layers from now on. They are a part of the model: whatever runs, copies or saves it has them.
+
+        A hook, for a model may have a `forward` of its own.
+        """
+        self.input_layers = layers
+        self.register_forward_pre_hook(_read)
+
+    def read(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        """X of every table set as it leaves the input layers; `forward` begins with that by itself."""
+        if self.input_layers is None:
+            return x
+        changed: dict[str, Tensor] = self.input_layers(x)
+        return changed
 
     def task_representations(self, x: dict[str, Tensor]) -> Tensor:
         """What the towers read, [T, B, H] or one [B, H] for all tasks, from x [B, width] of every table set."""
@@ -79,3 +95,7 @@ class Model(nn.Module):
         In training a model may give more columns after them, for a loss of its own.
         """
         return self.compose_logits(self.conditional_logits(x))
+
+
+def _read(model: Model, arguments: tuple[dict[str, Tensor]]) -> tuple[dict[str, Tensor]]:
+    return (model.read(*arguments),)

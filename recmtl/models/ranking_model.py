@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recmtl.config import Config, ModelConfig, find_model
+from recmtl.config import Config, InteractionConfig, ModelConfig, find_model
 from recmtl.models.base import Inputs, Model
 from recmtl.models.embeddings import Embeddings
+from recmtl.models.input_layers import InputLayers
 from recmtl.schema import Dataset, Task
 
 
@@ -29,6 +30,8 @@ class RankingModel(nn.Module):
         config: the `model` section of the configuration.
         dim: embedding dimension of the tables that the recipe gives none.
         dtype: of the tables, float32 or float16.
+        interaction: the `interaction` section of the configuration; none: its defaults.
+        dropout: of the pooled embeddings.
         amp: run the dense network under bfloat16 autocast; logits stay float32.
         device: of the tables; see `Embeddings`. The dense network is made on the CPU.
 
@@ -47,14 +50,27 @@ class RankingModel(nn.Module):
         *,
         dim: int,
         dtype: str = "float32",
+        interaction: InteractionConfig | None = None,
+        dropout: float = 0.0,
         amp: bool = False,
         device: str = "meta",
     ) -> None:
         super().__init__()
         cls: type[Model] = find_model(config.name).load()
         self.amp = amp
-        self.embeddings = Embeddings(dataset, dim, cls.table_sets(config, tasks), dtype, device)
-        self.dense = cls(config, Inputs(tasks, self.embeddings.width, self.embeddings.columns))
+        table_sets = cls.table_sets(config, tasks)
+        self.embeddings = Embeddings(dataset, dim, table_sets, dtype, device)
+        layers = InputLayers(
+            interaction or InteractionConfig(),
+            dropout,
+            table_sets,
+            self.embeddings.columns,
+            self.embeddings.width,
+            sum(feature.width for feature in dataset.dense_features),
+        )
+        self.dense = cls(config, Inputs(tasks, layers.width, layers.columns))
+        if not layers.change_nothing:
+            self.dense.read_through(layers)
 
     @classmethod
     def from_config(
@@ -67,6 +83,8 @@ class RankingModel(nn.Module):
             config.model,
             dim=config.embedding.dim,
             dtype=config.embedding.dtype,
+            interaction=config.interaction,
+            dropout=config.embedding.dropout,
             amp=config.training.amp == "bf16",
             device=device,
         )
@@ -100,7 +118,7 @@ class RankingModel(nn.Module):
     def conditional_logits(self, x: dict[str, Tensor], numeric: Tensor) -> Tensor:
         """As `score`, of p(task | parent) or p(task | not parent) where the model composes probabilities of tasks."""
         with self._autocast(numeric):
-            return self.dense.conditional_logits(_append(x, numeric)).float()
+            return self.dense.conditional_logits(self.dense.read(_append(x, numeric))).float()
 
     def _autocast(self, numeric: Tensor) -> AbstractContextManager:
         return torch.autocast(numeric.device.type, dtype=torch.bfloat16) if self.amp else nullcontext()

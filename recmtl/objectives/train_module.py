@@ -56,6 +56,9 @@ class TrainModule(nn.Module):
         micro_batch_size: rows of a micro-batch; 0: the whole batch.
         uneven: labels may be missing, or rows weigh differently. Else Σ_b m w is the number of rows, which the reader
             knows; otherwise it takes an exchange between the ranks in every step.
+        weight_decay: λ of what the loss to minimise gains: λ/2 Σ e² over the pooled embeddings e of a row, averaged
+            over the rows of the global batch. A row of a table shrinks when it is looked up, as often as it is. (FBGEMM
+            1.8 takes a weight decay for its optimisers and does nothing with it on CPUs.)
 
     Raises:
         UserError: no task has a weight, the weighting needs embedding tables and there are none, or the model or the
@@ -69,9 +72,11 @@ class TrainModule(nn.Module):
         micro_batch_size: int = 0,
         *,
         uneven: bool = False,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
         self.model, self.micro_batch_size, self.uneven = model, micro_batch_size, uneven
+        self.weight_decay = weight_decay
         weighting = weighting or WeightingConfig()
         tasks = model.dense.inputs.tasks
         if not any(task.weight for task in tasks):
@@ -91,9 +96,11 @@ class TrainModule(nn.Module):
                 f"training.micro_batch_size: 0 with weighting.method {weighting.method}, not {micro_batch_size}"
             )
         if micro_batch_size and any(isinstance(module, NORMALISING) for module in model.dense.modules()):
+            layers = model.dense.input_layers
+            of_input = layers is not None and any(isinstance(module, NORMALISING) for module in layers.modules())
+            which = "interaction.normalization batch" if of_input else f"model.name {model.dense.config.name}"
             raise UserError(
-                f"training.micro_batch_size: 0 with model.name {model.dense.config.name}, which normalises over the "
-                f"batch, not {micro_batch_size}"
+                f"training.micro_batch_size: 0 with {which}, which normalises over the batch, not {micro_batch_size}"
             )
 
     @classmethod
@@ -101,7 +108,13 @@ class TrainModule(nn.Module):
         """What a run's configuration describes, its tables on the meta device."""
         model = RankingModel.from_config(config, dataset, tasks)
         uneven = dataset.row_weight or any(dataset.is_partial(task) or task.row_weight for task in tasks)
-        return cls(model, config.weighting, config.training.micro_batch_size, uneven=uneven)
+        return cls(
+            model,
+            config.weighting,
+            config.training.micro_batch_size,
+            uneven=uneven,
+            weight_decay=config.embedding.weight_decay,
+        )
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """Those of the dense network and of the weighting: all but the tables."""
@@ -113,7 +126,14 @@ class TrainModule(nn.Module):
         if isinstance(pooled, Proxy):
             # TorchRec's pipeline traces this function, only to find which part of a batch is looked up.
             return pooled
-        return self.loss(pooled, batch)
+        loss, output = self.loss(pooled, batch)
+        return loss + self._penalty(pooled, batch) if self.weight_decay else loss, output
+
+    def _penalty(self, pooled: dict[str, Tensor], batch: Batch) -> Tensor:
+        """What weight decay adds to the loss; see the class."""
+        # The rows' weights are 1 over their number, those of padding 0.
+        squares = torch.stack([values.square().sum(1) for values in pooled.values()]).sum(0)
+        return 0.5 * self.weight_decay * (batch.weights * squares).sum()
 
     def loss(self, pooled: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Output]:
         """As `forward`, from the pooled embeddings of the batch."""

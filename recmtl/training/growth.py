@@ -37,11 +37,21 @@ class GrowthPlanner(SafePlanner):
         columns: for every column of x that there was, which one it is now.
         width: number of columns now.
         tasks: numbers of tasks then and now; those that are new come last.
+        crossed: as `columns`, of x with its crosses beside it, where there are such.
+        crossed_width: number of those columns now.
     """
 
-    def __init__(self, columns: Sequence[int], width: int, tasks: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        columns: Sequence[int],
+        width: int,
+        tasks: tuple[int, int],
+        crossed: Sequence[int] = (),
+        crossed_width: int = 0,
+    ) -> None:
         super().__init__()
         self._axes = {
+            (len(crossed), crossed_width): torch.tensor(crossed, dtype=torch.int64),
             (len(columns), width): torch.tensor(columns, dtype=torch.int64),
             tasks: torch.arange(tasks[0]),
         }

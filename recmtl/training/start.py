@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from recmtl.data.difference import encoding_difference
 from recmtl.distributed.parallel import copy_row, draw_rows
 from recmtl.encoding.generations import later_ids
 from recmtl.errors import UserError
-from recmtl.models.embeddings import Embeddings, table_name
+from recmtl.models.embeddings import table_name
+from recmtl.models.ranking_model import RankingModel
 from recmtl.optim.replicated import ReplicatedTables
 from recmtl.runtime.private_api import ShardedTensor
 from recmtl.runtime.storage import real_path
@@ -103,17 +105,29 @@ def start_from(start: Start, session: TrainSession, checkpoints: Checkpoints) ->
     """
     config, dataset = session.config, session.dataset
     _begin_dense_states(session)
-    old, new = (Embeddings(data, config.embedding.dim) for data in (start.dataset, dataset))
-    columns = [column for name in old.columns for column in range(new.columns[name].start, new.columns[name].stop)]
-    if len(columns) == new.width and columns != sorted(columns):
+    with torch.device("meta"):
+        old, new = (
+            RankingModel.from_config(config, data, tasks)
+            for data, tasks in ((start.dataset, start.tasks), (dataset, session.tasks))
+        )
+    width = new.embeddings.width
+    columns = _places(old.embeddings.columns, new.embeddings.columns)
+    if len(columns) == width and columns != sorted(columns):
         raise UserError(f"{session.data}: features are in another order than those that {start.run} was trained on")
-    planner = GrowthPlanner(columns, new.width, (len(start.tasks), len(session.tasks)))
+    crossed = _places(old.dense.inputs.columns, new.dense.inputs.columns)
+    tasks = len(start.tasks), len(session.tasks)
+    planner = GrowthPlanner(columns, width, tasks, crossed, new.dense.inputs.width)
     before = checkpoints.take_over(start.checkpoint, planner)
     session.draw_tables(planner.stored_rows)
     planner.finish()
     rows = {table.name: table.rows for table in (*dataset.tables, *start.dataset.tables)} | before.first_rows
     _begin_rows(start, session, rows)
     return TrainState(start_from=start.describe(), steps_before=before.steps_before + before.step, first_rows=rows)
+
+
+def _places(old: Mapping[str, slice], new: Mapping[str, slice]) -> list[int]:
+    """For every column that there was, where it is now."""
+    return [column for name in old for column in range(new[name].start, new[name].stop)]
 
 
 def _begin_dense_states(session: TrainSession) -> None:

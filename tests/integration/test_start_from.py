@@ -217,6 +217,27 @@ def test_a_feature_and_a_task_more(tmp_path: Path) -> None:
     assert now[STATE.format("tag")].count_nonzero() == 0
 
 
+@pytest.mark.parametrize("kind", ["dcn", "fm", "dot"])
+def test_crosses_grow_with_the_features(tmp_path: Path, kind: str) -> None:
+    """Of x the columns are 48, then 81, as above; beside them lie 16 of fm, or 3 pairs of fields, then 10 of dot."""
+    write_toy(tmp_path / "data", ROWS, extra_features=False)
+    flags = {"interaction__kind": kind, "interaction__normalization": "batch"}
+    train_here(tmp_path / "data", tmp_path / "run0", **SHORT, **flags)
+    add_feature(tmp_path / "later", tmp_path / "data")
+    begin(tmp_path / "later", tmp_path / "run0", tmp_path / "run", interaction={"kind": kind, "normalization": "batch"})
+    before, now = tensors(tmp_path / "run0"), tensors(tmp_path / "run")
+    dense = "model.model.dense."
+    columns = [*range(16), *range(32, 64)]
+    # Pairs of (user, again, item, previous, tags) in their order; user, item and previous were there.
+    crosses = {"dcn": [], "fm": [*range(81, 97)], "dot": [81 + 1, 81 + 2, 81 + 7]}[kind]
+    weight, mean = f"{dense}level.experts.weights.0", f"{dense}input_layers.norm.mean"
+    assert torch.equal(now[weight][:, columns + crosses], before[weight])
+    assert torch.equal(now[mean][..., columns], before[mean])
+    if kind == "dcn":
+        factor = f"{dense}input_layers.cross.factors.0"
+        assert torch.equal(now[factor][:, columns][..., columns], before[factor])
+
+
 def with_parents(folder: Path) -> Path:
     """The same data, in which a like follows a click."""
     dataset = Dataset.load(folder)

@@ -59,7 +59,10 @@ def test_every_key_survives_the_round_trip():
             "replica_mib": 1.5,
             "replica_gain_mib": 2.5,
             "dtype": "float16",
+            "dropout": 0.5,
+            "weight_decay": 0.25,
         },
+        "interaction": {"kind": "dcn", "layers": 3, "rank": 4, "normalization": "layer"},
         "dense": {"optimizer": "adamw", "lr": 1.0, "weight_decay": 0.1},
         "weighting": {"method": "dwa", "temperature": 1.0, "alpha": 0.5, "lr": 0.1, "decay": 0.5, "pull": 2.0},
         "training": {
@@ -142,6 +145,11 @@ MISTAKES = [
         {"weighting": {"method": "pc"}},
         "weighting.method: no 'pc'; choose one of fixed, uncertainty, dwa",
     ),
+    ({"interaction": {"kind": "cross"}}, "interaction.kind: no 'cross'; choose one of none, dcn, fm, dot"),
+    (
+        {"interaction": {"normalization": "batchnorm"}},
+        "interaction.normalization: no 'batchnorm'; did you mean 'batch'?",
+    ),
     ({"dense": {"optimizer": "adan"}}, "dense.optimizer: no 'adan'; did you mean 'adam'?"),
     ({"dense": {"optimizer": "lion"}}, "dense.optimizer: no 'lion'; choose one of adam, adamw, adagrad, sgd"),
 ]
@@ -160,6 +168,10 @@ OUT_OF_RANGE = {
     "embedding.dim": [0, -4, 6],
     "embedding.lr": [0.0, -0.1, float("nan")],
     "embedding.eps": [-1e-8],
+    "embedding.dropout": [-0.1, 1.0],
+    "embedding.weight_decay": [-0.1, float("nan")],
+    "interaction.layers": [0],
+    "interaction.rank": [-1],
     "embedding.init_scale": [0.0],
     "embedding.replica_mib": [-1.0, float("nan")],
     "dense.lr": [0.0],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recmtl.config import MODELS
+from recmtl.config import MODELS, InteractionConfig
 from recmtl.features import is_list
 from recmtl.inference.exported import to_tensors
 from recmtl.inference.inputs import Inputs
@@ -41,11 +41,23 @@ DATASET = Dataset(
 NUMBERS_ALONE = Dataset("numbers", {}, (), (Feature("price", kind="numeric"),), DATASET.tasks)
 
 
-def build(name: str, dataset: Dataset = DATASET, amp: bool = False) -> RankingModel:
+def build(
+    name: str, dataset: Dataset = DATASET, amp: bool = False, interaction: InteractionConfig | None = None
+) -> RankingModel:
     """A model whose tables have memory and large weights, and whose batch statistics are no round numbers."""
     torch.manual_seed(0)
     tasks = dataset.tasks[:1] if name == "single_task" else dataset.tasks
-    model = RankingModel(dataset, tasks, MODELS[name].config(), dim=8, device="cpu", amp=amp)
+    config = MODELS[name].config()
+    model = RankingModel(
+        dataset,
+        tasks,
+        config,
+        dim=8,
+        device="cpu",
+        amp=amp,
+        interaction=interaction,
+        dropout=0.5 if interaction else 0.0,
+    )
     for parameter in model.embeddings.parameters():
         nn.init.normal_(parameter)
     for key, buffer in model.dense.named_buffers():
@@ -126,6 +138,14 @@ def test_bfloat16_autocast_is_in_the_graph(tmp_path):
     rounded = model.score(pooled, numeric)
     model.amp = False
     assert not torch.equal(rounded, model.score(pooled, numeric))
+
+
+@pytest.mark.parametrize(("kind", "normalization"), [("dcn", "batch"), ("fm", "layer"), ("dot", "batch")])
+@pytest.mark.parametrize("name", ["esmm", "stem"])
+def test_layers_before_the_model_are_in_the_graph(tmp_path, name, kind, normalization):
+    """Also of several table sets, of probabilities that are composed, and where training drops embeddings."""
+    interaction = InteractionConfig(kind=kind, normalization=normalization)
+    check(build(name, interaction=interaction), DATASET, tmp_path, "float32", tolerance=1e-5)
 
 
 def test_numbers_alone(tmp_path):

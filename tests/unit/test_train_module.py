@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -106,3 +107,30 @@ def test_a_weighting_that_needs_the_whole_batch_is_refused(toy, method):
 def test_a_model_that_normalises_over_the_batch_is_refused(toy):
     with pytest.raises(UserError, match=r"training\.micro_batch_size: 0 with model\.name home"):
         train_module_of(toy[0], "home", micro_batch_size=SIZE)
+
+
+@pytest.mark.parametrize("size", [0, SIZE])
+@pytest.mark.parametrize(("name", "method"), [("mmoe", "fixed"), ("stem", "pcgrad")])
+def test_weight_decay_pulls_what_is_looked_up_towards_0(toy, monkeypatch, name, method, size):
+    """By λ e over the rows of the batch, whatever else gives embeddings gradients; padding and losses stay."""
+    dataset, batch = toy
+    if size and method == "pcgrad":
+        pytest.skip("pcgrad takes no micro-batches")
+    found = {}
+    for decay in (0.0, 0.3):
+        train_module = train_module_of(dataset, name, method, size)
+        train_module.weight_decay = decay
+        pooled = {key: values.requires_grad_() for key, values in pooled_embeddings(train_module, batch).items()}
+        monkeypatch.setattr(train_module.model, "embed", lambda sparse, pooled=pooled: pooled)
+        loss, output = train_module(batch)
+        loss.backward()
+        found[decay] = loss.item(), output.losses, {key: values.grad for key, values in pooled.items()}
+    values = {key: value.numpy()[: batch.rows] for key, value in pooled_embeddings(train_module, batch).items()}
+    # The padding was made by hand: rows weigh what they weighed among all.
+    squares = sum((value**2).sum() for value in values.values())
+    assert found[0.3][0] - found[0.0][0] == pytest.approx(0.3 / 2 * squares / ROWS, rel=1e-4)
+    assert torch.equal(found[0.3][1], found[0.0][1])
+    for key, value in values.items():
+        pull = (found[0.3][2][key] - found[0.0][2][key]).numpy()
+        np.testing.assert_allclose(pull[: batch.rows], 0.3 * value / ROWS, rtol=1e-3, atol=1e-6)
+        assert not pull[batch.rows :].any()
