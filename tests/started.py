@@ -67,9 +67,9 @@ def begin_on_two_ranks(data: Path, before: Path, run: Path, **changes: dict[str,
     assert [rank.returncode for rank in ranks] == [0, 0], said
 
 
-def tensors(run: Path) -> dict[str, torch.Tensor]:
-    """All that the best checkpoint of a run holds, whole, but for states of random generators."""
-    reader = SafeReader(best_checkpoint(run))
+def tensors(run: Path, checkpoint: Path | None = None) -> dict[str, torch.Tensor]:
+    """All that a run's best checkpoint, or another one, holds, whole, but for states of random generators."""
+    reader = SafeReader(checkpoint or best_checkpoint(run))
     described = reader.read_metadata().state_dict_metadata
     found = {
         name: torch.zeros(stored.size, dtype=stored.properties.dtype)

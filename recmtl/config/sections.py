@@ -30,6 +30,9 @@ class EmbeddingConfig:
     """Added to the root of the accumulator (Adagrad and Adam)."""
     init_scale: Positive = 1.0
     """Rows start uniform in ±init_scale/√rows."""
+    reinitialize: bool = False
+    """Draw all tables anew, their optimiser's states 0, at the start of every epoch but the first, while the dense part
+    goes on (MEDA, arXiv 2305.19531). Not with adam and rowwise_adam."""
     dropout: Fraction = 0.0
     """Probability of dropping a number of a pooled embedding in training; the others are divided by 1 − dropout."""
     weight_decay: NonNegative = 0.0
@@ -91,9 +94,12 @@ class TrainingConfig:
     """Passes over the training split, at most."""
     max_steps: Count = 0
     """Stop after this many steps in all; 0: no limit."""
+    validate_every_steps: Count = 0
+    """Validate after every so many steps too, not only at the end of an epoch; 0: don't. The best model is sought, and
+    patience counts, among all of these."""
     patience: Count = 1
-    """Epochs in a row without a better validation loss (the sum over tasks by the recipe's weights), or a better value
-    of `metrics.monitor`, before training stops; 0: never stop early."""
+    """Validations in a row (epochs, without `validate_every_steps`) without a better loss (the sum over tasks by the
+    recipe's weights), or a better value of `metrics.monitor`, before training stops; 0: never stop early."""
     seed: Seed = 100
     """Seed of the initial weights and of the order of rows."""
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--tasks",))] = ()
@@ -107,6 +113,11 @@ class TrainingConfig:
     """Largest gradient norm of the dense part; 0: no clipping."""
     warmup_steps: Count = 0
     """Steps over which both learning rates rise linearly from 0; 0: none."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Both learning rates after the warm-up: constant, or falling to 0 along a line or half a cosine."""
+    schedule_steps: Count = 0
+    """Steps after which rates that fall are 0, the warm-up among them; 0: those of `max_epochs`, or `max_steps` where
+    they are fewer."""
 
 
 @dataclass
@@ -116,7 +127,7 @@ class CheckpointConfig:
     every_steps: Count = 0
     """Also write one every so many steps; 0: at the end of an epoch only."""
     keep: PositiveCount = 2
-    """How many of the newest to keep; the best epoch's is always kept."""
+    """How many of the newest to keep; the best model's is always kept."""
     background: bool = True
     """Write while training goes on, from a copy in the host's memory; False: training waits, on CPUs without a copy."""
     resume: bool = True

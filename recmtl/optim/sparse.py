@@ -20,11 +20,17 @@ def sparse_optimizer(config: EmbeddingConfig, device: str) -> tuple[type[torch.o
     """Class and arguments of the embeddings' optimiser.
 
     Raises:
-        UserError: FBGEMM has it on GPUs only.
+        UserError: FBGEMM has it on GPUs only, or its states cannot begin anew with the tables.
     """
     if device == "cpu" and config.optimizer not in CPU_SPARSE_OPTIMIZERS:
         names = ", ".join(CPU_SPARSE_OPTIMIZERS)
         raise UserError(f"embedding.optimizer: no {config.optimizer} on the CPU; choose one of {names}")
+    if config.reinitialize and config.optimizer not in DENSE_EQUALS_FUSED:
+        # FBGEMM's Adam counts steps for all tables together, and would take states of 0 for old ones.
+        names = ", ".join(DENSE_EQUALS_FUSED)
+        raise UserError(
+            f"embedding.reinitialize: not with embedding.optimizer {config.optimizer}; choose one of {names}"
+        )
     if config.optimizer == "rowwise_adam":
         from torchrec.optim import PartialRowWiseAdam  # imports a CUDA-only kernel's front end
 

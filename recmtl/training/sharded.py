@@ -20,6 +20,7 @@ from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.parallel import initialize_tables, parallelize, shard
 from recmtl.distributed.plan import Plan
 from recmtl.objectives.train_module import TrainModule
+from recmtl.runtime.private_api import ShardedTensor
 from recmtl.schema import Dataset, Task
 
 
@@ -103,16 +104,29 @@ class ShardedModel:
         else:
             self._pipeline = PlainPipeline(self.model, self.optimizer, context.device)
 
-    def draw_tables(self, stored: Mapping[str, int] | None = None) -> None:
+    def draw_tables(self, stored: Mapping[str, int] | None = None, epoch: int = 0) -> None:
         """Give rows of tables their initial values.
 
         Args:
             stored: by table, how many of its first rows have values already; None: no row has.
+            epoch: that begins with them: every epoch has values of its own.
         """
         config = self.config
         dtype = getattr(torch, config.embedding.dtype)
-        initialize_tables(self.model, config.training.seed, config.embedding.init_scale, dtype, stored or {})
+        seed = config.training.seed + epoch * 2**63  # those of the first epochs of all runs are below
+        initialize_tables(self.model, seed, config.embedding.init_scale, dtype, stored or {})
         self.filled = True
+
+    @torch.no_grad()
+    def renew_tables(self, epoch: int) -> None:
+        """Begin an epoch with tables that have learned nothing: values of the epoch's own, optimiser's states 0."""
+        self.draw_tables(epoch=epoch)
+        for key, states in self.optimizer.state_dict()["state"].items():
+            if ".embedding_bags." in key:
+                for state in states.values():
+                    sharded = isinstance(state, ShardedTensor)
+                    for piece in [shard.tensor for shard in state.local_shards()] if sharded else [state]:
+                        piece.zero_()
 
     def progress(self, batches: Iterator[Batch]) -> Any:
         """Run the next batch through the model; in training mode, update it.

@@ -37,16 +37,18 @@ class TrainState:
     best_epoch: int = 0
     """Epoch of `best_loss`, counted from 1; 0: none yet."""
     best_step: int = 0
-    """Step of the checkpoint of that epoch."""
+    """Step after which the model had `best_loss`: that of its checkpoint."""
     bad_epochs: int = 0
-    """Complete epochs since then."""
+    """Validations that counted since then: those of complete epochs, and of ``training.validate_every_steps``."""
+    validated_step: int = 0
+    """Step of the latest validation that counted."""
     val: dict[str, Any] = field(default_factory=dict)
-    """Validation metrics of the best epoch."""
+    """Validation metrics of the best model."""
     val_bins: dict[str, Any] = field(default_factory=dict)
     """Its calibration bins."""
     complete: dict[str, Any] | None = None
-    """The fields of `BEST` by complete epochs alone, where a part of an epoch is better than all of those; None: it is
-    not. A run that goes on goes on from these, as if it had not stopped in the midst of an epoch."""
+    """The fields of `BEST` by validations that count alone, where a part of an epoch is better than all of those; None:
+    it is not. A run that goes on goes on from these, as if it had not stopped in the midst of an epoch."""
     start_from: dict[str, Any] | None = None
     """The run that this one started from: its folder's name, its data's fingerprint, the step of its checkpoint."""
     steps_before: int = 0
@@ -57,7 +59,7 @@ class TrainState:
     they set the scale of new rows. Empty in a first run."""
 
     def take_part_for_best(self) -> None:
-        """Before a part of an epoch becomes the best: keep what the complete ones have come to."""
+        """Before a part of an epoch becomes the best: keep what the validations that count have come to."""
         self.complete = {name: getattr(self, name) for name in BEST}
 
     def forget_part(self) -> None:
@@ -72,13 +74,14 @@ class TrainState:
 
 
 BEST = ("best_loss", "best_epoch", "best_step", "val", "val_bins")
-"""Fields of `TrainState` that tell the best epoch."""
+"""Fields of `TrainState` that tell the best model."""
 
 
 def read_state(path: Path) -> TrainState | None:
     """Where the run stood at a checkpoint; None: the file is damaged."""
     try:
         described = read_json(path / TRAIN_STATE)
-        return TrainState(**{field.name: described[field.name] for field in fields(TrainState)})
-    except (OSError, ValueError, KeyError, TypeError):
+        names = [field.name for field in fields(TrainState) if field.name in described]  # earlier versions had fewer
+        return TrainState(**{name: described[name] for name in names})
+    except (OSError, ValueError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""The loop: load, step, log, validate, checkpoint; then test the best epoch's model."""
+"""The loop: load, step, log, validate, checkpoint; then test the best model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recmtl.data.read.prefetcher import Prefetcher
 from recmtl.errors import Stopped, UserError
 from recmtl.metrics.collect import Measured
 from recmtl.objectives.train_module import Output
-from recmtl.optim.schedule import Warmup
+from recmtl.optim.schedule import Schedule
 from recmtl.runtime.folders import link_folder
 from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import is_folder, os_errors, read_text, remove, write_json, write_whole
@@ -54,14 +54,14 @@ class Trainer:
     def __init__(self, session: TrainSession, run: Path, start: Start | None = None) -> None:
         self.session, self.run, self.config, self.context = session, run, session.config, session.context
         self.checkpoints = Checkpoints(run / "checkpoints", session)
-        self.warmup = Warmup(session.optimizer, session.config.training.warmup_steps)
+        self.schedule = Schedule(session.optimizer, session.config.training, session.readers["train"].steps)
         self.start = start
         self.stopping = StopRequest(session.context)
         self.writer = CheckpointWriter(self.checkpoints.folder, session, on_failure=self.stopping.ask)
         self.state = TrainState()
 
     def fit(self) -> Results:
-        """Train until the configuration says stop, test the best epoch's model, write ``results.json``.
+        """Train until the configuration says stop, test the best model, write ``results.json``.
 
         Raises:
             UserError: the data cannot be read, and the message names file and column;
@@ -84,7 +84,7 @@ class Trainer:
             self.tracker.describe(self.state.step, to_toml(self.config))
             try:
                 while not is_done(self.state, self.config.training):
-                    self._epoch()
+                    self._train_and_validate()
             except Stopped:
                 step = self.state.step
                 if self.writer.saved_step != step:
@@ -112,7 +112,7 @@ class Trainer:
             state.forget_part()
         best = checkpoint_path(checkpoints.folder, state.best_step)
         if state.best_step and best != newest and (damage := checkpoints.damage(best)):
-            self.context.print_rank0(f"{best} is damaged ({damage}); the best epoch is sought among those to come")
+            self.context.print_rank0(f"{best} is damaged ({damage}); the best model is sought among those to come")
             state.best_loss, state.best_epoch, state.best_step = None, 0, 0
             state.val, state.val_bins = {}, {}
 
@@ -129,26 +129,44 @@ class Trainer:
                     link_folder(self.session.data / folder, self.run / folder)
                 write_whole(self.run / RECIPE, read_text(self.session.data / RECIPE))
 
-    def _epoch(self) -> None:
-        """Train to the end of an epoch, then validate and checkpoint; or only up to the last step allowed."""
-        complete = self._train()
-        state = self.state
-        epoch = state.epoch + 1
+    def _train_and_validate(self) -> None:
+        """Train to the next validation, of an epoch or within, or the last step allowed; validate and checkpoint."""
+        self._train(self._next_stop())
+        state, config = self.state, self.config
+        epoch, complete = state.epoch + 1, state.step_in_epoch == self.session.readers["train"].steps
+        better = True
         if self.session.readers["val"].steps:
-            self._validate(epoch, complete)
+            every = config.training.validate_every_steps
+            better = self._validate(epoch, counts=complete or (bool(every) and state.step % every == 0))
         else:
             state.best_epoch, state.best_step = epoch, state.step
         if complete:
             state.epoch, state.step_in_epoch = epoch, 0
             self.session.weighting.end_epoch()
-        self._save()
+        every = config.checkpoint.every_steps
+        if complete or better or is_done(state, config.training) or (every and state.step % every == 0):
+            self._save()
 
-    def _train(self) -> bool:
-        """Train to the end of the epoch or the last step allowed; whether it was the former."""
+    def _next_stop(self) -> int:
+        """The step of the running epoch to train to."""
+        training, state, readers = self.config.training, self.state, self.session.readers
+        stops = [readers["train"].steps]
+        if training.max_steps:
+            stops.append(state.step_in_epoch + training.max_steps - state.step)
+        if training.validate_every_steps and readers["val"].steps:
+            ahead = -state.step % training.validate_every_steps
+            # At 0 a run goes on that was stopped before it had validated, or it has.
+            if not ahead and (not state.step_in_epoch or state.validated_step == state.step):
+                ahead = training.validate_every_steps
+            stops.append(state.step_in_epoch + ahead)
+        return min(stops)
+
+    def _train(self, stop: int) -> None:
+        """Train until the running epoch has come to the step `stop`."""
         config, session, state = self.config, self.session, self.state
         reader = session.readers["train"]
-        limit = config.training.max_steps
-        stop = min(reader.steps, state.step_in_epoch + limit - state.step) if limit else reader.steps
+        if config.embedding.reinitialize and state.epoch and not state.step_in_epoch:
+            session.renew_tables(state.epoch)
         losses, observed = torch.zeros(2, len(session.tasks), device=self.context.device)
         self.stopping.restart()
         logged_examples, logged = state.examples, time.monotonic()
@@ -187,12 +205,11 @@ class Trainer:
                     self._save()
                     began = logged = time.monotonic()
         self._spent(began, batches)
-        return state.step_in_epoch == reader.steps
 
     def train_step(self, batches: Iterator[Batch]) -> Output:
         """Train on the next batch; what it returns lies on the device."""
         state, session = self.state, self.session
-        self.warmup.set(state.step)
+        self.schedule.set(state.step)
         session.weighting.step = state.step
         output = session.run_batch(batches)  # forward, backward and both optimisers, in a pipeline
         state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
@@ -222,17 +239,25 @@ class Trainer:
         values |= {f"weight/{task.name}": value for task, value in weights}
         if not math.isfinite(sum(losses)):
             raise UserError(f"the loss is {loss} at step {self.state.step}; {DIVERGED}")
-        config, scale = self.config, self.warmup.scale
+        config, scale = self.config, self.schedule.scale
         values |= {"lr/dense": config.dense.lr * scale, "lr/embedding": config.embedding.lr * scale}
         self.tracker.log(
             self.state.step, {"epoch": self.state.epoch + 1, "loss": loss, **values, "examples_per_second": rate}
         )
         return f"loss {loss:.4f}  {rate:,.0f} examples/s"
 
-    def _validate(self, epoch: int, complete: bool) -> None:
+    def _validate(self, epoch: int, *, counts: bool) -> bool:
         """Measure the validation split after epoch `epoch`, counted from 1, or a part of it.
 
-        The model of a part may be the best so far and be tested. Patience counts complete epochs alone.
+        The model of a part at which training only stops may be the best so far and be tested, but does not count: for
+        patience, and when the run goes on.
+
+        Args:
+            epoch: the running one.
+            counts: the validation is one of those that the configuration asks for.
+
+        Returns:
+            Whether the model is the best so far.
         """
         state = self.state
         began = time.monotonic()
@@ -242,8 +267,9 @@ class Trainer:
         cost = monitor.cost(metrics)
         # Without anything to go by, the newest model counts as the best, as it does without validation rows.
         better = cost is None or state.best_loss is None or cost < state.best_loss
-        if complete:
+        if counts:
             state.bad_epochs = 0 if better else state.bad_epochs + 1
+            state.validated_step = state.step
         elif better:
             state.take_part_for_best()
         if better:
@@ -257,7 +283,9 @@ class Trainer:
             for task, values in metrics.items()
         ]
         best = "  (best so far)" if better else ""
-        self.tracker.say(f"epoch {epoch}  validation loss {loss:.4f}  {'  '.join(shown)}{best}")
+        where = f"epoch {epoch}" if state.step_in_epoch == self.session.readers["train"].steps else f"step {state.step}"
+        self.tracker.say(f"{where}  validation loss {loss:.4f}  {'  '.join(shown)}{best}")
+        return better
 
     def _finish(self) -> Results:
         state = self.state

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from recmtl.distributed.parallel import initialize_tables, parallelize, table_we
 from recmtl.distributed.plan import GIB, Cluster, make_plan
 from recmtl.errors import UserError
 from recmtl.objectives.train_module import TrainModule
-from recmtl.optim.schedule import Warmup
+from recmtl.optim.schedule import Schedule
 from recmtl.optim.sparse import sparse_optimizer
 from recmtl.schema import Dataset
 
@@ -224,7 +226,7 @@ def test_warm_up_scales_both_learning_rates(toy, sharding):
     for steps in (0, 10):
         model, combined, train_module = sharded(dataset, config_of(sharding, "sgd"))
         table, dense = whole_tables(model)["item"], [p.detach().clone() for p in train_module.dense_parameters()]
-        Warmup(combined, steps).set(2)
+        Schedule(combined, TrainingConfig(warmup_steps=steps), 100).set(2)
         combined.zero_grad()
         model(batches(toy)[0])[0].backward()
         combined.step()
@@ -238,13 +240,59 @@ def test_warm_up_scales_both_learning_rates(toy, sharding):
 def test_warm_up_ends_at_the_full_rates(toy):
     _, dataset = toy
     _, combined, _ = sharded(dataset, config_of())
-    warmup = Warmup(combined, 4)
+    warmup = Schedule(combined, TrainingConfig(warmup_steps=4), 100)
     rates = []
     for step in range(6):
         warmup.set(step)
         rates.append([group["lr"] for _, optimizer in combined.optimizers for group in optimizer.param_groups])
     for found, scale in zip(rates, (0.25, 0.5, 0.75, 1, 1, 1), strict=True):
         assert found == pytest.approx([LR * scale] * len(found))
+
+
+def rates_of(combined: Any, steps: int, **training: Any) -> list[float]:
+    """The rates of every step over the full ones, which all parameters share."""
+    schedule, scales = Schedule(combined, TrainingConfig(**training), 5), []
+    for step in range(steps):
+        schedule.set(step)
+        groups = [group for _, optimizer in combined.optimizers for group in optimizer.param_groups]
+        scales.append(schedule.scale)
+        assert [group["lr"] for group in groups] == pytest.approx([LR * schedule.scale] * len(groups))
+    return scales
+
+
+@pytest.mark.parametrize(
+    ("training", "steps"),
+    [
+        ({"max_epochs": 2}, 10),
+        ({"max_epochs": 20, "max_steps": 8}, 8),
+        ({"max_epochs": 1, "max_steps": 8}, 5),
+        ({"max_epochs": 20, "schedule_steps": 12}, 12),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_rates_fall_to_0_over_the_steps_of_the_run(toy, training, steps, warmup):
+    for kind, fall in {"linear": lambda p: 1 - p, "cosine": lambda p: math.cos(p * math.pi / 2) ** 2}.items():
+        _, combined, _ = sharded(toy[1], config_of())
+        found = rates_of(combined, steps + 3, schedule=kind, warmup_steps=warmup, **training)
+        rising = [(step + 1) / warmup for step in range(warmup)]
+        falling = [fall(step / (steps - warmup)) for step in range(steps - warmup)]
+        assert found == pytest.approx([*rising, *falling, 0, 0, 0])
+
+
+def test_a_warm_up_leaves_steps_for_rates_to_fall(toy):
+    _, combined, _ = sharded(toy[1], config_of())
+    message = (
+        r"^training.warmup_steps: fewer than the 10 steps after which rates are 0 \(training.schedule linear\), not 10"
+    )
+    with pytest.raises(UserError, match=message):
+        Schedule(combined, TrainingConfig(schedule="linear", warmup_steps=10, max_epochs=2), 5)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adam"])
+def test_tables_do_not_begin_anew_under_adam(optimizer):
+    message = f"^embedding.reinitialize: not with embedding.optimizer {optimizer}; choose one of rowwise_adagrad"
+    with pytest.raises(UserError, match=message):
+        sparse_optimizer(EmbeddingConfig(optimizer=optimizer, reinitialize=True), "cuda")
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rowwise_adam"])
