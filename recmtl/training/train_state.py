@@ -81,7 +81,6 @@ def read_state(path: Path) -> TrainState | None:
     """Where the run stood at a checkpoint; None: the file is damaged."""
     try:
         described = read_json(path / TRAIN_STATE)
-        names = [field.name for field in fields(TrainState) if field.name in described]  # earlier versions had fewer
-        return TrainState(**{name: described[name] for name in names})
-    except (OSError, ValueError, TypeError):
+        return TrainState(**{field.name: described[field.name] for field in fields(TrainState)})
+    except (OSError, ValueError, KeyError, TypeError):
         return None
