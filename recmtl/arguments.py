@@ -58,8 +58,13 @@ class Prepare:
     """Folder of the raw Parquet files."""
     out: Annotated[Path, Positional, arg(metavar="OUT")]
     """Folder to write; must not exist, or be empty."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What runs the query: this machine's cores, or the tasks of a Spark cluster, with the same output."""
+    master: str | None = None
+    """With --engine spark: the cluster, such as spark://HOST:7077; none: as Spark's own settings say, or all cores of
+    this machine."""
     memory_limit: str = "4GB"
-    """Memory that DuckDB may use before it spills to disk, such as 4GB."""
+    """Memory that DuckDB may use before it spills to disk, such as 4GB; with --engine spark that of every task."""
     threads: int | None = None
     """Threads; none: one a core."""
     overwrite: bool = False

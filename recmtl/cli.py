@@ -48,7 +48,7 @@ from recmtl.runtime.exit import (
     is_first_on_machine,
 )
 from recmtl.runtime.folders import folder_size
-from recmtl.runtime.versions import check_serving, check_training, check_versions
+from recmtl.runtime.versions import check_serving, check_spark, check_training, check_versions
 from recmtl.schema import SPLITS, WHOLE
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ def synth(arguments: list[str]) -> None:
 def prepare(arguments: list[str]) -> None:
     """Turn raw logs into training data."""
     args = parse_words(Prepare, arguments, "prepare", flags=True)
+    if args.engine == "spark":
+        check_spark()
+    elif args.master is not None:
+        raise UserError("--master: is for a cluster; add --engine spark")
     from recmtl.data.prepare.prepare import prepare as run_prepare
     from recmtl.data.prepare.summary import print_summary
     from recmtl.data.recipe import load_recipe
@@ -80,6 +84,8 @@ def prepare(arguments: list[str]) -> None:
         load_recipe(args.recipe),
         args.raw,
         args.out,
+        engine=args.engine,
+        master=args.master,
         memory_limit=args.memory_limit,
         threads=args.threads,
         overwrite=args.overwrite,

@@ -36,7 +36,8 @@ class Source:
     sql: str = ""
     """Query, in place of files."""
     partition_by: str | None = None
-    """Column by which the rows may be cut into parts, for each of which the recipe's query is run by itself."""
+    """Column by which the rows may be cut into parts, for each of which the recipe's query is run by itself. Several
+    sources that have one are cut alike: equal values are in one part."""
     optional: bool = False
     """Without any file the source is an empty view with `columns`, instead of an error."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -164,9 +165,12 @@ class Recipe:
     """Its file, with the keys of the recipes that it extends."""
 
     @property
-    def partitioned_source(self) -> Source | None:
-        """The source that may be partitioned."""
-        return next((source for source in self.sources if source.partition_by is not None), None)
+    def partitioned_sources(self) -> tuple[Source, ...]:
+        """The sources that one machine partitions: a query, whose columns and rows are fewer than those of the files
+        that it is made of, or else those files.
+        """
+        found = [source for source in self.sources if source.partition_by is not None]
+        return tuple([source for source in found if source.sql] or found)
 
     @property
     def predicted(self) -> tuple[str, ...]:

@@ -45,8 +45,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_names(list(recipe.segments), f"{where}: segments")
     for source in recipe.sources:
         _check_source(source, f"{where}: [sources] {source.name!r}")
-    if len(cut := [source.name for source in recipe.sources if source.partition_by is not None]) > 1:
-        raise UserError(f"{where}: [sources]: partition_by is for one source, not for {', '.join(cut)}")
+    if len(cut := [source.name for source in recipe.sources if source.partition_by is not None and source.sql]) > 1:
+        raise UserError(f"{where}: [sources]: partition_by is for one source with sql, not for {', '.join(cut)}")
     for table in recipe.tables:
         _check_table(recipe, table, f"{where}: [[table]] {table.name!r}")
     for feature in recipe.features:

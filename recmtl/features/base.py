@@ -85,6 +85,9 @@ class DenseKind(FeatureKind):
     def fit(self, numbers: np.ndarray) -> None:
         """Take note of training rows: what `numbers` gave of them."""
 
+    def merge(self, other: DenseKind) -> None:
+        """Take note of what `fit` told another object of the same feature, of other rows."""
+
     def fitted(self) -> Feature:
         """The feature with what `fit` learned."""
         return self.feature

@@ -52,6 +52,11 @@ class Numeric(DenseKind):
         if self.feature.transform.endswith("standardize"):
             self._moments.add(numbers[:, 0])
 
+    def merge(self, other: DenseKind) -> None:
+        """Add its sums."""
+        assert isinstance(other, Numeric)
+        self._moments.merge(other._moments)
+
     def fitted(self) -> Feature:
         """With mean and deviation; a constant's is taken as 1."""
         moments = self._moments

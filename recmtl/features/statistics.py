@@ -38,6 +38,11 @@ class ExactSum:
                     exponent = place - EXPONENTS // 2 - 53 + shift
                     self._integers[exponent] = self._integers.get(exponent, 0) + int(sums[place])
 
+    def merge(self, other: ExactSum) -> None:
+        """Add the numbers of another sum."""
+        for exponent, integer in other._integers.items():
+            self._integers[exponent] = self._integers.get(exponent, 0) + integer
+
     def total(self) -> Fraction:
         """The sum."""
         terms = (Fraction(integer) * Fraction(2) ** exponent for exponent, integer in self._integers.items())
@@ -58,6 +63,12 @@ class Moments:
         self._sum.add(known)
         for part in _square(known):
             self._squares.add(part)
+
+    def merge(self, other: Moments) -> None:
+        """Add the numbers that another one has taken in."""
+        self.count += other.count
+        self._sum.merge(other._sum)
+        self._squares.merge(other._squares)
 
     def exact_mean(self) -> Fraction:
         """Σ x / n; 0 without numbers."""

@@ -18,6 +18,9 @@ TRAINING = ("torchrec", "fbgemm_gpu", "psutil", "tensorboard", "matplotlib")
 SERVING = ("fastapi", "uvicorn", "prometheus_client", "orjson")
 """Modules of the extra `serve`."""
 
+SPARK = ("pyspark",)
+"""Modules of the extra `spark`."""
+
 DISTRIBUTIONS = {"torch": ("torch",), "torchrec": ("torchrec",), "fbgemm_gpu": ("fbgemm-gpu", "fbgemm-gpu-cpu")}
 """Module → the names of the distributions that bring it."""
 
@@ -61,6 +64,15 @@ def check_serving() -> None:
         UserError: a module of it is missing; says what to install.
     """
     _check_extra("serve", SERVING, "serving needs it")
+
+
+def check_spark() -> None:
+    """Refuse to go on without the extra `spark`; imports nothing.
+
+    Raises:
+        UserError: a module of it is missing; says what to install.
+    """
+    _check_extra("spark", SPARK, "--engine spark needs it")
 
 
 def _check_extra(extra: str, modules: tuple[str, ...], need: str) -> None:

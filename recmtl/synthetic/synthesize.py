@@ -71,8 +71,8 @@ def synthesize(out: Path, events: int, *, seed: int = 0, days: int | None = None
 
     The shards are ``out/20230501/000000000000.parquet`` …, in order of user, sequence and time; the columns are those
     of `SCHEMA`. Beside each there is ``out/truth/20230501/000000000000.parquet`` with one row for each of its rows, in
-    the same order: `view` and `like`, float32, the true probability that the event is an item_view or an item_like.
-    The same arguments give the same log. `out` is there complete or not at all.
+    the same order: its `user_id`, and `view` and `like`, float32, the true probability that the event is an item_view
+    or an item_like. The same arguments give the same log. `out` is there complete or not at all.
 
     With `days` there is a folder for each: ``out/20230501``, ``out/20230502``, …, and the same below ``out/truth``. A
     day has ``events // days`` rows, the last one what remains too. What a day holds depends on that number, the seed
@@ -96,7 +96,8 @@ def synthesize(out: Path, events: int, *, seed: int = 0, days: int | None = None
             for kind in (folder, folder / TRUTH_FOLDER):
                 make_folder((kind / shard).parent)
             _write(table, folder / shard)
-            _write(pa.table({"view": block.view, "like": block.like}), folder / TRUTH_FOLDER / shard)
+            truth = pa.table({"user_id": table["user_id"], "view": block.view, "like": block.like})
+            _write(truth, folder / TRUTH_FOLDER / shard)
             done += len(block.user)
             advance(done)
 

@@ -20,7 +20,7 @@ from recmtl.synthetic.synthesize import synthesize
 
 RECIPE = """
 sql = '''
-select *, lag(item) over (partition by "user" order by moment, number) as previous
+select *, lag(item) over (partition by "user" order by moment, filename, number) as previous
 from events
 '''
 group = "user"

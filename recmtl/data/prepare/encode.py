@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recmtl.data.prepare.buckets import BucketWriter
 from recmtl.data.prepare.examples import SEGMENT
 from recmtl.data.prepare.factorized import Batch, FactorizedRows
 from recmtl.data.prepare.labels import numbers, read_labels
@@ -35,31 +35,44 @@ from recmtl.schema import (
 )
 
 
-def fit_features(rows: FactorizedRows, splits: np.ndarray) -> tuple[Feature, ...]:
-    """The features with what the training rows say: mean and deviation of numbers, mean length of lists.
+class FeatureStatistics:
+    """What training rows say of the features: mean and deviation of numbers, mean length of lists.
 
     Args:
-        rows: of all splits.
-        splits: index into `SPLITS` of every row, uint8.
+        encoder: knows the features; its vocabularies are not needed.
     """
-    encoder = rows.encoder
-    lists = [kind.feature.name for kind in encoder.table_kinds if kind.is_list]
-    items, training_rows = dict.fromkeys(lists, 0), 0
-    for batch in rows.batches():
-        training = splits[batch.rows] == 0
-        training_rows += int(training.sum())
-        for dense in encoder.dense_kinds:
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._features, self._dense = encoder.features, encoder.dense_kinds
+        self._lists = [kind.feature for kind in encoder.table_kinds if kind.is_list]
+        self._items = dict.fromkeys((feature.name for feature in self._lists), 0)
+        self._training_rows = 0
+
+    def add(self, batch: Batch, splits: np.ndarray) -> None:
+        """Take in a batch, whose splits are given as indices into `SPLITS`, uint8 [n]."""
+        training = splits == 0
+        self._training_rows += int(training.sum())
+        for dense in self._dense:
             dense.fit(batch.features.numbers[dense.feature.name][training])
-        for name in lists:
+        for name in self._items:
             counted = np.repeat(training, batch.features.lengths[name])
-            items[name] += int((batch.features.codes[name][counted] != NO_VALUE).sum())
-    fitted = {dense.feature.name: dense.fitted() for dense in encoder.dense_kinds}
-    fitted |= {
-        kind.feature.name: replace(kind.feature, mean_length=items[kind.feature.name] / max(training_rows, 1))
-        for kind in encoder.table_kinds
-        if kind.is_list
-    }
-    return tuple(fitted.get(feature.name, feature) for feature in encoder.features)
+            self._items[name] += int((batch.features.codes[name][counted] != NO_VALUE).sum())
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Add what other rows say."""
+        self._training_rows += other._training_rows
+        for own, found in zip(self._dense, other._dense, strict=True):
+            own.merge(found)
+        for name, items in other._items.items():
+            self._items[name] += items
+
+    def features(self) -> tuple[Feature, ...]:
+        """The features with these statistics."""
+        fitted = {dense.feature.name: dense.fitted() for dense in self._dense}
+        for feature in self._lists:
+            mean_length = self._items[feature.name] / max(self._training_rows, 1)
+            fitted[feature.name] = replace(feature, mean_length=mean_length)
+        return tuple(fitted.get(feature.name, feature) for feature in self._features)
 
 
 @dataclass
@@ -95,6 +108,17 @@ class Shares:
             numbers = batch.features.numbers[dense.feature.name]
             self._missing[dense.feature.name] += _count(splits[np.isnan(numbers).all(axis=1)])
 
+    def merge(self, other: Shares) -> None:
+        """Add the counts of other rows."""
+        self._rows += other._rows
+        for own, found in (
+            (self._values, other._values),
+            (self._missing, other._missing),
+            (self._unseen, other._unseen),
+        ):
+            for name, counts in found.items():
+                own[name] += counts
+
     def describe(self, feature: Feature) -> Feature:
         """The feature with its shares; no entry for a split without rows."""
         there = [split for split, rows in zip(SPLITS, self._rows, strict=True) if rows]
@@ -115,6 +139,13 @@ def _share(part: np.ndarray, whole: np.ndarray) -> dict[str, float]:
     return {split: int(n) / int(of) if of else 0.0 for split, n, of in zip(SPLITS, part, whole, strict=True)}
 
 
+class Buckets(Protocol):
+    """Where encoded rows go."""
+
+    def write(self, rows: pa.RecordBatch, splits: np.ndarray, hashes: np.ndarray) -> None:
+        """Take rows [n] of these splits (uint8) and hashes (uint64)."""
+
+
 def encode_into_buckets(
     rows: FactorizedRows,
     encoder: Encoder,
@@ -123,7 +154,7 @@ def encode_into_buckets(
     shares: Shares,
     splits: np.ndarray,
     hashes: np.ndarray,
-    buckets: BucketWriter,
+    buckets: Buckets,
 ) -> Iterator[int]:
     """Write every row, encoded, into the bucket of its split and hash; yields the number of rows done.
 

@@ -243,25 +243,38 @@ def selected_schema(db: duckdb.DuckDBPyConnection) -> pa.Schema:
         return arrow_batches(db, f"select * from {SELECTED} limit 0", BATCH_ROWS).schema
 
 
-def run_query(db: duckdb.DuckDBPyConnection, recipe: Recipe, partitions: Iterable[object], rows: FactorizedRows) -> int:
-    """Run the query on every partition that its views show, and store the rows that have a label of any task.
+def store_rows(recipe: Recipe, batches: Iterable[pa.RecordBatch], rows: FactorizedRows) -> int:
+    """Store the rows that have a label of any task.
+
+    Args:
+        recipe: names the labels.
+        batches: what `SELECTED` yields.
+        rows: where they go.
 
     Returns:
         The number of the others.
     """
-    types = column_types(db, SELECTED)
     left_out = 0
-    with plain_arrow(db), rows.writer() as write:
-        for batch in query_batches(db, partitions):
+    with rows.writer() as write:
+        for batch in batches:
             if (none := without_labels(recipe, batch)) is not None:
                 left_out += int(pc.sum(none).as_py())
                 batch = batch.filter(pc.invert(none))
             number = pa.array(np.arange(rows.rows, rows.rows + batch.num_rows))
             names = [*batch.schema.names, ROW.strip('"')]
             write(pa.RecordBatch.from_arrays([*batch.columns, number], names=names))
-    columns = {name: types.get(name, "BIGINT") for name in rows.others.names}
-    show(db, rows.stored(), STORED, columns)
     return left_out
+
+
+def show_stored(db: duckdb.DuckDBPyConnection, rows: FactorizedRows, types: dict[str, str]) -> None:
+    """Create the view `STORED` of rows.
+
+    Args:
+        db: the database.
+        rows: all stored.
+        types: of the columns of `SELECTED`.
+    """
+    show(db, rows.stored(), STORED, {name: types.get(name, "BIGINT") for name in rows.others.names})
 
 
 def query_batches(db: duckdb.DuckDBPyConnection, partitions: Iterable[object]) -> Iterator[pa.RecordBatch]:
@@ -270,16 +283,16 @@ def query_batches(db: duckdb.DuckDBPyConnection, partitions: Iterable[object]) -
         yield from even_batches(arrow_batches(db, f"select * from {SELECTED}", FETCH_ROWS))
 
 
-def check_not_empty(recipe: Recipe, rows: FactorizedRows, unlabelled: int, where: str) -> None:
+def check_not_empty(recipe: Recipe, rows: int, unlabelled: int, where: str) -> None:
     """Raise UserError if the query yielded no rows, or none with a label.
 
     Args:
         recipe: of the query.
-        rows: what it yielded.
+        rows: how many it yielded.
         unlabelled: rows without a label.
         where: between which moments rows were asked for, in words; empty: anywhere.
     """
-    if not rows.rows:
+    if not rows:
         found = f"no label in any of {unlabelled:,} rows" if unlabelled else "no rows"
         raise UserError(f"{recipe.origin}: sql yields {found} {where}{' ' if where else ''}from these files")
 

@@ -9,6 +9,7 @@ Values that stay keep their ids. Values that are too rare are counted on, from o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recmtl.data.prepare.duck import arrow_batches, first_row, literal
-from recmtl.data.prepare.factorized import FactorizedRows
-from recmtl.data.prepare.vocabularies import BATCH_ROWS, count_schema, digest, partial_counts, value_schema
+from recmtl.data.prepare.vocabularies import BATCH_ROWS, count_schema, digest, value_schema
 from recmtl.data.recipe import TableSpec
 from recmtl.encoding.generations import Generations
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
@@ -39,14 +39,12 @@ class Grown:
     """None: of a hashed table."""
 
 
-def count_pending(
-    db: duckdb.DuckDBPyConnection, rows: FactorizedRows, splits: np.ndarray, spec: TableSpec, vocab_from: str, out: Path
-) -> None:
+def count_pending(db: duckdb.DuckDBPyConnection, table: Table, counts: Iterable[pa.RecordBatch], out: Path) -> None:
     """Write the values that are too rare for an id, with their counts, into ``OUT/pending/TABLE.parquet``.
 
     The vocabulary's file must be there.
     """
-    table = _create_counts(db, rows, splits, spec, vocab_from, 0)
+    _create_counts(db, table, counts, 0)
     vocabulary = literal(str(local_path(out / VOCABULARIES / f"{table.name}.parquet")))
     _write_pending(db, f'select * from "#seen" where value not in (select value from {vocabulary})', table, out)
     db.execute('drop table "#seen"')
@@ -54,30 +52,26 @@ def count_pending(
 
 def grow(
     db: duckdb.DuckDBPyConnection,
-    rows: FactorizedRows,
-    splits: np.ndarray,
+    counts: Callable[[TableSpec], Iterable[pa.RecordBatch]],
     spec: TableSpec,
     parent: tuple[Path, Dataset],
     out: Path,
-    vocab_from: str,
 ) -> Grown:
     """A table of the new generation, with its vocabulary and the counts of rarer values in `out`.
 
     Args:
         db: counts what does not fit into memory.
-        rows: the new ones.
-        splits: index into `SPLITS` of every row, uint8.
+        counts: how often values of a table occur in the new rows that count.
         spec: what the recipe says of the table.
         parent: the folder that is extended, and what it holds.
         out: the folder that is written.
-        vocab_from: whose values count: ``train`` or ``all``.
     """
     folder, dataset = parent
     before = dataset.table(spec.name)
     if before.hashed:
         return Grown(before, Hashed(before.rows), None, None)
     generation = dataset.generation + 1
-    _create_counts(db, rows, splits, spec, vocab_from, generation)
+    _create_counts(db, before, counts(spec), generation)
     known = literal(str(local_path(folder / VOCABULARIES / f"{spec.name}.parquet")))
     db.execute(f'create table "#known" as select value, id from {known}')
     oldest = 0 if spec.expire is None else generation - spec.expire + 1
@@ -115,28 +109,20 @@ def grow(
     table = replace(before, rows=size, vocabulary=digest(vocabulary.keys, vocabulary.ids, assigned))
     if not new and alive[ids].all():
         table = before
-    counts = TableGrowth(new, len(ids) - int(alive.sum()), waiting)
-    return Grown(table, vocabulary, Generations(assigned, seen), counts)
+    growth = TableGrowth(new, len(ids) - int(alive.sum()), waiting)
+    return Grown(table, vocabulary, Generations(assigned, seen), growth)
 
 
 def _create_counts(
-    db: duckdb.DuckDBPyConnection,
-    rows: FactorizedRows,
-    splits: np.ndarray,
-    spec: TableSpec,
-    vocab_from: str,
-    generation: int,
-) -> Table:
+    db: duckdb.DuckDBPyConnection, table: Table, counts: Iterable[pa.RecordBatch], generation: int
+) -> None:
     """How often every value occurs in the rows of a generation, in the table ``#seen``."""
-    table = next(table for table in rows.encoder.tables if table.name == spec.name)
-    batches = partial_counts(rows, splits, spec, vocab_from)
-    db.register("#counts", pa.RecordBatchReader.from_batches(count_schema(table), batches))
+    db.register("#counts", pa.RecordBatchReader.from_batches(count_schema(table), counts))
     db.execute(
         f'create table "#seen" as select value, sum("count")::bigint as seen, {generation} as latest '
         'from "#counts" group by value'
     )
     db.unregister("#counts")
-    return table
 
 
 def _create_candidates(db: duckdb.DuckDBPyConnection, pending: Path, min_count: int, oldest: int) -> None:

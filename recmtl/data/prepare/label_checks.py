@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 
 import duckdb
 
 from recmtl.data.prepare.duck import first_row, quote
-from recmtl.data.prepare.examples import EXAMPLES
+from recmtl.data.prepare.facts import Facts
 from recmtl.data.recipe import Recipe, TaskSpec
 from recmtl.errors import UserError
 
@@ -22,22 +23,59 @@ RULES = {
 WEIGHT_RULE = ("must be a finite number of 0 or more", f"not between -{LARGEST} and 0")
 
 
-def check_labels(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int) -> frozenset[str]:
+@dataclass(frozen=True)
+class _Check:
+    """What a column must be."""
+
+    where: str
+    """The key that names the column."""
+    column: str
+    rule: str
+    """In words."""
+    wrong: str
+    """Condition for rows that break it."""
+
+
+def label_questions(recipe: Recipe) -> dict[str, str | None]:
+    """The conditions that `check_labels` must know the counts of, and of which column an example is wanted."""
+    found: dict[str, str | None] = {check.wrong: check.column for check in _checks(recipe)}
+    for task in recipe.tasks:
+        if task.oracle:
+            found.update(dict.fromkeys(_of_oracle(task)))
+    return found
+
+
+def check_labels(db: duckdb.DuckDBPyConnection, recipe: Recipe, rows: int, facts: Facts) -> frozenset[str]:
     """Look at the labels, true probabilities and weights of all rows; return the tasks whose probabilities are known.
+
+    Args:
+        db: has the views of the sources.
+        recipe: names the columns.
+        rows: how many there are.
+        facts: of all rows, with those of `label_questions`.
 
     Raises:
         UserError: one is not what it must be; names the column and, where a raw file has it, file and row.
     """
-    checks = [(f"[[task]] {task.name!r}: label", task.label, *RULES[task.kind], False) for task in recipe.tasks]
+    for check in _checks(recipe):
+        if count := facts.counts[check.wrong]:
+            value = facts.values.get(check.wrong)
+            raise UserError(
+                f"{recipe.origin}: {check.where} {_example(db, recipe, check, value, count)}; it {check.rule}"
+            )
+    return frozenset(task.name for task in recipe.tasks if task.oracle and _has_oracle(recipe, task, rows, facts))
+
+
+def _checks(recipe: Recipe) -> list[_Check]:
+    checks = []
+    for task in recipe.tasks:
+        rule, condition = RULES[task.kind]
+        checks.append(_Check(f"[[task]] {task.name!r}: label", task.label, rule, _wrong(task.label, condition, False)))
     weights = [("weight", recipe.weight)] if recipe.weight is not None else []
     weights += [(f"[[task]] {t.name!r}: row_weight", t.row_weight) for t in recipe.tasks if t.row_weight is not None]
-    checks += [(where, column, *WEIGHT_RULE, True) for where, column in weights]
-    conditions = [_wrong(column, rule, null_is_wrong) for _, column, _, rule, null_is_wrong in checks]
-    counts = first_row(db, f"select {', '.join(f'count(*) filter (where {c})' for c in conditions)} from {EXAMPLES}")
-    for count, condition, (where, column, rule, _, _) in zip(counts or (), conditions, checks, strict=False):
-        if count:
-            raise UserError(f"{recipe.origin}: {where} {_example(db, recipe, column, condition, count)}; it {rule}")
-    return frozenset(task.name for task in recipe.tasks if task.oracle and _has_oracle(db, recipe, task, rows))
+    rule, condition = WEIGHT_RULE
+    checks += [_Check(where, column, rule, _wrong(column, condition, True)) for where, column in weights]
+    return checks
 
 
 def _wrong(column: str, rule: str, null_is_wrong: bool) -> str:
@@ -51,28 +89,29 @@ def _wrong(column: str, rule: str, null_is_wrong: bool) -> str:
     return f"({null}-cast({name} as double) {rule})"
 
 
-def _example(db: duckdb.DuckDBPyConnection, recipe: Recipe, column: str, condition: str, count: int) -> str:
+def _example(db: duckdb.DuckDBPyConnection, recipe: Recipe, check: _Check, value: object, count: int) -> str:
     """A wrong value with the raw file and row where a source has the column."""
-    name = quote(column)
-    row = first_row(db, f"select {name} from {EXAMPLES} where {condition} limit 1")
-    value, place = (row[0] if row else None), ""
+    place = ""
     for source in recipe.sources:
         # The column may be computed, then no source has it.
         with contextlib.suppress(duckdb.Error):
-            query = f"select filename, file_row_number, {name} from {quote(source.name)} where {condition}"
+            columns = f"filename, file_row_number, {quote(check.column)}"
+            query = f"select {columns} from {quote(source.name)} where {check.wrong}"
             if row := first_row(db, f"{query} order by 1, 2 limit 1"):
                 value, place = row[2], f" at {row[0]}, row {row[1]} (counted from 0)"
                 break
     shown = "null" if value is None else value
-    return f"{column!r} is {shown}{place}, {count} wrong in all"
+    return f"{check.column!r} is {shown}{place}, {count} wrong in all"
 
 
-def _has_oracle(db: duckdb.DuckDBPyConnection, recipe: Recipe, task: TaskSpec, rows: int) -> bool:
+def _of_oracle(task: TaskSpec) -> tuple[str, str]:
+    """Conditions for rows whose true probability is known, and for those where it is none."""
     oracle = quote(str(task.oracle))
-    found = first_row(
-        db, f"select count({oracle}), count(*) filter (where not ({oracle} between 0 and 1)) from {EXAMPLES}"
-    )
-    known, bad = found or (0, 0)
+    return f"{oracle} is not null", f"not ({oracle} between 0 and 1)"
+
+
+def _has_oracle(recipe: Recipe, task: TaskSpec, rows: int, facts: Facts) -> bool:
+    known, bad = (facts.counts[condition] for condition in _of_oracle(task))
     if known and (bad or known < rows):
         where = f"{recipe.origin}: [[task]] {task.name!r}: oracle: column {task.oracle!r}"
         raise UserError(f"{where} must be a probability in every row, or null in all of them")

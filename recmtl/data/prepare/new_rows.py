@@ -104,7 +104,7 @@ def open_new_rows(
 
     try:
         with in_one_line():
-            lacking = create_views(db, recipe, files, raw, known=known)
+            lacking = create_views(db, recipe, files, raw, known=known).lacking
             types = create_query(db, recipe)
             for feature in recipe.features:
                 check_feature(feature, types, f"{recipe.origin}: [[feature]] {feature.name!r}")

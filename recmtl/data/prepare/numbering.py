@@ -41,6 +41,7 @@ def number_rows(db: duckdb.DuckDBPyConnection, recipe: Recipe, stored: Stored, r
     """
     repeated = stored.path.with_name("repeated")
     if not _store_repeated(stored, rows, memory, repeated):
+        remove(repeated)
         return
     db.register("#repeated", Stored(repeated))
     order = ", ".join([ORDER, *map(quote, [*recipe.predicted, *(SEGMENT + name for name in recipe.segments)])])

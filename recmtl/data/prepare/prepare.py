@@ -11,19 +11,17 @@ What comes out depends on the recipe and the raw files alone, not on the number 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import duckdb
-import numpy as np
+import pyarrow as pa
 
-from recmtl.data.prepare.buckets import BucketWriter, sorted_rows
-from recmtl.data.prepare.content import ContentDigests
 from recmtl.data.prepare.duck import connect, one_line_errors, parse_size
-from recmtl.data.prepare.encode import Shares, encode_into_buckets, fit_features
+from recmtl.data.prepare.engine import Engine, Query
 from recmtl.data.prepare.examples import (
     check_columns,
     check_not_empty,
@@ -31,32 +29,33 @@ from recmtl.data.prepare.examples import (
     create_selected,
     make_encoder,
     other_columns,
-    run_query,
-    splits_and_hashes,
 )
-from recmtl.data.prepare.extension import Extend, Extension, last_moment
-from recmtl.data.prepare.factorized import FactorizedRows
+from recmtl.data.prepare.extension import Extend, Extension
 from recmtl.data.prepare.footers import read_footer
 from recmtl.data.prepare.growth import count_pending, grow
 from recmtl.data.prepare.label_checks import check_labels
-from recmtl.data.prepare.numbering import number_rows
-from recmtl.data.prepare.partitions import show_partitions
+from recmtl.data.prepare.local import LocalEngine
 from recmtl.data.prepare.raw_files import find_files
 from recmtl.data.prepare.replaceable import check_replaceable
-from recmtl.data.prepare.shards import schema, write_shards
-from recmtl.data.prepare.sources import create_views, leave_out_refused, limit_files, query_errors, source_columns
-from recmtl.data.prepare.splits import assign_splits, far_from_asked
+from recmtl.data.prepare.sources import (
+    FileView,
+    create_views,
+    leave_out_refused,
+    limit_files,
+    query_errors,
+    source_columns,
+)
+from recmtl.data.prepare.splits import far_from_asked, split_rule
 from recmtl.data.prepare.summary import notes
-from recmtl.data.prepare.tasks import describe_tasks
 from recmtl.data.prepare.vocabularies import make_lookup
 from recmtl.data.prepare.window import Window
-from recmtl.data.recipe import Recipe
+from recmtl.data.recipe import Recipe, TableSpec
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
 from recmtl.runtime.folders import complete_or_absent
 from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import make_folder, real_path, write_whole
-from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset, TableGrowth
+from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset, Feature, TableGrowth
 
 
 def prepare(
@@ -64,6 +63,8 @@ def prepare(
     raw: Path,
     out: Path,
     *,
+    engine: str = "duckdb",
+    master: str | None = None,
     memory_limit: str = "4GB",
     threads: int | None = None,
     overwrite: bool = False,
@@ -78,7 +79,10 @@ def prepare(
         recipe: says what the examples, features and tasks are.
         raw: folder with the raw Parquet files.
         out: folder to write; absent or empty. It is complete or absent afterwards.
-        memory_limit: memory of the process, such as ``4GB``; what does not fit goes to disk beside `out`.
+        engine: ``duckdb``, this machine, or ``spark``, a cluster that shares the disks of `raw` and `out`.
+        master: of the cluster, such as ``spark://HOST:7077``; None: as Spark's own settings say.
+        memory_limit: memory of the process, such as ``4GB``; what does not fit goes to disk beside `out`. On a cluster
+            also that of every task, whose disk is Spark's.
         threads: number of threads; all cores when None.
         overwrite: `out` may hold prepared data, which stays until it is replaced.
         limit: read only the first so many raw rows of the recipe's first source of files; all when None.
@@ -95,6 +99,8 @@ def prepare(
     extension = None if extend is None else Extension(recipe, extend)
     if extension:
         recipe = extension.recipe
+    if engine == "spark" and threads is not None:
+        raise UserError("--threads: every task of Spark has one; more cores of executors run more tasks at a time")
     window = extension.window(until, lookahead) if extension else Window(recipe, until=until, lookahead=lookahead)
     files = find_files(recipe, raw)
     cut_short = None if limit is None else limit_files(recipe, files, limit)
@@ -103,11 +109,15 @@ def prepare(
     with complete_or_absent(out, check_replaceable if overwrite else None) as work:
         db = connect(memory_limit, threads, work / "spill")
         try:
-            with Progress() as progress, one_line_errors(recipe.origin, memory_limit):
-                create_views(db, recipe, files, raw, cut_short, in_sight=partial(window.in_sight, db))
+            with (
+                Progress() as progress,
+                one_line_errors(recipe.origin, memory_limit),
+                _open_engine(engine, master, recipe, work, memory_limit, progress) as running,
+            ):
+                views = create_views(db, recipe, files, raw, cut_short, in_sight=partial(window.in_sight, db)).files
                 columns = source_columns(db, recipe)
                 described = replace(
-                    _run(db, recipe, files, parse_size(memory_limit), work / "data", progress, window, extension),
+                    _run(db, recipe, files, views, running, work / "data", progress, window, extension),
                     limit=None if cut_short is None else limit,
                     split=recipe.split.rule,
                     sql=_sql_digest(recipe),
@@ -120,11 +130,24 @@ def prepare(
             db.close()
 
 
+def _open_engine(
+    name: str, master: str | None, recipe: Recipe, work: Path, memory_limit: str, progress: Progress
+) -> AbstractContextManager[Engine]:
+    """Start what runs the query, to be used as a context."""
+    memory = parse_size(memory_limit)
+    if name == "duckdb":
+        return nullcontext(LocalEngine(work / "stored", memory))
+    from recmtl.data.prepare.spark.engine import open_engine  # imports PySpark
+
+    return open_engine(recipe.name, master, work, memory_limit, memory, progress)
+
+
 def _run(
     db: duckdb.DuckDBPyConnection,
     recipe: Recipe,
     files: dict[str, list[Path]],
-    memory: int,
+    views: dict[str, FileView],
+    engine: Engine,
     folder: Path,
     progress: Progress,
     window: Window,
@@ -134,34 +157,35 @@ def _run(
     check_columns(recipe, types)
     types = leave_out_refused(types)
     with query_errors(recipe, files):
-        create_selected(db, recipe, types, window.rows(db, types))
+        condition = window.rows(db, types)
+        create_selected(db, recipe, types, condition)
         encoder = make_encoder(db, recipe, types)
         if extension:
             extension.check_encoder(encoder)
-        rows = FactorizedRows(folder.with_name("stored"), encoder, other_columns(db, recipe))
-        with closing(show_partitions(db, recipe, memory, rows.folder / "parts", progress)) as partitions:
-            unlabelled = run_query(db, recipe, partitions, rows)
+        query = Query(db, recipe, files, views, types, condition, encoder, other_columns(db, recipe))
+        rows = engine.run(query, progress)
     if extension:
-        extension.check_not_empty(rows.rows, unlabelled, window.described)
-    check_not_empty(recipe, rows, unlabelled, window.described)
+        extension.check_not_empty(rows.rows, rows.unlabelled, window.described)
+    check_not_empty(recipe, rows.rows, rows.unlabelled, window.described)
 
     with progress.stage("splitting", 1):
-        number_rows(db, recipe, rows.stored(), rows.rows, memory)
-        asked = assign_splits(db, recipe, rows.rows)
-        oracles = check_labels(db, recipe, rows.rows)
-        splits, hashes = splits_and_hashes(db, rows.folder, rows.rows)
-        counts, tasks = describe_tasks(recipe, rows, splits, hashes, oracles, all_labelled=extension is None)
-        until = last_moment(db, recipe)
+        facts = rows.facts()
+        rule, asked = split_rule(recipe, rows.rows, facts, rows.ranked)
+        oracles = check_labels(db, recipe, rows.rows, facts)
+        of_tasks, of_features = rows.assign_splits(rule)
+        counts, tasks = of_tasks.describe(oracles, all_labelled=extension is None)
+        until = rows.last_moment()
     if note := far_from_asked(asked, counts):
         progress.note(f"{recipe.origin}: {note}")
 
     growth: dict[str, TableGrowth] = {}
     with progress.stage("numbering values", len(recipe.tables)) as advance:
         if extension is None:
-            encoder = _new_encoder(db, recipe, rows, splits, folder, advance)
+            encoder = _new_encoder(db, recipe, encoder, rows.counts, of_features.features(), folder, advance)
         else:
             tasks = extension.tasks(tasks)
-            encoder, growth = _grown_encoder(db, recipe, rows, splits, folder, extension, advance)
+            encoder, growth = _grown_encoder(db, recipe, encoder, rows.counts, folder, extension, advance)
+    encoder.save(folder / ENCODER)
 
     dataset = Dataset(
         recipe.name,
@@ -171,59 +195,51 @@ def _run(
         tasks,
         group=recipe.group is not None,
         row_weight=recipe.weight is not None or recipe.sampling.keep_negatives < 1,
-        unlabelled=unlabelled,
+        unlabelled=rows.unlabelled,
         keep_negatives=recipe.sampling.keep_negatives,
         lineage=extension.lineage if extension else (),
         until=until,
         growth=growth,
         segments=recipe.segments,
     )
-    shares = Shares(encoder.features)
-    ranges, encoded = rows.ranges(memory), rows.folder / "encoded"
-    with (
-        progress.stage("encoding rows", rows.rows) as advance,
-        BucketWriter(encoded, schema(dataset), ranges) as buckets,
-    ):
-        for done in encode_into_buckets(rows, encoder, recipe, dataset, shares, splits, hashes, buckets):
-            advance(done)
-    rows.remove()
-    content = ContentDigests()
-    with progress.stage("writing shuffled rows", rows.rows) as advance:
-        for written in write_shards(sorted_rows(encoded, ranges), dataset, folder, content):
-            advance(written)
-    encoder.save(folder / ENCODER)
+    shares, content = rows.write(encoder, dataset, folder)
     write_whole(folder / RECIPE, recipe.toml)
-    dataset = replace(dataset, features=tuple(map(shares.describe, dataset.features)), content=content.hexdigests())
+    dataset = replace(dataset, features=tuple(map(shares.describe, dataset.features)), content=content)
     for note in notes(dataset):
         progress.note(f"{recipe.origin}: {note}")
     return dataset
 
 
+Counts = Callable[[TableSpec], Iterable[pa.RecordBatch]]
+"""How often values of a table occur in the rows that count."""
+
+
 def _new_encoder(
     db: duckdb.DuckDBPyConnection,
     recipe: Recipe,
-    rows: FactorizedRows,
-    splits: np.ndarray,
+    bare: Encoder,
+    counts: Counts,
+    features: tuple[Feature, ...],
     folder: Path,
     advance: Callable[[int], None],
 ) -> Encoder:
     """The encoder whose statistics and vocabularies are those of the training rows."""
     make_folder(folder / VOCABULARIES)
-    vocab_from, found = recipe.split.vocab_from, []
-    for done, spec in enumerate(recipe.tables, 1):
-        found.append(make_lookup(db, rows, splits, spec, vocab_from, folder / VOCABULARIES))
+    tables, lookups = [], {}
+    for done, (spec, table) in enumerate(zip(recipe.tables, bare.tables, strict=True), 1):
+        found, lookups[table.name] = make_lookup(db, table, counts, spec, folder / VOCABULARIES)
         if recipe.split.by == "time" and (spec.min_count > 1 or spec.max_rows is not None):
-            count_pending(db, rows, splits, spec, vocab_from, folder)
+            count_pending(db, table, counts(spec), folder)
+        tables.append(found)
         advance(done)
-    lookups = {table.name: lookup for table, lookup in found}
-    return Encoder(fit_features(rows, splits), tuple(table for table, _ in found), lookups, rows.encoder.schema)
+    return Encoder(features, tuple(tables), lookups, bare.schema)
 
 
 def _grown_encoder(
     db: duckdb.DuckDBPyConnection,
     recipe: Recipe,
-    rows: FactorizedRows,
-    splits: np.ndarray,
+    bare: Encoder,
+    counts: Counts,
     folder: Path,
     extension: Extension,
     advance: Callable[[int], None],
@@ -233,7 +249,7 @@ def _grown_encoder(
     make_folder(folder / ENCODER)
     found = []
     for done, spec in enumerate(recipe.tables, 1):
-        grown = grow(db, rows, splits, spec, (extension.folder, extension.dataset), folder, recipe.split.vocab_from)
+        grown = grow(db, counts, spec, (extension.folder, extension.dataset), folder)
         if grown.generations is not None:
             grown.generations.save(folder / ENCODER, spec.name)
         found.append(grown)
@@ -241,7 +257,7 @@ def _grown_encoder(
     growth = {grown.table.name: grown.counts for grown in found if grown.counts is not None}
     lookups = {grown.table.name: grown.lookup for grown in found}
     tables = tuple(grown.table for grown in found)
-    return Encoder(extension.dataset.features, tables, lookups, rows.encoder.schema), growth
+    return Encoder(extension.dataset.features, tables, lookups, bare.schema), growth
 
 
 def _sql_digest(recipe: Recipe) -> str:

@@ -69,9 +69,7 @@ def write_shards(
         make_folder(folder / split)
         left = dataset.rows[split]
         for number in range(-(-left // SHARD_ROWS)):
-            # Plain and uncompressed: decoding is a copy, several times faster than any codec on one core.
-            options = {"compression": "none", "use_dictionary": False}
-            with pq.ParquetWriter(folder / split / f"part-{number:05d}.parquet", layout, **options) as file:
+            with shard_writer(folder / shard_name(split, number), layout) as file:
                 shard_end = max(left - SHARD_ROWS, 0)
                 while left > shard_end:
                     chunk = rows.take(min(ROW_GROUP_ROWS, left - shard_end))
@@ -80,6 +78,17 @@ def write_shards(
                     left -= chunk.num_rows
                     written += chunk.num_rows
                     yield written
+
+
+def shard_name(split: str, number: int) -> str:
+    """Where in the prepared folder a shard lies."""
+    return f"{split}/part-{number:05d}.parquet"
+
+
+def shard_writer(path: Path, layout: pa.Schema) -> pq.ParquetWriter:
+    """What takes the rows of a shard, a row group at a time."""
+    # Plain and uncompressed: decoding is a copy, several times faster than any codec on one core.
+    return pq.ParquetWriter(path, layout, compression="none", use_dictionary=False)
 
 
 class _Rows:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -61,6 +61,42 @@ class Cut:
     """Rows of the last file."""
 
 
+@dataclass(frozen=True)
+class FileView:
+    """The query of a source of files."""
+
+    branches: tuple[tuple[str, tuple[Path, ...]], ...]
+    """What is selected, and the files of one schema that it is selected from."""
+    options: str
+    """Of the scan of files."""
+    conditions: tuple[str, ...] = ()
+    """That rows meet."""
+
+    def where(self, condition: str) -> FileView:
+        """The same, but only rows that meet a condition."""
+        return replace(self, conditions=(*self.conditions, f"({condition})"))
+
+    def sql(self, files: Container[Path] | None = None) -> str:
+        """The query, of some of the files or of all."""
+        found = []
+        for selected, of_schema in self.branches:
+            some = of_schema if files is None else tuple(path for path in of_schema if path in files)
+            if some or not of_schema:
+                found.append(f"select {selected} from {scan(some, self.options)}" if some else f"select {selected}")
+        query = "\nunion all\n".join(found)
+        return f"select * from ({query}) where {' and '.join(self.conditions)}" if self.conditions else query
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of a recipe's sources."""
+
+    files: dict[str, FileView]
+    """Of the sources that are no queries."""
+    lacking: SourceColumns
+    """Columns that their files are known to have, and have not."""
+
+
 def limit_files(recipe: Recipe, files: dict[str, list[Path]], limit: int) -> Cut | None:
     """Leave the first source of files only those that hold its first `limit` rows; None where it has no more rows.
 
@@ -88,7 +124,7 @@ def create_views(
     cut_short: Cut | None = None,
     known: SourceColumns | None = None,
     in_sight: Callable[[dict[str, str]], str | None] | None = None,
-) -> SourceColumns:
+) -> Views:
     """Create a view a source; of files it has two more columns: filename (relative to `raw`) and file_row_number.
 
     The rows of one source may be cut short. A column whose types in several files have no type in common is a
@@ -103,30 +139,31 @@ def create_views(
         known: columns that the files of a source are known to have: where all of them lack one, it is null.
         in_sight: of the types of a source's columns, the condition that its rows meet; None: all rows of all sources.
 
-    Returns:
-        The known columns that are lacking.
-
     Raises:
         UserError: a file cannot be read, or a source's query is not valid.
     """
-    lacking: SourceColumns = {}
+    found = Views({}, {})
     for source in recipe.sources:
         where = f"{recipe.origin}: [sources] {source.name!r}"
         columns = (known or {}).get(source.name, {})
         if source.sql:
             create_query_view(db, quote(source.name), source.sql, f"{where}: sql")
         elif files[source.name]:
-            query, lacking[source.name] = _select(db, source, files[source.name], raw, columns)
+            view, found.lacking[source.name] = _select(db, source, files[source.name], raw, columns)
             if cut_short is not None and source.name == cut_short.source:
                 last = literal(cut_short.path.relative_to(raw).as_posix())
-                query = f"select * from ({query}) where {FILENAME} <> {last} or {FILE_ROW_NUMBER} < {cut_short.rows}"
-            db.execute(f"create view {quote(source.name)} as {query}")
+                view = view.where(f"{FILENAME} <> {last} or {FILE_ROW_NUMBER} < {cut_short.rows}")
+            db.execute(f"create view {quote(source.name)} as {view.sql()}")
             if in_sight and (condition := in_sight(column_types(db, quote(source.name)))):
-                db.execute(f"create or replace view {quote(source.name)} as select * from ({query}) where {condition}")
+                view = view.where(condition)
+                db.execute(f"create or replace view {quote(source.name)} as {view.sql()}")
+            found.files[source.name] = view
         else:
-            create_query_view(db, quote(source.name), _empty({**columns, **source.columns}), f"{where}: columns")
+            view = FileView(((_nulls({**columns, **source.columns}), ()),), "").where("false")
+            create_query_view(db, quote(source.name), view.sql(), f"{where}: columns")
+            found.files[source.name] = view
         _check_cut(db, source, where)
-    return lacking
+    return found
 
 
 def source_columns(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> SourceColumns:
@@ -144,6 +181,8 @@ def _check_cut(db: duckdb.DuckDBPyConnection, source: Source, where: str) -> Non
         return
     types = column_types(db, quote(source.name))
     if source.partition_by not in types:
+        if source.optional:  # which columns its files have is theirs to say
+            return
         raise UserError(
             f"{where}: partition_by: no column {source.partition_by!r}; {columns_hint(source.partition_by, types)}"
         )
@@ -158,15 +197,14 @@ def columns_hint(column: str, names: Iterable[str]) -> str:
     return f"{hint} columns are {', '.join(name for name in names if name not in (FILENAME, FILE_ROW_NUMBER))}"
 
 
-def _empty(columns: dict[str, str]) -> str:
+def _nulls(columns: dict[str, str]) -> str:
     columns = {**columns, FILENAME: "VARCHAR", FILE_ROW_NUMBER: "BIGINT"}
-    nulls = ", ".join(f"cast(null as {sql_type}) as {quote(name)}" for name, sql_type in columns.items())
-    return f"select {nulls} where false"
+    return ", ".join(f"cast(null as {sql_type}) as {quote(name)}" for name, sql_type in columns.items())
 
 
 def _select(
     db: duckdb.DuckDBPyConnection, source: Source, files: list[Path], raw: Path, known: dict[str, str]
-) -> tuple[str, dict[str, str]]:
+) -> tuple[FileView, dict[str, str]]:
     """The query of a source's view, and the known columns that none of its files has."""
     schemas = read_schemas(db, files)
     columns = unite(schemas)
@@ -197,9 +235,8 @@ def _select(
     branches = []
     for schema in read:
         values = [f"{column.sql_for(schema)} as {quote(names[fold(column.name)])}" for column in columns]
-        options = f", filename = '{path}', file_row_number = true"
-        branches.append(f"select {', '.join(values + extra)} from {scan(schema.files, options)}")
-    return "\nunion all\n".join(branches), lacking
+        branches.append((", ".join(values + extra), tuple(schema.files)))
+    return FileView(tuple(branches), f", filename = '{path}', file_row_number = true"), lacking
 
 
 def _free(name: str, taken: Iterable[str]) -> str:

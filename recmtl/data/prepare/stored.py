@@ -101,8 +101,8 @@ def write_scattered(file: pa.ipc.RecordBatchFileWriter, rows: pa.RecordBatch, bu
         start += count
 
 
-def show(db: duckdb.DuckDBPyConnection, stored: Stored, view: str, columns: dict[str, str]) -> None:
-    """Let a view of these columns and types show stored rows."""
+def show(db: duckdb.DuckDBPyConnection, stored: Stored | pa.Table, view: str, columns: dict[str, str]) -> None:
+    """Let a view of these columns and types show stored rows, or others that come from the engine."""
     name = f"#behind {view}"
     db.register(name, stored)
     values = {column: _value(column, sql_type) for column, sql_type in columns.items()}

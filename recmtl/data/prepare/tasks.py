@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
-from recmtl.data.prepare.factorized import FactorizedRows
 from recmtl.data.prepare.labels import Labels, read_labels
 from recmtl.data.recipe import Recipe, TaskSpec
 from recmtl.errors import UserError
@@ -34,47 +34,60 @@ def row_weights(labels: Labels, splits: np.ndarray, share: float) -> np.ndarray:
     return np.where((splits != 0) | labels.positive, 1.0, 1 / share)
 
 
-def describe_tasks(
-    recipe: Recipe,
-    rows: FactorizedRows,
-    splits: np.ndarray,
-    hashes: np.ndarray,
-    oracles: frozenset[str],
-    *,
-    all_labelled: bool = True,
-) -> tuple[dict[str, int], tuple[Task, ...]]:
-    """Rows that are kept by split, and the tasks with what their labels are.
+class TaskStatistics:
+    """What the labels of some rows, or of all, say of the tasks.
 
     Args:
         recipe: names the columns and says what is kept.
-        rows: of all splits; their labels were checked.
-        splits: index into `SPLITS` of every row, uint8.
-        hashes: of every row, uint64.
-        oracles: tasks whose true probabilities are known.
-        all_labelled: every task must have a label that weighs something in a training row.
-
-    Raises:
-        UserError: no row is for training, or a task has no label there, or no weight.
     """
-    counts = np.zeros(len(SPLITS), np.int64)
-    statistics = [_Statistics(spec) for spec in recipe.tasks]
-    places = {spec.name: place for place, spec in enumerate(recipe.tasks)}
-    share, first_row = recipe.sampling.keep_negatives, 0
-    for columns in rows.stored():
-        some = slice(first_row, first_row + columns.num_rows)
-        first_row = some.stop
-        labels = read_labels(recipe, columns)
-        kept = is_kept(labels, splits[some], hashes[some], share)
-        weights = labels.weights * row_weights(labels, splits[some], share)[:, None]
-        split = splits[some][kept]
-        counts += np.bincount(split, minlength=len(SPLITS))
-        for place, (spec, found) in enumerate(zip(recipe.tasks, statistics, strict=True)):
-            parent = None if spec.parent is None else labels.values[kept, places[spec.parent]]
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.counts = np.zeros(len(SPLITS), np.int64)
+        self._of_tasks = [_Statistics(spec) for spec in recipe.tasks]
+        self._places = {spec.name: place for place, spec in enumerate(recipe.tasks)}
+
+    def add(self, columns: pa.RecordBatch, splits: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+        """Take in rows whose labels were checked; returns which are kept, bool [n].
+
+        Args:
+            columns: with labels and weights.
+            splits: index into `SPLITS` of every row, uint8 [n].
+            hashes: of every row, uint64 [n].
+        """
+        share = self.recipe.sampling.keep_negatives
+        labels = read_labels(self.recipe, columns)
+        kept = is_kept(labels, splits, hashes, share)
+        weights = labels.weights * row_weights(labels, splits, share)[:, None]
+        split = splits[kept]
+        self.counts += np.bincount(split, minlength=len(SPLITS))
+        for place, found in enumerate(self._of_tasks):
+            parent = None if found.spec.parent is None else labels.values[kept, self._places[found.spec.parent]]
             found.add(labels.values[kept, place], weights[kept, place], split, parent)
-    by_split = dict(zip(SPLITS, counts.tolist(), strict=True))
-    if not by_split["train"]:
-        raise UserError(f"{recipe.origin}: [split]: no row is left for training; change the split")
-    return by_split, tuple(found.task(recipe.origin, oracles, all_labelled) for found in statistics)
+        return kept
+
+    def merge(self, other: TaskStatistics) -> None:
+        """Add what other rows say."""
+        self.counts += other.counts
+        for own, found in zip(self._of_tasks, other._of_tasks, strict=True):
+            own.merge(found)
+
+    def describe(
+        self, oracles: frozenset[str], *, all_labelled: bool = True
+    ) -> tuple[dict[str, int], tuple[Task, ...]]:
+        """Rows that are kept by split, and the tasks with what their labels are.
+
+        Args:
+            oracles: tasks whose true probabilities are known.
+            all_labelled: every task must have a label that weighs something in a training row.
+
+        Raises:
+            UserError: no row is for training, or a task has no label there, or no weight.
+        """
+        by_split = dict(zip(SPLITS, self.counts.tolist(), strict=True))
+        if not by_split["train"]:
+            raise UserError(f"{self.recipe.origin}: [split]: no row is left for training; change the split")
+        return by_split, tuple(found.task(self.recipe.origin, oracles, all_labelled) for found in self._of_tasks)
 
 
 class _Statistics:
@@ -105,6 +118,15 @@ class _Statistics:
         if self.spec.kind == "regression":
             labels = values[known & (splits == 0)]
             self.targets.add(signed_log1p(labels) if self.spec.transform == "log1p" else labels)
+
+    def merge(self, other: _Statistics) -> None:
+        """Add what other rows say."""
+        self.observed += other.observed
+        for own, found in zip(self.weights + self.sums, other.weights + other.sums, strict=True):
+            own.merge(found)
+        self.targets.merge(other.targets)
+        self.closed += other.closed
+        self.closed_with_label += other.closed_with_label
 
     def task(self, origin: str, oracles: frozenset[str], labelled: bool) -> Task:
         """The task.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +24,9 @@ BATCH_ROWS = 2**17
 
 def make_lookup(
     db: duckdb.DuckDBPyConnection,
-    rows: FactorizedRows,
-    splits: np.ndarray,
+    table: Table,
+    counts: Callable[[TableSpec], Iterable[pa.RecordBatch]],
     spec: TableSpec,
-    vocab_from: str,
     folder: Path,
 ) -> tuple[Table, Vocabulary | Hashed]:
     """The table with its size, and what finds the ids of its values.
@@ -37,18 +36,16 @@ def make_lookup(
 
     Args:
         db: counts what does not fit into memory.
-        rows: of all splits.
-        splits: index into `SPLITS` of every row, uint8.
+        table: without its size.
+        counts: how often values of a table that is not hashed occur, in columns of `count_schema`; a value may come
+            again and again.
         spec: what the recipe says of the table.
-        vocab_from: whose values count: ``train`` or ``all``.
         folder: of the vocabularies.
     """
-    table = next(table for table in rows.encoder.tables if table.name == spec.name)
     if spec.hash_rows is not None:
         return replace(table, rows=spec.hash_rows, hashed=True), Hashed(spec.hash_rows)
     path = folder / f"{table.name}.parquet"
-    counts = pa.RecordBatchReader.from_batches(count_schema(table), partial_counts(rows, splits, spec, vocab_from))
-    db.register("#counts", counts)
+    db.register("#counts", pa.RecordBatchReader.from_batches(count_schema(table), counts(spec)))
     limit = "" if spec.max_rows is None else f" limit {spec.max_rows - FIRST}"
     query = (
         'select value from (select value, sum("count") as seen from "#counts" group by value) '

@@ -1,0 +1,235 @@
+"""Runs a recipe's query, and all that comes after it, as jobs of Spark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyspark import StorageLevel
+
+from recmtl.data.prepare.duck import arrow_batches, column_types, quote, refusal
+from recmtl.data.prepare.encode import FeatureStatistics, Shares
+from recmtl.data.prepare.engine import Query
+from recmtl.data.prepare.examples import SELECTED, SPLIT_VALUE, STORED, key_columns
+from recmtl.data.prepare.extension import last_moment
+from recmtl.data.prepare.facts import Facts
+from recmtl.data.prepare.lineage import columns_behind
+from recmtl.data.prepare.partitions import partition_type, rows_at_once
+from recmtl.data.prepare.shards import schema
+from recmtl.data.prepare.sources import count_raw_rows
+from recmtl.data.prepare.spark import encoding, ranks
+from recmtl.data.prepare.spark.pieces import Piece, cut, partitioned_sources
+from recmtl.data.prepare.spark.plan import Plan, SourcePlan, versions
+from recmtl.data.prepare.spark.session import Session, open_session
+from recmtl.data.prepare.spark.shards import ShardMap
+from recmtl.data.prepare.spark.tasks import is_summary, itself, read_pieces, run_query, store
+from recmtl.data.prepare.spark.transfer import from_bytes
+from recmtl.data.prepare.splits import Place
+from recmtl.data.prepare.stored import BATCH_ROWS, Stored, show
+from recmtl.data.prepare.tasks import TaskStatistics
+from recmtl.data.recipe import TableSpec
+from recmtl.encoding.encoder import FILE_NAME, Encoder
+from recmtl.runtime.progress import Progress
+from recmtl.runtime.storage import list_folder, make_folder
+from recmtl.schema import ENCODER, SPLITS, Dataset
+
+
+@contextmanager
+def open_engine(
+    name: str, master: str | None, work: Path, memory_limit: str, memory: int, progress: Progress
+) -> Iterator[SparkEngine]:
+    """Start Spark, and end it.
+
+    Args:
+        name: of the recipe.
+        master: see `open_session`.
+        work: folder on a disk that the driver and all executors share.
+        memory_limit: of a task, such as ``4GB``.
+        memory: the same in bytes.
+        progress: where to show jobs.
+    """
+    with open_session(f"recmtl prepare {name}", master, work / "spark", progress) as session:
+        yield SparkEngine(session, work, memory_limit, memory)
+
+
+@dataclass(frozen=True)
+class SparkEngine:
+    """Runs queries on a cluster."""
+
+    session: Session
+    work: Path
+    memory_limit: str
+    memory: int
+
+    def run(self, query: Query, progress: Progress) -> SparkRows:
+        """Run a query, and store its rows on the executors."""
+        plan, pieces, sql_type = self._plan(query)
+        context = self.session.context
+        if pieces:
+            elements = context.parallelize(pieces, len(pieces)).mapPartitions(
+                partial(read_pieces, plan, sql_type=sql_type)
+            )
+            elements = elements.partitionBy(plan.partitions, itself)
+        else:
+            elements = context.parallelize([], 1)
+        dealt = elements.mapPartitions(partial(run_query, plan)).partitionBy(plan.ranges, itself)
+        stored = dealt.mapPartitionsWithIndex(partial(store, plan)).persist(StorageLevel.DISK_ONLY)
+        summaries = self.session.run("running the query on every partition", stored.filter(is_summary).collect)
+        return SparkRows(self, query, plan, stored, summaries)
+
+    def _plan(self, query: Query) -> tuple[Plan, list[Piece], str]:
+        """What the tasks must know, what they read, and the type of the values that rows are dealt by."""
+        db, recipe = query.db, query.recipe
+        types = {source.name: column_types(db, quote(source.name)) for source in recipe.sources}
+        dealt = partitioned_sources(recipe, query.files, types)
+        sql_type = partition_type(recipe, dealt, types)
+        needed = _needed_columns(query, {name: types[name] for name in query.views})
+        sources: list[SourcePlan] = []
+        pieces: list[Piece] = []
+        for source in recipe.sources:
+            if source.sql:
+                continue
+            carried = None
+            if source in dealt:
+                key = str(source.partition_by)
+                names = [
+                    name
+                    for name, kind in types[source.name].items()
+                    if (name == key or (source.name, name) in needed) and not refusal(kind)
+                ]
+                columns = f"select {', '.join(map(quote, names))} from {quote(source.name)} limit 0"
+                carried = arrow_batches(db, columns, BATCH_ROWS).schema
+                pieces += cut(source, query.files[source.name], query.views[source.name])
+            files = tuple(query.files[source.name])
+            sources.append(SourcePlan(source.name, files, query.views[source.name].sql(), types[source.name], carried))
+        # Executors may have come to be more than at the start: two tasks for each core.
+        cores = 2 * self.session.context.defaultParallelism
+        ranges = max(-(-count_raw_rows(db, recipe) // rows_at_once(self.memory)), cores)
+        plan = Plan(
+            recipe,
+            self.memory_limit,
+            tuple(sources),
+            partitions=ranges if dealt else 1,
+            ranges=ranges,
+            types=query.types,
+            selected=column_types(db, SELECTED),
+            condition=query.condition,
+            encoder=query.encoder,
+            others=query.others,
+            versions=versions(),
+        )
+        return plan, pieces, sql_type
+
+
+def _needed_columns(query: Query, types: dict[str, dict[str, str]]) -> set[tuple[str, str]]:
+    """The columns of the sources of files that the recipe's columns of the query depend on, as (source, column)."""
+    recipe = query.recipe
+    used = [*recipe.read_columns, *recipe.predicted, *recipe.segments, *recipe.split.key]
+    used += [*key_columns(recipe, query.types), *([recipe.split.column] if recipe.split.column else [])]
+    return set().union(*columns_behind(recipe, types, dict.fromkeys(used)).values())
+
+
+class SparkRows:
+    """The rows of a query, on the disks of executors."""
+
+    def __init__(self, engine: SparkEngine, query: Query, plan: Plan, stored: Any, summaries: list[Any]) -> None:
+        self.rows = sum(summary.rows for summary in summaries)
+        self.unlabelled = sum(summary.unlabelled for summary in summaries)
+        self._session, self._work = engine.session, engine.work
+        self._query, self._plan, self._stored, self._summaries = query, plan, stored, summaries
+        self._sums = {summary.number: summary.hashes for summary in summaries}
+
+    def facts(self) -> Facts:
+        """See `Rows`."""
+        total = Facts()
+        for summary in self._summaries:
+            total.merge(summary.facts)
+        return total
+
+    def ranked(self, ranks_of_rows: Iterable[int]) -> list[Place | None]:
+        """See `Rows`."""
+        wanted, db, types = list(ranks_of_rows), self._query.db, self._plan.selected
+        inside = [rank for rank in wanted if rank < self.rows]
+        places = dict.fromkeys(wanted)
+        if inside:
+            points = partial(ranks.tell_points, self._plan, sums=self._sums)
+            told = self._session.run("looking for splits", self._stored.mapPartitions(points).collect)
+            brackets = ranks.brackets(db, told, inside, types)
+            between = partial(ranks.tell_between, self._plan, sums=self._sums, wanted=brackets)
+            found = self._session.run("finding splits", self._stored.mapPartitions(between).collect)
+            for number, rank in enumerate(inside):
+                of_rank = [(before, rows) for of, before, rows in found if of == number]
+                places[rank] = ranks.place_between(db, of_rank, rank, types)
+        return [places[rank] for rank in wanted]
+
+    def last_moment(self) -> str:
+        """See `Rows`."""
+        if last := [from_bytes(summary.last) for summary in self._summaries if summary.last is not None]:
+            name = SPLIT_VALUE.strip('"')
+            show(self._query.db, pa.concat_tables(last), STORED, {name: self._plan.selected[name]})
+        return last_moment(self._query.db, self._query.recipe)
+
+    def assign_splits(self, rule: str) -> tuple[TaskStatistics, FeatureStatistics]:
+        """See `Rows`."""
+        self._rule = rule
+        survey = partial(encoding.survey, self._plan, sums=self._sums, rule=rule, parts=self._plan.ranges)
+        told = self._stored.mapPartitions(survey).partitionBy(1 + self._plan.ranges, itself)
+        merged = told.mapPartitionsWithIndex(partial(encoding.merge, self._plan))
+        make_folder(self._work / "counts")
+        return self._session.run("counting values", partial(self._gather, merged))
+
+    def _gather(self, merged: Any) -> tuple[TaskStatistics, FeatureStatistics]:
+        """Keep the statistics, and the counts in files."""
+        files: dict[str, pa.ipc.RecordBatchFileWriter] = {}
+        statistics = None
+        for element in merged.toLocalIterator(prefetchPartitions=True):
+            if isinstance(element, encoding.Statistics):
+                statistics = element
+                continue
+            table, counts = element[0], from_bytes(element[1])
+            if table not in files:
+                files[table] = pa.ipc.new_file(self._counts(table), counts.schema)
+            files[table].write_table(counts)
+        for file in files.values():
+            file.close()
+        assert statistics is not None, "there are rows"
+        self._hashes = statistics.hashes
+        return statistics.tasks, statistics.features
+
+    def _counts(self, table: str) -> Path:
+        return self._work / "counts" / f"{table}.arrow"
+
+    def counts(self, spec: TableSpec) -> Iterator[pa.RecordBatch]:
+        """See `Rows`."""
+        path = self._counts(spec.name)
+        return iter(Stored(path)) if path.exists() else iter(())
+
+    def write(self, encoder: Encoder, dataset: Dataset, folder: Path) -> tuple[Shares, dict[str, dict[str, str]]]:
+        """See `Rows`."""
+        context = self._session.context
+        for path in list_folder(folder / ENCODER):
+            if path.name == FILE_NAME or path.name.endswith((".keys.npy", ".ids.npy")):
+                context.addFile(str(path))
+        shards = ShardMap(self._hashes)
+        writing = encoding.Writing(self._rule, dataset, shards, folder, self._work / "attempts")
+        for path in (writing.attempts, *(folder / split for split in SPLITS)):
+            make_folder(path)
+        encode = partial(encoding.encode, self._plan, sums=self._sums, writing=writing)
+        dealt = self._stored.mapPartitions(encode).partitionBy(len(shards.shards) + 1, itself)
+        written = dealt.mapPartitionsWithIndex(partial(encoding.write_shard, self._plan, writing=writing))
+        [shares] = self._session.run("encoding and writing shuffled rows", written.collect)
+        names = schema(dataset).names
+        columns = [(split, name) for split in SPLITS if dataset.rows[split] for name in names]
+        digest = partial(encoding.digest, self._plan, writing=writing)
+        tasks = min(len(columns), self._plan.ranges)
+        digests = context.parallelize(columns, tasks).mapPartitions(digest)
+        content: dict[str, dict[str, str]] = {}
+        for found in self._session.run("taking digests", digests.collect):
+            for split, of_columns in found.items():
+                content.setdefault(split, {}).update(of_columns)
+        return shares, content

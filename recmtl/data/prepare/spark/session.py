@@ -1,0 +1,162 @@
+"""A running application of Spark: started and ended, its jobs shown, its errors in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from py4j.protocol import Py4JError, Py4JJavaError
+from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkException
+from pyspark.java_gateway import launch_gateway
+
+from recmtl.data.prepare.spark.tasks import user_error
+from recmtl.errors import UserError
+from recmtl.runtime.progress import Progress, polled
+from recmtl.runtime.storage import make_folder, open_write, read_text
+
+T = TypeVar("T")
+
+SUBMITTED = "PYSPARK_GATEWAY_PORT"
+"""Environment variable that ``spark-submit`` sets."""
+PATIENCE_SECONDS = 30.0
+"""Without an executor, before the user is told."""
+
+
+class Session:
+    """Runs jobs.
+
+    Args:
+        context: of Spark.
+        progress: where to show them.
+    """
+
+    def __init__(self, context: SparkContext, progress: Progress) -> None:
+        self.context = context
+        self._progress = progress
+        self._began = time.monotonic()
+
+    def run(self, name: str, job: Callable[[], T]) -> T:
+        """Run a job.
+
+        Raises:
+            UserError: the user's mistake in a task, or what Spark says of a cluster that does not work.
+            RuntimeError: another error in a task.
+        """
+        self.context.setJobDescription(name)
+        with (
+            self._progress.stage(name, 100) as advance,
+            polled(self._percent, advance),
+            one_line_errors(),
+        ):
+            return job()
+
+    def _percent(self) -> float:
+        """How many of the tasks of the running job's stages are done."""
+        tracker = self.context.statusTracker()
+        jobs = filter(None, map(tracker.getJobInfo, tracker.getActiveJobsIds()))
+        stages = list(filter(None, (tracker.getStageInfo(stage) for job in jobs for stage in job.stageIds)))
+        tasks = sum(stage.numTasks for stage in stages)
+        self._check_executors()
+        return 100 * sum(stage.numCompletedTasks for stage in stages) / tasks if tasks else 0.0
+
+    def _check_executors(self) -> None:
+        """Tell a user once that no executor has come."""
+        if time.monotonic() < self._began + PATIENCE_SECONDS:
+            return
+        self._began = float("inf")
+        java: Any = self.context
+        master = str(self.context.master)
+        if not master.startswith("local") and java._jsc.sc().getExecutorMemoryStatus().size() < 2:
+            self._progress.note(f"{master}: no executor has come yet; are its workers up, and have they room?")
+
+
+@contextmanager
+def open_session(name: str, master: str | None, folder: Path, progress: Progress) -> Iterator[Session]:
+    """Start an application of Spark and end it.
+
+    Args:
+        name: of the application.
+        master: such as ``spark://HOST:7077`` or ``local[4]``; None: as Spark's own settings say, or all local cores.
+        folder: for what Spark's own process says, which nobody needs to see.
+        progress: where to show jobs.
+
+    Raises:
+        UserError: Spark does not start; says why.
+    """
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    conf = SparkConf().set("spark.ui.showConsoleProgress", "false")
+    if not conf.contains("spark.app.name"):
+        conf.setAppName(name)
+    if master is not None:
+        conf.setMaster(master)
+    elif not conf.contains("spark.master"):
+        conf.setMaster("local[*]")
+    submitted = SUBMITTED in os.environ
+    make_folder(folder)
+    log = folder / "log"
+    with open_write(log) as said:
+        gateway = context = None
+        try:
+            if not submitted:
+                gateway = launch_gateway(conf, {"stdout": said, "stderr": said})
+            context = SparkContext(conf=conf, gateway=gateway)
+            context.setLogLevel("OFF")
+        except (Py4JError, PySparkException, OSError, RuntimeError, ValueError) as error:
+            _close(context, gateway)
+            raise UserError(f"--engine spark: Spark does not start: {_reason(error, log)}") from None
+        try:
+            yield Session(context, progress)
+        finally:
+            _close(context, gateway)
+
+
+def _close(context: Any, gateway: Any) -> None:
+    """End an application, and the Java process where it was started here."""
+    try:
+        if context is not None:
+            context.stop()
+    except (Py4JError, OSError):  # it has ended already
+        pass
+    if gateway is not None:
+        gateway.shutdown()
+        gateway.proc.stdin.close()
+        gateway.proc.wait()
+        SparkContext._gateway = SparkContext._jvm = None
+
+
+def _reason(error: Exception, log: Path) -> str:
+    """Why Spark does not start, in one line."""
+    if isinstance(error, Py4JJavaError):
+        return java_reason(str(error))
+    said = [
+        line for line in read_text(log, errors="replace").splitlines() if re.search("error|exception|not ", line, re.I)
+    ]
+    return said[-1].strip() if said else " ".join(str(error).split())
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Say what is wrong in a task or with a cluster. Raises as `Session.run` does."""
+    try:
+        yield
+    except (Py4JError, PySparkException) as error:
+        text = str(error)
+        if mistake := user_error(text):
+            raise mistake from None
+        if traceback := re.search(r"Traceback \(most recent call last\):\n.*?\n(?=\s*SQLSTATE|\tat )", text, re.DOTALL):
+            raise RuntimeError(f"a task of Spark failed:\n{traceback[0]}") from None
+        raise UserError(f"--engine spark: {java_reason(text)}") from None
+
+
+def java_reason(text: str) -> str:
+    """What an error of Java says, without its stack."""
+    said = text.partition("\n: ")[2] or text
+    lines = [line for line in said.splitlines() if line.strip()]
+    return re.sub(r"^(?:[\w$]+\.)+[\w$]+: ", "", lines[0]) if lines else "its Java process has ended"

@@ -1,0 +1,54 @@
+"""Rows and files as bytes, which is all that Spark sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from recmtl.runtime.storage import list_folder, open_read
+
+CHUNK_BYTES = 4 * 2**20
+"""Of a file, that are one element."""
+
+
+def to_bytes(rows: pa.RecordBatch | pa.Table) -> bytes:
+    """Rows as a stream of Arrow's IPC format."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(data: bytes) -> pa.Table:
+    """What `to_bytes` was given."""
+    with pa.ipc.open_stream(data) as stream:
+        return stream.read_all()
+
+
+def deal(rows: pa.RecordBatch, keys: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """The rows of every key, uint or int [n], that some have."""
+    order = np.argsort(keys, kind="stable")
+    sorted_keys = keys[order]
+    starts = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])) if len(keys) else np.empty(0, int)
+    rows = rows.take(pa.array(order))
+    for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
+        yield int(sorted_keys[start]), to_bytes(rows.slice(start, end - start))
+
+
+def pack(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """The files of a folder, piece by piece."""
+    for path in list_folder(folder):
+        with open_read(path) as file:
+            yield path.name, b""
+            while data := file.read(CHUNK_BYTES):
+                yield path.name, data
+
+
+def unpack(pieces: Iterable[tuple[str, bytes]], folder: Path) -> None:
+    """Write into a folder what `pack` gave of another."""
+    for name, data in pieces:
+        with (folder / name).open("ab") as file:
+            file.write(data)
