@@ -13,7 +13,7 @@ SHELL := bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-docker test-slurm test-nodes wheels lint format clean
+.PHONY: help setup demo test test-slow test-docker test-slurm test-nodes test-spark wheels lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ test-slurm: setup ## As root: start a Slurm cluster of two nodes, run jobs on it
 
 test-nodes: setup ## As root: one job across two network namespaces
 	pytest -m netns -rs
+
+test-spark: setup ## Start a Spark cluster, prepare data on it (minutes; needs Java 17, installs PySpark)
+	$(INSTALL) -r requirements/spark.txt
+	pytest -m spark -rs
 
 wheels: setup ## Download the image's packages to requirements/wheels, for a build that reaches no index
 	python -m pip download -q --no-deps -d requirements/wheels $(PIP_FLAGS) -r requirements/cpu.txt -r requirements/nodeps.txt

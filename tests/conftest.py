@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-OPT_IN = {"docker": "test-docker", "slurm": "test-slurm", "netns": "test-nodes"}
-"""Tests that start daemons or make networks, as root, by marker: the target of `make` that runs them."""
+OPT_IN = {"docker": "test-docker", "slurm": "test-slurm", "netns": "test-nodes", "spark": "test-spark"}
+"""Tests that start daemons, clusters or networks, by marker: the target of `make` that runs them."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -122,6 +123,43 @@ def test_merrec_in_parts_is_merrec(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert seen == list(range(7))
 
 
+@pytest.mark.parametrize("key", ["user", "USER"])
+def test_several_sources_are_cut_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """Equal values are in one partition, whatever the types of the columns."""
+    numbers = np.arange(400) % 37
+    for name, table in {
+        "left": pa.table({"user": pa.array(numbers, pa.int32()), "x": numbers % 5, "y": np.arange(400) % 2}),
+        "right": pa.table({key: pa.array(np.arange(37), pa.uint8()), "z": np.arange(37) % 3}),
+    }.items():
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        pq.write_table(table, tmp_path / "raw" / name / "0.parquet")
+    (tmp_path / "mine.toml").write_text(
+        'sql = "select *, count(*) over (partition by l.user) as seen from l join r on l.user = r.user"\n[sources]\n'
+        'l = { files = "left/*.parquet", partition_by = "user" }\n'
+        f'r = {{ files = "right/*.parquet", partition_by = "{key}" }}\n'
+        '[[feature]]\nname = "x"\n[[feature]]\nname = "z"\n[[feature]]\nname = "seen"\n'
+        '[[task]]\nname = "y"\nlabel = "y"\n'
+    )
+    whole = contents(str(tmp_path / "mine.toml"), tmp_path / "raw", tmp_path / "whole")
+    monkeypatch.setattr(partitions, "PARTITION_ROWS", 50)
+    assert contents(str(tmp_path / "mine.toml"), tmp_path / "raw", tmp_path / "cut") == whole
+
+
+def test_sources_whose_partitions_do_not_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "PARTITION_ROWS", 10)
+    for name, values in {"left": pa.array(range(40)), "right": pa.array(list(map(str, range(40))))}.items():
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        pq.write_table(pa.table({"user": values, "y": [0, 1] * 20}), tmp_path / "raw" / name / "0.parquet")
+    (tmp_path / "mine.toml").write_text(
+        'sql = "select l.user as x, l.y as y from l join r on l.user::varchar = r.user"\n[sources]\n'
+        'l = { files = "left/*.parquet", partition_by = "user" }\n'
+        'r = { files = "right/*.parquet", partition_by = "user" }\n'
+        '[[feature]]\nname = "x"\n[[task]]\nname = "y"\nlabel = "y"\n'
+    )
+    with pytest.raises(UserError, match=r"\[sources\]: partition_by is BIGINT in 'l' and VARCHAR in 'r'; cast it"):
+        prepare(load_recipe(str(tmp_path / "mine.toml")), tmp_path / "raw", tmp_path / "out")
+
+
 def test_no_row_left_to_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "PARTITION_ROWS", 10)
     row = ("a", 1, ["x"], datetime.datetime(2024, 1, 1), True)
@@ -150,8 +188,8 @@ def test_parts_follow_rows_and_memory() -> None:
         ),
         (
             'raw = "*.parquet"',
-            'raw = {files = "*.parquet", partition_by = "user"}',
-            r"partition_by is for one source.*raw, ev",
+            'raw = "*.parquet"\nmore = {sql = "select * from raw", partition_by = "user"}',
+            r"partition_by is for one source with sql, not for more, events",
         ),
         ('partition_by = "user"', 'files = "*.parquet"', r"'events': give files .* or sql, one of them"),
         ('partition_by = "user"', 'optional = true\ncolumns = {a = "INT"}', r"'events': optional is for files"),

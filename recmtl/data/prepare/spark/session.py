@@ -16,7 +16,7 @@ from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.java_gateway import launch_gateway
 
-from recmtl.data.prepare.spark.tasks import user_error
+from recmtl.data.prepare.spark.errors import driver_error, java_reason
 from recmtl.errors import UserError
 from recmtl.runtime.progress import Progress, polled
 from recmtl.runtime.storage import make_folder, open_write, read_text
@@ -147,16 +147,4 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (Py4JError, PySparkException) as error:
-        text = str(error)
-        if mistake := user_error(text):
-            raise mistake from None
-        if traceback := re.search(r"Traceback \(most recent call last\):\n.*?\n(?=\s*SQLSTATE|\tat )", text, re.DOTALL):
-            raise RuntimeError(f"a task of Spark failed:\n{traceback[0]}") from None
-        raise UserError(f"--engine spark: {java_reason(text)}") from None
-
-
-def java_reason(text: str) -> str:
-    """What an error of Java says, without its stack."""
-    said = text.partition("\n: ")[2] or text
-    lines = [line for line in said.splitlines() if line.strip()]
-    return re.sub(r"^(?:[\w$]+\.)+[\w$]+: ", "", lines[0]) if lines else "its Java process has ended"
+        raise driver_error(str(error)) from None

@@ -5,9 +5,7 @@ An element that goes from one task to the next is a key, the number of the parti
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -39,6 +37,7 @@ from recmtl.data.prepare.numbering import number_rows
 from recmtl.data.prepare.partitions import partition_key
 from recmtl.data.prepare.queries import create_query_view
 from recmtl.data.prepare.sources import query_errors
+from recmtl.data.prepare.spark.errors import marked
 from recmtl.data.prepare.spark.pieces import Piece
 from recmtl.data.prepare.spark.plan import Plan
 from recmtl.data.prepare.spark.transfer import deal, from_bytes, pack, to_bytes, unpack
@@ -49,9 +48,6 @@ from recmtl.errors import UserError
 P = ParamSpec("P")
 T = TypeVar("T")
 Element = tuple[int, Any]
-
-MARK = "#recmtl-error#"
-"""Stands around a user's mistake in what Spark says of a task that failed."""
 
 
 def task(function: Callable[Concatenate[Plan, Path, P], Iterator[T]]) -> Callable[Concatenate[Plan, P], Iterator[T]]:
@@ -69,15 +65,9 @@ def task(function: Callable[Concatenate[Plan, Path, P], Iterator[T]]) -> Callabl
             ):
                 yield from function(plan, Path(folder), *args, **kwargs)
         except UserError as error:
-            raise UserError(f"{MARK}{json.dumps(str(error))}{MARK}") from None
+            raise marked(error) from None
 
     return run
-
-
-def user_error(text: str) -> UserError | None:
-    """The user's mistake that an error of Spark tells of."""
-    found = re.search(f"{MARK}(.*?){MARK}", text)
-    return UserError(json.loads(found[1])) if found else None
 
 
 def itself(key: int) -> int:

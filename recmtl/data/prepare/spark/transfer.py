@@ -31,11 +31,10 @@ def from_bytes(data: bytes) -> pa.Table:
 def deal(rows: pa.RecordBatch, keys: np.ndarray) -> Iterator[tuple[int, bytes]]:
     """The rows of every key, uint or int [n], that some have."""
     order = np.argsort(keys, kind="stable")
-    sorted_keys = keys[order]
-    starts = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])) if len(keys) else np.empty(0, int)
+    some, starts = np.unique(keys[order], return_index=True)
     rows = rows.take(pa.array(order))
-    for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
-        yield int(sorted_keys[start]), to_bytes(rows.slice(start, end - start))
+    for key, start, end in zip(some.tolist(), starts, np.append(starts, len(keys))[1:], strict=True):
+        yield key, to_bytes(rows.slice(start, end - start))
 
 
 def pack(folder: Path) -> Iterator[tuple[str, bytes]]:

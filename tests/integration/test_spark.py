@@ -1,0 +1,296 @@
+"""A standalone cluster of Spark writes what one machine writes. Needs Java 17: `make test-spark`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from spark_cluster import Cluster, spark_cluster
+
+pytestmark = pytest.mark.spark
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+ENV = {"SPARK_LOCAL_IP": "127.0.0.1"}
+LISTS = """
+sql = '''
+select *, lag(item) over (partition by "user" order by moment, number) as previous
+from events
+left join items using (item)
+'''
+group = "user"
+segments = ["tab"]
+weight = "importance"
+[sources]
+raw = { files = "log/*.parquet", partition_by = "user" }
+items = "items.parquet"
+[sources.events]
+sql = "select *, cast(item as hugeint) * 10000000000 as huge, moment::date as day from raw"
+[[table]]
+name = "item"
+min_count = 2
+[[table]]
+name = "tags"
+max_rows = 20
+[[table]]
+name = "words"
+hash_rows = 50
+[[feature]]
+name = "user"
+[[feature]]
+name = "item"
+[[feature]]
+name = "previous"
+table = "item"
+[[feature]]
+name = "huge"
+[[feature]]
+name = "exact"
+[[feature]]
+name = "nanoseconds"
+[[feature]]
+name = "unsigned"
+[[feature]]
+name = "tags"
+kind = "list"
+pooling = "mean"
+max_length = 3
+[[feature]]
+name = "words"
+kind = "list"
+separator = ","
+[[feature]]
+name = "price"
+kind = "numeric"
+transform = "log1p_standardize"
+[[task]]
+name = "click"
+label = "clicked"
+[[task]]
+name = "seconds"
+kind = "duration"
+label = "watched"
+[sampling]
+keep_negatives = 0.7
+[split]
+by = "time"
+column = "moment"
+"""
+"""A recipe with lists, with types that Spark does not know, and with every kind of table."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with spark_cluster(tmp_path_factory.mktemp("spark")) as running:
+        yield running
+
+
+@pytest.fixture
+def prepare(run_recmtl: Run, cluster: Cluster) -> Run:
+    """Run `recmtl prepare` on the cluster."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        return run_recmtl("prepare", *words, "--engine", "spark", "--master", cluster.master, env=ENV, timeout=600)
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Every file has the same bytes."""
+    first, second = contents(one), contents(other)
+    assert first.keys() == second.keys()
+    assert [name for name, data in first.items() if data != second[name]] == []
+
+
+def write_lists(raw: Path, rows: int = 20_000) -> None:
+    rng = np.random.default_rng(0)
+    (raw / "log").mkdir(parents=True)
+    moments = np.datetime64("2024-01-01", "s") + np.sort(rng.integers(0, 86400 * 20, rows))
+    item = rng.integers(-5, 300, rows)
+    log = pa.table(
+        {
+            "user": [f"u{i}" for i in rng.integers(0, 500, rows)],
+            "item": pa.array(item, mask=rng.random(rows) < 0.1),
+            "moment": moments.astype("datetime64[us]"),
+            "number": np.arange(rows),
+            "nanoseconds": (moments.astype("datetime64[ns]") + rng.integers(0, 3, rows)),
+            "unsigned": (2**63 + rng.integers(0, 9, rows).astype(np.uint64)),
+            "tab": pa.array([f"t{i}" for i in rng.integers(0, 3, rows)], mask=rng.random(rows) < 0.1),
+            "price": pa.array(rng.gamma(1, 60, rows), mask=rng.random(rows) < 0.2),
+            "importance": rng.integers(1, 4, rows),
+            "clicked": pa.array(rng.integers(0, 2, rows), mask=rng.random(rows) < 0.2),
+            "watched": pa.array(rng.gamma(1, 9, rows), mask=rng.random(rows) < 0.5),
+        }
+    )
+    for number in range(4):
+        pq.write_table(log.slice(number * rows // 4, rows // 4), raw / "log" / f"{number}.parquet", row_group_size=2000)
+    items = np.arange(-5, 290)
+    described = pa.table(
+        {
+            "item": items,
+            "tags": [[f"g{j}" for j in range(i % 30, i % 30 + i % 5)] for i in range(len(items))],
+            "words": [",".join(f"w{j}" for j in range(i % 7)) or None for i in range(len(items))],
+            "exact": pa.array(items).cast(pa.decimal128(38, 5)),
+        }
+    )
+    pq.write_table(described, raw / "items.parquet")
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory, run_recmtl: Run) -> Path:
+    """A folder with raw/, and what one machine makes of it in `merrec` and `merrec_time`."""
+    folder = tmp_path_factory.mktemp("events")
+    assert run_recmtl("synth", "merrec", folder / "raw", "--events", 700_000).returncode == 0
+    for recipe in ("merrec", "merrec_time"):
+        assert run_recmtl("prepare", recipe, folder / "raw", folder / recipe).returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize("recipe", ["merrec", "merrec_time"])
+def test_merrec_is_that_of_one_machine(events: Path, prepare: Run, tmp_path: Path, recipe: str) -> None:
+    ended = prepare(recipe, events / "raw", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    assert len(list((events / recipe / "train").iterdir())) > 1
+    assert_same(events / recipe, tmp_path / "out")
+    # Nothing of Spark's own is on the terminal, and nothing is left beside the output.
+    assert all("Spark" not in line and "WARN" not in line for line in ended.stderr.splitlines())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("recipe", ["census", "kuairand"])
+def test_real_data_are_those_of_one_machine(
+    real_data: Path, run_recmtl: Run, prepare: Run, tmp_path: Path, recipe: str
+) -> None:
+    raw = real_data / recipe
+    for ended in (run_recmtl("prepare", recipe, raw, tmp_path / "one"), prepare(recipe, raw, tmp_path / "other")):
+        assert ended.returncode == 0, ended.stderr
+    assert_same(tmp_path / "one", tmp_path / "other")
+
+
+def test_lists_and_types_are_those_of_one_machine(run_recmtl: Run, prepare: Run, tmp_path: Path) -> None:
+    write_lists(tmp_path / "raw")
+    (tmp_path / "mine.toml").write_text(LISTS)
+    words = ("--until", "2024-01-15", "--val", 0.1)
+    first = (tmp_path / "mine.toml", tmp_path / "raw")
+    for run, name in ((run_recmtl, "one"), (prepare, "other")):
+        begin = ("prepare",) if run is run_recmtl else ()
+        ended = run(*begin, *first, tmp_path / name, "--until", "2024-01-15")
+        assert ended.returncode == 0, ended.stderr
+        grown = ("--extend", tmp_path / name, "--lookback", "3 days", "--test", 0.2)
+        ended = run(*begin, *first, tmp_path / f"{name}-grown", *grown)
+        assert ended.returncode == 0, ended.stderr
+    assert words
+    assert_same(tmp_path / "one", tmp_path / "other")
+    assert_same(tmp_path / "one-grown", tmp_path / "other-grown")
+
+
+def test_an_executor_that_is_killed_changes_nothing(events: Path, cluster: Cluster, tmp_path: Path) -> None:
+    words = (
+        "prepare",
+        "merrec_time",
+        events / "raw",
+        tmp_path / "out",
+        "--engine",
+        "spark",
+        "--master",
+        cluster.master,
+    )
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "recmtl", *map(str, words)], env={**os.environ, **ENV}, stderr=stderr
+        )
+        try:
+            kill_one(cluster, process, tmp_path / "stderr", "%")  # while rows are read
+            kill_one(cluster, process, tmp_path / "stderr", "running the query on every partition: ")
+            assert process.wait(600) == 0, (tmp_path / "stderr").read_text()
+        finally:
+            process.kill()
+            process.wait()
+    assert_same(events / "merrec_time", tmp_path / "out")
+
+
+def kill_one(cluster: Cluster, process: subprocess.Popen[bytes], said: Path, after: str) -> None:
+    """Kill an executor with SIGKILL once the process has said something, or, for ``%``, once tasks run."""
+    end = time.monotonic() + 300
+    while time.monotonic() < end and process.poll() is None:
+        executors = cluster.executors()
+        there = "/100 " in said.read_text() if after == "%" else after in said.read_text()
+        if executors and there:
+            os.kill(executors[0], signal.SIGKILL)
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no executor to kill: {said.read_text()}")
+
+
+def test_mistakes_in_tasks_are_one_line(prepare: Run, tmp_path: Path) -> None:
+    write_lists(tmp_path / "raw", 2000)
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(LISTS.replace("from events\nleft", "from events\nleft", 1))
+    broken = {
+        "cast": (
+            LISTS.replace("as day from raw", "as day, cast(tab as int) as tab_number from raw").replace(
+                'name = "user"\n[[feature]]', 'name = "tab_number"\n[[feature]]\nname = "user"\n[[feature]]', 1
+            ),
+            "mine.toml: sql: Conversion Error",
+        ),
+        "label": (LISTS.replace('label = "clicked"', 'label = "number"'), "'number' is 2 at log/0.parquet, row 2"),
+    }
+    for name, (text, message) in broken.items():
+        recipe.write_text(text)
+        ended = prepare(recipe, tmp_path / "raw", tmp_path / name)
+        errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+        assert ended.returncode == 2, ended.stderr
+        assert ended.stderr.splitlines()[-1] == errors[0]
+        assert message in errors[0]
+        assert "java" not in ended.stderr
+        assert not (tmp_path / name).exists()
+
+    recipe.write_text(LISTS)
+    damaged = tmp_path / "raw" / "log" / "2.parquet"
+    whole = bytearray(damaged.read_bytes())
+    whole[4 : len(whole) // 2] = b"\xff" * (len(whole) // 2 - 4)
+    damaged.write_bytes(whole)
+    ended = prepare(recipe, tmp_path / "raw", tmp_path / "damaged")
+    assert ended.returncode == 2
+    assert "2.parquet: not readable as Parquet" in ended.stderr.splitlines()[-1]
+
+
+def test_a_master_that_is_not_there_is_one_line(run_recmtl: Run, tmp_path: Path) -> None:
+    write_lists(tmp_path / "raw", 2000)
+    (tmp_path / "mine.toml").write_text(LISTS)
+    words = (tmp_path / "mine.toml", tmp_path / "raw", tmp_path / "out", "--engine", "spark")
+    ended = run_recmtl("prepare", *words, "--master", "spark://127.0.0.1:1", env=ENV)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: --engine spark: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_spark_submit(prepare: Run, cluster: Cluster, run_recmtl: Run, tmp_path: Path) -> None:
+    import pyspark
+
+    write_lists(tmp_path / "raw", 2000)
+    (tmp_path / "mine.toml").write_text(LISTS)
+    (tmp_path / "main.py").write_text("from recmtl.cli import main\n\nmain()\n")
+    submit = Path(pyspark.__file__).parent / "bin" / "spark-submit"
+    words = (submit, "--master", cluster.master, tmp_path / "main.py", "prepare", tmp_path / "mine.toml")
+    ended = subprocess.run(
+        list(map(str, (*words, tmp_path / "raw", tmp_path / "out", "--engine", "spark"))),
+        env={**os.environ, **ENV, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert run_recmtl("prepare", tmp_path / "mine.toml", tmp_path / "raw", tmp_path / "one").returncode == 0
+    assert_same(tmp_path / "one", tmp_path / "out")
