@@ -18,14 +18,15 @@ def load(export: str | Path) -> ExportedModel:
     """Open an exported model.
 
     Args:
-        export: a folder of `recmtl export`.
+        export: a folder of `recmtl export`, on this machine or in an object store, such as ``s3://bucket/export``.
 
     Raises:
         recmtl.errors.UserError: a file in it is missing or damaged; names it.
     """
     from recmtl.inference.exported import ExportedModel  # not before: it imports PyTorch
+    from recmtl.runtime.storage import parse_path
 
-    return ExportedModel(Path(export))
+    return ExportedModel(export if isinstance(export, Path) else parse_path(export))
 
 
 __all__ = ["__version__", "load"]

@@ -12,6 +12,21 @@ class UserError(Exception):
     """
 
 
+class StorageError(OSError):
+    """What an object store refuses, or does not do though it was asked again and again.
+
+    The command line prints it as it does a `UserError`.
+
+    Args:
+        number: of the error, where it has one.
+        reason: what is wrong, in one line.
+        path: the URL.
+    """
+
+    def __init__(self, number: int | None, reason: str, path: object) -> None:
+        super().__init__(number or 0, reason, str(path))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """What to say to a user of a name that nothing has: the one that it may stand for, else all there are."""
     near = get_close_matches(name, known, n=1, cutoff=0.7)  # so that gpu is not taken for cpu

@@ -20,6 +20,7 @@ from annotated_types import Interval
 from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from recmtl.errors import UserError, nearest
+from recmtl.runtime.storage import parse_path
 
 LARGEST_COUNT, LARGEST_FLOAT = 2**31 - 1, 3e38
 """PyTorch's kernels keep counts and numbers in 32 bits."""
@@ -107,8 +108,10 @@ def from_words(kind: Any, words: list[str]) -> Any:
         pairs = zip(words[::2], words[1::2], strict=True)
         return {from_words(args[0], [key]): from_words(args[1], [value]) for key, value in pairs}
     [word] = words
-    if plain is Path and not word:  # it would be the current folder
-        raise ValueError(word)
+    if plain is Path:
+        if not word:  # it would be the current folder
+            raise ValueError(word)
+        return None if word == "None" and type(None) in typing.get_args(kind) else parse_path(word)
     if plain is bool and word not in ("True", "False"):  # pydantic also takes yes, on, t, 1 ...
         raise ValueError(word)
     if word == "None" and type(None) in typing.get_args(kind):

@@ -12,7 +12,7 @@ from recmtl.config.models import find_model
 from recmtl.config.sections import Config
 from recmtl.config.toml import read_toml
 from recmtl.errors import UserError, nearest
-from recmtl.runtime.storage import is_file, list_folder
+from recmtl.runtime.storage import is_file, list_folder, parse_path
 from recmtl.typed import from_dict
 
 PRESETS = Path(__file__).parent / "presets"
@@ -41,7 +41,7 @@ def config_path(name_or_path: str) -> Path:
         UserError: no preset has the name.
     """
     if name_or_path.endswith(".toml"):
-        return Path(name_or_path)
+        return parse_path(name_or_path)
     if name_or_path not in preset_names():
         raise UserError(
             f"'{name_or_path}' is neither a preset nor a .toml file; {nearest(name_or_path, preset_names())}"

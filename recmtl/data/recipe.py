@@ -19,7 +19,7 @@ from recmtl.config import read_toml
 from recmtl.data.recipe_checks import check_recipe
 from recmtl.errors import UserError, nearest
 from recmtl.features import KINDS, has_table
-from recmtl.runtime.storage import is_file, list_folder, real_path
+from recmtl.runtime.storage import is_file, list_folder, parse_path, real_path
 from recmtl.schema import FIRST, Pooling, RegressionLoss, Relation, TargetTransform, TaskKind, Transform
 from recmtl.typed import LARGEST_COUNT, Fraction, NonNegative, PositiveCount, Texts, from_dict
 
@@ -228,7 +228,7 @@ def load_recipe(name_or_path: str) -> Recipe:
 def _find(name_or_path: str, folder: Path) -> Path:
     if name_or_path in recipe_names():
         return PACKAGED / f"{name_or_path}.toml"
-    path = folder / name_or_path
+    path = parse_path(name_or_path) if "://" in name_or_path else folder / name_or_path
     if path.suffix == ".toml" and is_file(path):
         return path
     raise UserError(f"'{name_or_path}' is neither a recipe nor a .toml file; {nearest(name_or_path, recipe_names())}")

@@ -162,7 +162,7 @@ def apply_delta(parent: Path, folder: Path, out: Path) -> Delta:
     if (found := version_of(read_manifest(parent))) != delta.parent:
         raise UserError(f"{parent}: is version {found}, and {folder} starts from version {delta.parent}; name that one")
     check_manifest(parent)
-    with complete_or_absent(out) as work:
+    with complete_or_absent(out, marker=MANIFEST) as work:
         for name, file in {**delta.files, MANIFEST: DeltaFile("whole", "", None)}.items():
             target = work / "data" / name
             make_folder(target.parent)

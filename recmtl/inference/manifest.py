@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recmtl.errors import UserError
 from recmtl.inference.signature import MANIFEST
-from recmtl.runtime.storage import list_files, open_read, read_text, write_whole
+from recmtl.runtime.storage import list_files, local_path, open_read, read_text, write_whole
 
 FORMAT = 1
 BLOCK = 2**22
@@ -96,7 +96,7 @@ def _digests(files: list[Path]) -> list[str]:
 def _digest(path: Path) -> str:
     """SHA-256 of a file; hashing lets other threads run."""
     digest = hashlib.sha256()
-    with open_read(path) as file:
+    with open_read(local_path(path)) as file:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()

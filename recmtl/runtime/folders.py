@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,9 @@ from pathlib import Path
 
 from recmtl.errors import UserError
 from recmtl.runtime.locks import locked
+from recmtl.runtime.remote import each
 from recmtl.runtime.storage import (
+    copy_file,
     exists,
     file_size,
     is_folder,
@@ -23,13 +24,22 @@ from recmtl.runtime.storage import (
     remove,
     remove_folder,
     rename,
+    renames_folders,
 )
+from recmtl.runtime.uploads import local_scratch, uploaded_file, uploaded_or_absent
+
+MARKER = "_SUCCESS"
+"""Says in an object store that a folder without a main file of its own is complete."""
 
 
 def link_folder(source: Path, target: Path) -> None:
     """Give `target` the files of a folder that are never written again: as links where the file system has them, so
-    that they take no space twice, else as copies. It is complete or absent; what is there already is replaced.
+    that they take no space twice, else as copies. It is complete or absent, in an object store file by file; what is
+    there already is replaced.
     """
+    if not renames_folders(target):
+        each(lambda path: copy_file(path, target / path.name), list_folder(source))
+        return
     unfinished = target.with_name(f".{target.name}.tmp")
     make_afresh(unfinished)
     for path in list_folder(source):
@@ -43,12 +53,16 @@ def link_file(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        copy_file(source, target)
 
 
 @contextmanager
-def complete_or_absent(out: Path, check_replaceable: Callable[[Path], None] | None = None) -> Iterator[Path]:
+def complete_or_absent(
+    out: Path, check_replaceable: Callable[[Path], None] | None = None, *, marker: str = MARKER
+) -> Iterator[Path]:
     """A hidden folder beside `out`: its ``data`` becomes `out` if nothing goes wrong, and the rest is removed.
+
+    Where `out` is in an object store, it is a folder of this machine, which is uploaded.
 
     What a killed process left there is removed first; where it was killed while it replaced `out`, the old `out` comes
     back.
@@ -57,10 +71,15 @@ def complete_or_absent(out: Path, check_replaceable: Callable[[Path], None] | No
         out: folder to write; absent or empty, unless it may be replaced.
         check_replaceable: raises UserError unless `out`, which is not empty, may be replaced. It is asked before the
             work and again before `out` is removed.
+        marker: the file that an object store gets last, and without which `out` is not complete there.
 
     Raises:
         UserError: `out` is not empty, cannot be written, or another process is writing it.
     """
+    if not renames_folders(out):
+        with uploaded_or_absent(out, check_replaceable, marker) as work:
+            yield work
+        return
     target = out.absolute()
     work = target.with_name(f".{target.name}.tmp")
     replaced = work / "replaced"
@@ -103,8 +122,13 @@ def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
     """A hidden folder with a name of its own, gone afterwards.
 
     Args:
-        beside: a file to be written, in whose folder it lies; None: where the system keeps what is temporary.
+        beside: a file to be written, in whose folder it lies, if that is on this machine; None: where the system keeps
+            what is temporary.
     """
+    if beside is not None and not renames_folders(beside):
+        with local_scratch() as folder:
+            yield folder
+        return
     parent = None if beside is None else beside.absolute().parent
     with os_errors(beside or Path(tempfile.gettempdir())):
         if parent is not None:
@@ -122,6 +146,10 @@ def file_complete_or_absent(out: Path) -> Iterator[Path]:
     """
     if exists(out):
         raise UserError(f"{out}: exists; remove it or name another file")
+    if not renames_folders(out):
+        with uploaded_file(out) as unfinished:
+            yield unfinished
+        return
     unfinished = out.absolute().with_name(f".{out.name}.tmp")
     with os_errors(out):
         try:

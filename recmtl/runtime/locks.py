@@ -1,4 +1,4 @@
-"""Locks that end with their process."""
+"""Locks that end with their process, and in object stores leases, which expire some time after it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,36 @@ import fcntl
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recmtl.errors import UserError
+from recmtl.runtime.leases import leased
+from recmtl.runtime.storage import renames_folders
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What file systems without locks answer."""
 
 
 @contextmanager
-def locked(path: Path, what: Path) -> Iterator[None]:
+def locked(path: Path, what: Path) -> Iterator[Callable[[], None]]:
     """Hold the lock of a file, made where it is missing; the system lets go of it when the process ends, however.
 
     Args:
-        path: the lock file. Nobody may remove it but its holder.
+        path: the lock file, in an object store the folder of the leases. Nobody may remove it but its holder.
         what: what it guards, for the message.
+
+    Yields:
+        What raises UserError once the lock is lost, as a lease may be.
 
     Raises:
         UserError: another process holds it.
     """
+    if not renames_folders(path):
+        with leased(path, what) as check:
+            yield check
+        return
     while True:
         # For appending: an exclusive lock over NFS wants a file open for writing, and the holder's line must stay.
         file = path.open("a+")
@@ -51,4 +60,4 @@ def locked(path: Path, what: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        yield lambda: None

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import uvicorn
@@ -17,6 +16,7 @@ from uvicorn.supervisors import Multiprocess
 from recmtl.errors import UserError
 from recmtl.inference.exported import ExportedModel
 from recmtl.runtime.folders import scratch_folder
+from recmtl.runtime.storage import parse_path
 from recmtl.serving.app import Settings, create_app
 from recmtl.serving.limits import Limits
 from recmtl.serving.monitoring import log_json
@@ -81,9 +81,9 @@ def make_app() -> FastAPI:
     """The application of a worker."""
     fields = json.loads(os.environ[SETTINGS])
     log_json()
-    fields |= {"export": Path(fields["export"]), "limits": Limits(**fields["limits"])}
+    fields |= {"export": parse_path(fields["export"]), "limits": Limits(**fields["limits"])}
     if fields["log_features"] is not None:
-        fields["log_features"] = Path(fields["log_features"])
+        fields["log_features"] = parse_path(fields["log_features"])
     return create_app(Settings(**fields))
 
 

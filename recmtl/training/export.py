@@ -26,6 +26,7 @@ from recmtl.inference.signature import (
     CARD,
     COMPILED,
     CONFIG,
+    MANIFEST,
     METRICS,
     MODEL,
     SIGNATURE,
@@ -74,7 +75,7 @@ def export_run(
     checkpoint = trained.checkpoint
     refuse_damaged(checkpoint, find_damage(checkpoint))
     recipe = trained.recipe
-    with complete_or_absent(out) as work, Progress(timed=False) as progress:
+    with complete_or_absent(out, marker=MANIFEST) as work, Progress(timed=False) as progress:
         folder = work / ("data" if delta_from is None else "export")
         make_folder(folder / TABLES)
         model = trained.make_model()

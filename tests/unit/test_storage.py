@@ -42,7 +42,7 @@ OF_THE_PROCESS = {"environ", "cpu_count", "sched_getaffinity", "getpid", "_exit"
 """What modules take of `os` that touches no file."""
 OPENERS = {"np": {"load", "save", "memmap", "fromfile"}, "pq": {"ParquetFile", "read_table", "read_metadata"}}
 """Functions of libraries that take a path: it must come from the seam."""
-SEAM = {"local_path", "open_read", "open_write"}
+SEAM = {"local_path", "open_read", "open_write", "open_source"}
 
 
 def past_the_seam(source: str) -> Iterator[str]:

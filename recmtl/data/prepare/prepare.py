@@ -55,7 +55,7 @@ from recmtl.errors import UserError
 from recmtl.runtime.folders import complete_or_absent
 from recmtl.runtime.progress import Progress
 from recmtl.runtime.storage import make_folder, real_path, write_whole
-from recmtl.schema import ENCODER, RECIPE, VOCABULARIES, Dataset, Feature, TableGrowth
+from recmtl.schema import ENCODER, FILE_NAME, RECIPE, VOCABULARIES, Dataset, Feature, TableGrowth
 
 
 def prepare(
@@ -106,7 +106,7 @@ def prepare(
     cut_short = None if limit is None else limit_files(recipe, files, limit)
     if overwrite and real_path(raw).is_relative_to(real_path(out)):
         raise UserError(f"{out}: holds the raw folder {raw}; name another folder to write")
-    with complete_or_absent(out, check_replaceable if overwrite else None) as work:
+    with complete_or_absent(out, check_replaceable if overwrite else None, marker=FILE_NAME) as work:
         db = connect(memory_limit, threads, work / "spill")
         try:
             with (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,10 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recmtl.errors import UserError
-from recmtl.runtime.storage import local_path
+from recmtl.runtime.storage import open_source
 
 THREADS = 8
 """That read footers: where the disk is another machine's, most of the time goes by waiting for it."""
+
+
+RowGroup = tuple[int, int, int]
+"""Rows of a row group, and where in the file the columns that will be read begin and end."""
 
 
 class FooterChecks:
@@ -30,8 +34,8 @@ class FooterChecks:
     ) -> None:
         self._types, self._limits, self._partial = types, limits, set(partial)
 
-    def row_counts(self, paths: Sequence[Path]) -> list[list[int]]:
-        """The rows of every row group of files that are as they should be, as far as their footers tell.
+    def row_groups(self, paths: Sequence[Path]) -> list[list[RowGroup]]:
+        """The row groups of files that are as they should be, as far as their footers tell.
 
         Raises:
             UserError: a file is missing or cut short, lacks a column, or has one of another type or with values out of
@@ -40,9 +44,9 @@ class FooterChecks:
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(self._check_file, paths))
 
-    def _check_file(self, path: Path) -> list[int]:
+    def _check_file(self, path: Path) -> list[RowGroup]:
         try:
-            file = pq.ParquetFile(local_path(path))
+            file = pq.ParquetFile(open_source(path))
         except (OSError, pa.ArrowException) as error:
             raise damaged(path, error) from None
         with file:
@@ -54,7 +58,7 @@ class FooterChecks:
                     kinds = f"{present[column]}, not {wanted}"
                     raise UserError(f"{path}: column '{column}' is {kinds}; prepare the data again")
             self._check_statistics(path, file.metadata)
-            return row_counts(file.metadata)
+            return row_groups(file.metadata, self._types)
 
     def _check_statistics(self, path: Path, metadata: pq.FileMetaData) -> None:
         """Find nulls and values out of range, before a run starts; decoding looks at every value."""
@@ -82,6 +86,24 @@ class FooterChecks:
                     raise UserError(
                         f"{path}: column '{name}' holds {bad}, outside {low} to {high}; prepare the data again"
                     )
+
+
+def row_groups(metadata: pq.FileMetaData, columns: Container[str]) -> list[RowGroup]:
+    """Rows of every row group, and where these columns of it begin and end."""
+    found = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = [group.column(place) for place in range(group.num_columns)]
+        bounds = [_bounds(chunk) for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+        found.append((group.num_rows, min((b[0] for b in bounds), default=0), max((b[1] for b in bounds), default=0)))
+    return found
+
+
+def _bounds(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+        start = min(start, chunk.dictionary_page_offset)
+    return start, start + chunk.total_compressed_size
 
 
 def row_counts(metadata: pq.FileMetaData) -> list[int]:

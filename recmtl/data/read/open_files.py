@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from recmtl.data.read.footers import damaged, row_counts
 from recmtl.errors import UserError
-from recmtl.runtime.storage import local_path
+from recmtl.runtime.ranges import Ahead
+from recmtl.runtime.storage import expect, open_source
 
 
 class OpenFiles:
@@ -34,6 +35,7 @@ class OpenFiles:
         self._lock = threading.Lock()
         self._idle: list[tuple[int, pq.ParquetFile]] = []
         """Open files that no thread uses, the one that was used last at the end."""
+        self._ahead = Ahead()
         self._used = 0
         """Files that threads use."""
 
@@ -60,8 +62,13 @@ class OpenFiles:
                 if file is not None:
                     self._idle.append((number, file))
 
+    def expect(self, number: int, start: int, stop: int) -> None:
+        """Say that these bytes of file `number` will be read soon."""
+        expect(self._ahead, self._paths[number], start, stop)
+
     def close(self) -> None:
         """Close the files that no thread uses."""
+        self._ahead.close()
         with self._lock:
             idle, self._idle = self._idle, []
         for _, file in idle:
@@ -83,7 +90,7 @@ class OpenFiles:
         path = self._paths[number]
         try:
             # Not mapped into memory: there, a file that is cut short while it is read ends the process.
-            file = pq.ParquetFile(local_path(path))
+            file = pq.ParquetFile(open_source(path, self._ahead))
         except (OSError, pa.ArrowException) as error:
             raise damaged(path, error) from None
         if row_counts(file.metadata) != self._counts[number].tolist():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recmtl.data.read.footers import FooterChecks, damaged
+from recmtl.data.read.footers import FooterChecks, RowGroup, damaged
 from recmtl.data.read.open_files import OpenFiles
 from recmtl.data.read.rows import Lists, Rows
 from recmtl.errors import UserError
@@ -28,7 +28,7 @@ from recmtl.schema import (
     weight_column,
 )
 
-Gather = Callable[[Callable[[], dict[int, list[int]]]], list[dict[int, list[int]]]]
+Gather = Callable[[Callable[[], dict[int, list[RowGroup]]]], list[dict[int, list[RowGroup]]]]
 """Calls a function on every rank and gives all of them what it gave on each."""
 
 LABELS = {"binary": (0, 1), "regression": (-math.inf, math.inf), "duration": (0, math.inf)}
@@ -94,9 +94,12 @@ class ParquetSplit:
         rank, world_size, gather = share or (0, 1, lambda check: [check()])
         mine = range(rank, len(self.files), world_size)
         checks = FooterChecks(self.types, self._limits(), self.partial)
-        found = gather(lambda: dict(zip(mine, checks.row_counts([self.files[i] for i in mine]), strict=True)))
-        by_file = {number: counts for part in found for number, counts in part.items()}
-        counts = [np.array(by_file[number], np.int64) for number in range(len(self.files))]
+        found = gather(lambda: dict(zip(mine, checks.row_groups([self.files[i] for i in mine]), strict=True)))
+        by_file = {number: groups for part in found for number, groups in part.items()}
+        groups = [np.array(by_file[number], np.int64).reshape(-1, 3) for number in range(len(self.files))]
+        counts = [of_file[:, 0] for of_file in groups]
+        self._bounds = np.concatenate([np.empty((0, 2), np.int64), *(of_file[:, 1:] for of_file in groups)])
+        """[G, 2]: where in its file each row group begins and ends."""
         self.starts = np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)
         """[G + 1]: row number at which each row group starts."""
         self._first_groups = np.cumsum([0, *map(len, counts)])
@@ -120,6 +123,15 @@ class ParquetSplit:
         }
         limits |= {label_column(task.name): LABELS[task.kind] for task in self.tasks}
         return limits | dict.fromkeys(self.weight_columns, LABELS["duration"])
+
+    def expect(self, number: int) -> None:
+        """Say that row group `number` will be read soon."""
+        with self._cache_lock:
+            if number in self._cache:
+                return
+        file = int(np.searchsorted(self._first_groups, number, side="right")) - 1
+        start, stop = self._bounds[number].tolist()
+        self.open_files.expect(file, start, stop)
 
     def read(self, number: int) -> Rows:
         """Row group `number`, decoded and checked.

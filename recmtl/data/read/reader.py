@@ -170,7 +170,13 @@ class _Cursor:
         chunks = np.stack([groups, lows, highs], axis=1)[lows < highs]  # row group, first row in it, one past the last
         if rng is not None:
             chunks = chunks[np.random.default_rng(rng).permutation(len(chunks))]
-        self._chunks = iter(chunks.tolist())
+        self._chunks: list[list[int]] = chunks.tolist()
+        self._next = 0
+        """Place of the row group to be read next: the one that has rows after those to pass over."""
+        while self._next < len(self._chunks) and self._skip >= self._size(self._next):
+            self._skip -= self._size(self._next)
+            self._next += 1
+        self._expect()
         self._rows: Rows | None = None
         """Those of the row group that the stream is in, in their order."""
         self._at = 0
@@ -188,14 +194,22 @@ class _Cursor:
             self._at = stop
         return Rows.joined(parts)
 
+    def _expect(self) -> None:
+        """Have the next row group come while the rows of this one are used."""
+        if self._next < len(self._chunks):
+            self._data.expect(self._chunks[self._next][0])
+
+    def _size(self, place: int) -> int:
+        _, low, high = self._chunks[place]
+        return high - low
+
     def _read(self) -> Rows:
-        """The next row group that has rows after those to pass over."""
-        number, low, high = next(self._chunks)
-        while self._skip >= high - low:
-            self._skip -= high - low
-            number, low, high = next(self._chunks)
+        """What is to be read of the next row group."""
+        number, low, high = self._chunks[self._next]
         skip, self._skip = self._skip, 0
         rows = self._data.read(number)
+        self._next += 1
+        self._expect()
         if self._rng is None:
             return rows.slice(low + skip, high)
         order = low + np.random.default_rng((*self._rng, number)).permutation(high - low)

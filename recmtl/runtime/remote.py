@@ -1,0 +1,422 @@
+"""Files in object stores, by fsspec: what `recmtl.runtime.storage` does with a path that is a `RemotePath`.
+
+An object appears whole when it is written and is never changed; there are no folders but in names, and no renaming.
+Every request is tried again where that may help, and what it raises in the end names the URL.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import os
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path, PosixPath
+from typing import IO, Any, TypeVar
+
+from recmtl.errors import StorageError, UserError
+from recmtl.runtime.scratch import scratch_folder
+
+SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "hf": "huggingface_hub", "memory": "fsspec"}
+"""What object stores are called in URLs, and the package that reaches each; ``memory`` is this process's, for tests."""
+READ_ONLY = ("hf",)
+WAITS = (0.5, 1.0, 2.0, 4.0)
+"""Seconds before a request is tried again, on average; botocore tries each of these five times by itself."""
+PERMANENT = (errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENAMETOOLONG, errno.ENOSYS, errno.ENOSPC)
+"""What another try does not mend."""
+MISTAKES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError")
+"""Names of botocore's errors that another try does not mend."""
+THREADS = 8
+"""That upload, copy or fetch the files of a folder."""
+
+T = TypeVar("T")
+
+
+class RemotePath(PosixPath):
+    """The place of a file or folder in an object store, such as ``s3://bucket/data/dataset.json``.
+
+    It is taken apart and put together as any path; its parts are ``s3:``, ``bucket``, ``data`` and so on. Whoever opens
+    it by itself finds no such file on this machine: functions of `recmtl.runtime.storage` do.
+    """
+
+    listed: dict[str, Any] | None = None
+    """What the listing that the path comes from said of it."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        scheme, colon, rest = text.partition(":/")
+        return f"{scheme}://{rest}" if colon and scheme in SCHEMES else text
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    def __repr__(self) -> str:
+        return f"RemotePath({str(self)!r})"
+
+    def as_posix(self) -> str:
+        return str(self)
+
+    def absolute(self) -> RemotePath:
+        """The path itself: it depends on no current folder."""
+        return self
+
+    def is_absolute(self) -> bool:
+        return True
+
+    @property
+    def scheme(self) -> str:
+        """The store, such as ``s3``."""
+        return self.parts[0].rstrip(":")
+
+
+def parse_url(text: str) -> RemotePath:
+    """The path that a URL names.
+
+    Raises:
+        UserError: there is no such kind of store, or no name within one.
+    """
+    scheme, _, rest = text.partition("://")
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES if name != "memory")
+        raise UserError(f"{text}: no store that recmtl knows; it takes {known} and paths of this machine")
+    if not rest.strip("/"):
+        raise UserError(f"{text}: names no bucket; write {scheme}://BUCKET/FOLDER")
+    return RemotePath(text)
+
+
+@functools.cache
+def file_system(scheme: str) -> Any:
+    """The fsspec file system of a store; credentials and endpoint are those of its own library.
+
+    Raises:
+        UserError: the package that reaches it is not installed.
+    """
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme == "s3":
+        # The standard mode waits between tries, twice as long each time.
+        retries = {"mode": "standard", "total_max_attempts": 5}
+        options["config_kwargs"] = {"retries": retries, "read_timeout": 30, "max_pool_connections": 64}
+    try:
+        import fsspec
+
+        found = fsspec.filesystem(scheme, **options)
+    except ImportError:
+        extra = f"recmtl[{scheme}]" if scheme != "memory" else "fsspec"
+        raise UserError(f"{scheme}://: {SCHEMES[scheme]} is not installed; run pip install '{extra}'") from None
+    if scheme == "s3":
+        found.retries = 1  # it would try at once what botocore has waited for
+    return found
+
+
+def attempt(path: Path, request: Callable[[], T]) -> T:
+    """Make a request, again where it fails for a reason that may pass.
+
+    Raises:
+        FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError: as for any file.
+        StorageError: it failed for good.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return request()
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise type(error)(error.errno or errno.ENOENT, _reason(error), str(path)) from None
+        except (StorageError, UserError):
+            raise
+        except Exception as error:
+            if wait is None or not _may_pass(error):
+                raise StorageError(error.errno if isinstance(error, OSError) else None, _reason(error), path) from None
+            time.sleep(wait * random.uniform(0.5, 1.5))
+    raise AssertionError
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, PermissionError | ValueError | TypeError) or type(error).__name__ in MISTAKES:
+        return False
+    return not (isinstance(error, OSError) and error.errno in PERMANENT)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    text = re.sub(r"(https?://)[^/@\s]+@", r"\1", text)  # an endpoint may hold a password
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _fs(path: Path) -> Any:
+    return file_system(path.scheme)  # type: ignore[attr-defined]
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError where nothing can be written."""
+    scheme = path.scheme  # type: ignore[attr-defined]
+    if scheme in READ_ONLY:
+        raise UserError(f"{path}: {scheme}:// is read, not written; name a folder elsewhere")
+    if len(path.parts) < 3:
+        raise UserError(f"{path}: is a whole bucket; name a folder in it")
+
+
+def info(path: Path) -> dict[str, Any] | None:
+    """What the store says of a file or folder; None: there is none."""
+    listed = getattr(path, "listed", None)
+    try:
+        return listed or attempt(path, lambda: _fs(path).info(str(path)))
+    except FileNotFoundError:
+        return None
+
+
+def is_file(path: Path) -> bool:
+    found = info(path)
+    return found is not None and found["type"] == "file"
+
+
+def is_folder(path: Path) -> bool:
+    found = info(path)
+    return found is not None and found["type"] == "directory"
+
+
+def exists(path: Path) -> bool:
+    return info(path) is not None
+
+
+def is_link(path: Path) -> bool:
+    return False
+
+
+def real_path(path: Path) -> Path:
+    return path
+
+
+def file_size(path: Path) -> int:
+    found = info(path)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return int(found["size"])
+
+
+def version(path: Path) -> str:
+    """What changes when a file is written again: its digest where the store knows one, else its size and time.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    found = info(path)
+    if found is None or found["type"] != "file":
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    names = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime", "updated", "created")
+    return f"{found['size']} {next((found[name] for name in names if found.get(name)), '')}"
+
+
+def read_text(path: Path, *, encoding: str = "utf-8", errors: str = "strict") -> str:
+    return read_bytes(path).decode(encoding, errors)
+
+
+def read_bytes(path: Path, start: int | None = None, stop: int | None = None) -> bytes:
+    """Bytes `start` up to `stop` of a file; by default all."""
+    content = attempt(path, lambda: _fs(path).cat_file(str(path), start=start, end=stop))
+    if start is not None and stop is not None and len(content) != stop - start:
+        raise StorageError(errno.EIO, f"{len(content)} of {stop - start} bytes came; the file was cut short", path)
+    return content
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    check_writable(path)
+    attempt(path, lambda: _fs(path).pipe_file(str(path), content))
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Write a file where there is none; whether it was this call that did. `content` must be no other caller's."""
+    check_writable(path)
+    try:
+        attempt(path, lambda: _fs(path).pipe_file(str(path), content, mode="create"))
+        return True
+    except OSError:
+        # Stores have errors of their own for it; and a try whose answer was lost is refused the second time.
+        with suppress(FileNotFoundError):
+            return read_bytes(path) == content
+        raise
+
+
+def modified(path: Path) -> float:
+    """When a file was written, by the store's clock, in seconds."""
+    return attempt(path, lambda: _fs(path).modified(str(path))).timestamp()
+
+
+def write_whole(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def upload(source: Path, target: Path) -> None:
+    """Write a file of this machine to an object."""
+    check_writable(target)
+    attempt(target, lambda: _fs(target).put_file(str(source), str(target)))
+
+
+class Outgoing(io.BufferedWriter):
+    """A file of this machine that becomes an object when it is closed, or whenever `publish` is called.
+
+    Where it is left by an error, nothing becomes of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._target = path
+        handle, self._name = tempfile.mkstemp(dir=scratch_folder())
+        super().__init__(io.FileIO(handle, "wb"))
+
+    def publish(self) -> None:
+        """Write the object as the file is now."""
+        self.flush()
+        upload(Path(self._name), self._target)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            self.publish()
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Close the file without the object."""
+        super().close()
+        Path(self._name).unlink()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+def open_write(path: Path) -> IO[bytes]:
+    check_writable(path)
+    return Outgoing(path)
+
+
+def open_append(path: Path) -> IO[str]:
+    check_writable(path)
+    try:
+        before = read_bytes(path)
+    except FileNotFoundError:
+        before = b""
+    file = Outgoing(path)
+    file.write(before)
+    return io.TextIOWrapper(file, encoding="utf-8")
+
+
+def list_folder(folder: Path, pattern: str = "*") -> list[Path]:
+    """What lies in a folder; each entry remembers what the listing said of it."""
+    fs = _fs(folder)
+    base = fs._strip_protocol(str(folder))
+    try:
+        found = attempt(folder, lambda: fs.ls(str(folder), detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    entries = []
+    for entry in found:
+        name = str(entry["name"]).rstrip("/")
+        if name == base.rstrip("/") or not fnmatchcase(name.rsplit("/", 1)[-1], pattern):
+            continue  # the folder's own marker, or a file of this name
+        path = folder / name.rsplit("/", 1)[-1]
+        path.listed = entry  # type: ignore[attr-defined]
+        entries.append(path)
+    return sorted(entries)
+
+
+def list_files(folder: Path) -> list[Path]:
+    fs = _fs(folder)
+    base = fs._strip_protocol(str(folder)).rstrip("/")
+    try:
+        found = attempt(folder, lambda: fs.find(str(folder), detail=True))
+    except FileNotFoundError:
+        return []
+    files = []
+    for name, entry in found.items():
+        if name.startswith(f"{base}/") and not name.endswith("/"):
+            path = folder / name[len(base) + 1 :]
+            path.listed = entry
+            files.append(path)
+    return sorted(files)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Nothing to make: a folder is there when a file is."""
+    check_writable(folder)
+    return []
+
+
+def make_afresh(folder: Path) -> None:
+    check_writable(folder)
+    remove_folder(folder, ignore_errors=True)
+
+
+def rename(source: Path, target: Path) -> Path:
+    """Copy a file or all files of a folder, and remove them where they were; it is not done at once."""
+    check_writable(target)
+    files = list_files(source) if is_folder(source) else [source]
+    if not files or not exists(source):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
+    each(lambda path: copy(path, target / path.relative_to(source)), files)
+    remove_all(files)
+    return target
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file within a store."""
+    check_writable(target)
+    attempt(target, lambda: _fs(target).cp_file(str(source), str(target)))
+
+
+def remove(path: Path) -> None:
+    remove_all([path])
+
+
+def remove_all(paths: Sequence[Path]) -> None:
+    """Remove files, those that are there."""
+    plain = [path for path in paths if not set(str(path)) & set("*?[")]  # others fsspec takes for patterns
+    for path in paths:
+        check_writable(path)
+        if path not in plain:
+            _remove_one(path)
+    if len(plain) == 1:
+        _remove_one(plain[0])
+    elif plain:
+        try:
+            attempt(plain[0], lambda: _fs(plain[0]).rm([str(path) for path in plain]))
+        except FileNotFoundError:
+            for path in plain:
+                _remove_one(path)
+
+
+def _remove_one(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        attempt(path, lambda: _fs(path).rm_file(str(path)))
+
+
+def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:
+    files = list_files(folder)
+    if not files and not ignore_errors:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    remove_all(files)
+
+
+def remove_empty_folder(folder: Path) -> None:
+    """Nothing to remove."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Nothing to do: what is written is there."""
+
+
+def each(function: Callable[[Path], Any], paths: Iterable[Path]) -> None:
+    """Call a function with every path, several at a time."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(function, paths):
+            pass
