@@ -26,7 +26,7 @@ from recmtl.rolling.gate import Bound
 from recmtl.rolling.record import DayRecord, load_records
 from recmtl.runtime.folders import scratch_folder
 from recmtl.runtime.locks import locked
-from recmtl.runtime.storage import make_folder, os_errors, write_whole
+from recmtl.runtime.storage import make_folder, os_errors, renames_folders, write_whole
 
 CONFIG, LOCK = "config.toml", ".lock"
 AHEAD = 14 * MICROSECONDS["hour"]
@@ -77,6 +77,8 @@ def roll(
         StepFailed: a step of a day ended with an error.
         Stopped: SIGTERM came to the job or to a step.
     """
+    if not renames_folders(out):
+        raise UserError(f"{out}: the folder of a job for every day has links; name one on a disk (RAW may be elsewhere)")
     loaded = load_recipe(recipe)
     if loaded.split.by != "time":
         raise UserError(

@@ -26,7 +26,7 @@ from recmtl.runtime.storage import (
     rename,
     renames_folders,
 )
-from recmtl.runtime.uploads import local_scratch, uploaded_file, uploaded_or_absent
+from recmtl.runtime.uploads import copy_folder, local_scratch, uploaded_file, uploaded_or_absent
 
 MARKER = "_SUCCESS"
 """Says in an object store that a folder without a main file of its own is complete."""
@@ -158,6 +158,31 @@ def file_complete_or_absent(out: Path) -> Iterator[Path]:
             rename(unfinished, out)
         finally:
             remove(unfinished)
+
+
+def is_whole(folder: Path, marker: str) -> bool:
+    """Whether there is a folder and, where folders get no other names at once, its marker."""
+    return is_folder(folder) if renames_folders(folder) else exists(folder / marker)
+
+
+def move_folder(source: Path, target: Path, marker: str) -> None:
+    """Give a folder another name, under which there is none; where that is not done at once, the files are copied, the
+    marker last, before the source loses its marker and the rest.
+    """
+    if renames_folders(source):
+        rename(source, target)
+        return
+    copy_folder(source, target, marker)
+    discard_folder(source, marker)
+
+
+def discard_folder(folder: Path, marker: str) -> None:
+    """Remove a folder of which nobody shall see a part."""
+    if not renames_folders(folder):
+        remove(folder / marker)
+    elif is_folder(folder):
+        folder = rename(folder, folder.with_name(f".{folder.name}.gone"))
+    remove_folder(folder, ignore_errors=True)
 
 
 def folder_size(folder: Path) -> int:

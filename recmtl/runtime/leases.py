@@ -136,7 +136,7 @@ def _age(path: Path) -> float:
     now = remote.modified(probe)
     remote.remove(probe)
     with suppress(FileNotFoundError):
-        return max(0.0, now - remote.modified(path))
+        return max(0.0, (now - remote.modified(path)).total_seconds())
     return LEASE_SECONDS
 
 

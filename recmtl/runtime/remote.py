@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
 from typing import IO, Any, TypeVar
@@ -92,8 +93,12 @@ def parse_url(text: str) -> RemotePath:
 
 
 @functools.cache
-def file_system(scheme: str) -> Any:
+def file_system(scheme: str, bucket: str = "") -> Any:
     """The fsspec file system of a store; credentials and endpoint are those of its own library.
+
+    Args:
+        scheme: of URLs.
+        bucket: as URLs name it; with abfs it may name an account.
 
     Raises:
         UserError: the package that reaches it is not installed.
@@ -106,7 +111,8 @@ def file_system(scheme: str) -> Any:
     try:
         import fsspec
 
-        found = fsspec.filesystem(scheme, **options)
+        kind = fsspec.get_filesystem_class(scheme)
+        found = kind(**options, **kind._get_kwargs_from_urls(f"{scheme}://{bucket}/x"))
     except ImportError:
         extra = f"recmtl[{scheme}]" if scheme != "memory" else "fsspec"
         raise UserError(f"{scheme}://: {SCHEMES[scheme]} is not installed; run pip install '{extra}'") from None
@@ -150,7 +156,7 @@ def _reason(error: Exception) -> str:
 
 
 def _fs(path: Path) -> Any:
-    return file_system(path.scheme)  # type: ignore[attr-defined]
+    return file_system(path.scheme, path.parts[1])  # type: ignore[attr-defined]
 
 
 def check_writable(path: Path) -> None:
@@ -244,9 +250,9 @@ def create(path: Path, content: bytes) -> bool:
         raise
 
 
-def modified(path: Path) -> float:
-    """When a file was written, by the store's clock, in seconds."""
-    return attempt(path, lambda: _fs(path).modified(str(path))).timestamp()
+def modified(path: Path) -> datetime:
+    """When a file was written, by the store's clock."""
+    return attempt(path, lambda: _fs(path).modified(str(path)))
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -354,7 +360,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 def make_afresh(folder: Path) -> None:
     check_writable(folder)
-    remove_folder(folder, ignore_errors=True)
+    remove_all(list_files(folder))
 
 
 def rename(source: Path, target: Path) -> Path:
@@ -401,10 +407,11 @@ def _remove_one(path: Path) -> None:
 
 
 def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:
-    files = list_files(folder)
-    if not files and not ignore_errors:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    remove_all(files)
+    with suppress(*((OSError,) if ignore_errors else ())):
+        files = list_files(folder)
+        if not files:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        remove_all(files)
 
 
 def remove_empty_folder(folder: Path) -> None:

@@ -119,11 +119,30 @@ def open_append(path: Path) -> IO[str]:
 
 
 def publish(file: IO[Any]) -> None:
-    """Let others see what was written to an open file so far."""
+    """Let others see what was written to an open file so far: on a disk that is done, a store gets the file."""
     file.flush()
+    if outgoing := _outgoing(file):
+        outgoing.publish()
+
+
+def discard(file: IO[Any]) -> None:
+    """Close an open file; where what was written is not seen yet, it never will be."""
+    if outgoing := _outgoing(file):
+        outgoing.discard()
+    else:
+        file.close()
+
+
+def sync(file: IO[bytes]) -> None:
+    """Have what was written to an open file on the disk."""
+    if not _outgoing(file):
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _outgoing(file: IO[Any]) -> remote.Outgoing | None:
     inner = getattr(file, "buffer", file)
-    if isinstance(inner, remote.Outgoing):
-        inner.publish()
+    return inner if isinstance(inner, remote.Outgoing) else None
 
 
 def local_path(path: Path) -> Path:

@@ -62,6 +62,14 @@ def local_scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
+def copy_folder(source: Path, target: Path, marker: str) -> None:
+    """Copy all files of a folder within a store, the marker last."""
+    names = [path.relative_to(source) for path in remote.list_files(source)]
+    remote.each(lambda name: remote.copy(source / name, target / name), [n for n in names if str(n) != marker])
+    if remote.exists(source / marker):
+        remote.copy(source / marker, target / marker)
+
+
 def _replace(data: Path, out: Path, marker: str, under_way: Path, check_held: Callable[[], None]) -> None:
     if not (data / marker).exists():
         (data / marker).touch()

@@ -44,7 +44,7 @@ class UrlFiles(AbstractFileSystem):
 
     def modified(self, path: str) -> Any:
         """When a file was written."""
-        return remote.file_system(self.protocol).modified(path)
+        return remote.modified(self._parse(path))
 
     def _parse(self, path: str) -> remote.RemotePath:
         return remote.parse_url(path if "://" in path else f"{self.protocol}://{path}")

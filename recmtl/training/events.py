@@ -20,7 +20,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from recmtl.runtime.storage import make_folder, open_write
+from recmtl.runtime.storage import discard, make_folder, open_write, publish
 
 
 class Events:
@@ -53,6 +53,14 @@ class Events:
         tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
         value = Summary.Value(tag=name, metadata=create_summary_metadata(name, None), tensor=tensor)
         self._write(step=step, summary=Summary(value=[value]))
+
+    def publish(self) -> None:
+        """Let others see what was written so far."""
+        publish(self._file)
+
+    def discard(self) -> None:
+        """Close the file without that."""
+        discard(self._file)
 
     def close(self) -> None:
         """Close the file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -71,7 +71,7 @@ def train(config: Config, data: Path, run: Path, start_from: Path | None = None)
                 f"{data}: no validation rows, so all {epochs} epochs are trained and the last is taken; "
                 "training.max_epochs sets another number"
             )
-        with run_folder(run, context):
+        with run_folder(run, context) as check_held:
             finished = context.run_on_rank0(lambda: finished_results(config, data, dataset, run, start_from))
             if finished:
                 context.print_rank0(f"{run}: finished already, after step {finished['steps']}")
@@ -81,7 +81,7 @@ def train(config: Config, data: Path, run: Path, start_from: Path | None = None)
                 start.check(config, data, dataset, tasks)
             session = TrainSession(config, data, dataset, tasks, context)
             with session.explain_oom():
-                return Trainer(session, run, start).fit()
+                return Trainer(session, run, start, check_held).fit()
 
 
 def evaluate_run(config: Config, data: Path, run: Path, splits: tuple[str, ...]) -> dict[str, Results]:
@@ -138,30 +138,33 @@ def _write_evaluation(run: Path, dataset: Dataset, split: str, results: Results)
 
 
 @contextmanager
-def run_folder(run: Path, context: DistContext) -> Iterator[None]:
+def run_folder(run: Path, context: DistContext) -> Iterator[Callable[[], None]]:
     """Hold a run folder, made where it is missing, alone. A mistake found before its first checkpoint leaves no trace.
+
+    Yields:
+        What raises UserError, on the first rank, once the folder is no longer held.
 
     Raises:
         UserError: it cannot be written, or another process holds it.
     """
     with ExitStack() as held:
-        made = context.run_on_rank0(lambda: _take(run, held))
+        checks: list[Callable[[], None]] = []
+        made = context.run_on_rank0(lambda: _take(run, held, checks))
         try:
             with os_errors(run):
-                yield
+                yield checks[0] if checks else lambda: None
         except UserError:
             if made is not None and not checkpoint_paths(run / "checkpoints"):
                 _clear(run, made)
             raise
 
 
-def _take(run: Path, held: ExitStack) -> list[Path] | None:
+def _take(run: Path, held: ExitStack, checks: list[Callable[[], None]]) -> list[Path] | None:
     """Make and lock a run folder; returns the folders made, the innermost first. None: there was something in it."""
-    made = [path for path in (run, *run.parents) if not exists(path)]
     try:
-        make_folder(run)
+        made = make_folder(run)
         empty = not list_folder(run)
-        held.enter_context(locked(run / LOCK, run))
+        checks.append(held.enter_context(locked(run / LOCK, run)))
     except OSError as error:
         raise UserError(f"--run: {run} cannot be written ({error.strerror})") from None
     return made if empty else None

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint import CheckpointException
 
 from recmtl.distributed.context import is_lost_rank
 from recmtl.errors import Stopped, UserError
-from recmtl.runtime.storage import make_afresh, remove_folder, write_whole
-from recmtl.training.checkpoint_folder import checkpoint_path, give_name, prune, unfinished_path
+from recmtl.runtime.storage import remove_folder, write_whole
+from recmtl.training.checkpoint_folder import checkpoint_path, give_name, make_unfinished, prune, unfinished_path
 from recmtl.training.manifest import MANIFEST, Checksum, Entries
 from recmtl.training.session_state import kind_of_ranks, session_state
 from recmtl.training.sharded import ShardedModel
@@ -38,10 +38,17 @@ class CheckpointWriter:
         folder: the run's ``checkpoints`` folder.
         session: whose model and optimisers they hold.
         on_failure: called in the thread when a checkpoint cannot be written; `wait` raises why.
+        check_held: raises UserError if this process may no longer write to the folder.
     """
 
-    def __init__(self, folder: Path, session: ShardedModel, on_failure: Callable[[], None]) -> None:
-        self.folder, self.session, self.on_failure = folder, session, on_failure
+    def __init__(
+        self,
+        folder: Path,
+        session: ShardedModel,
+        on_failure: Callable[[], None],
+        check_held: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.session, self.on_failure, self.check_held = folder, session, on_failure, check_held
         self.context = session.context.in_new_group()
         self.saved_step: int | None = None
         """Step of the newest checkpoint, which may still be on its way."""
@@ -88,14 +95,14 @@ class CheckpointWriter:
         """In the thread: write the folder, have all ranks say what they wrote, give the folder its name."""
         context, unfinished = self.context, unfinished_path(final)
         try:
-            context.run_on_rank0(lambda: make_afresh(unfinished))
+            context.run_on_rank0(lambda: self._begin(final))
             writer = Writer(unfinished)
             try:
                 dcp.save({}, storage_writer=writer, planner=planner, process_group=context.cpu_group)
             except CheckpointException as error:
                 raise UserError(reason(error)) from None
             entries = context.gather(lambda: writer.entries)
-            context.run_on_rank0(lambda: _complete(described, unfinished, final, entries))
+            context.run_on_rank0(lambda: self._complete(described, unfinished, final, entries))
         except (UserError, MemoryError) as error:
             if context.is_first:
                 remove_folder(unfinished, ignore_errors=True)
@@ -104,6 +111,20 @@ class CheckpointWriter:
             raise UserError(f"{final}: cannot be written ({error}); checkpoints before it are untouched") from None
         if context.is_first:
             prune(self.folder, self.session.config.checkpoint.keep, best_steps)
+
+    def _begin(self, final: Path) -> None:
+        self.check_held()
+        make_unfinished(final)
+
+    def _complete(self, described: dict[str, Any], unfinished: Path, final: Path, entries: list[Entries]) -> None:
+        """Describe what all ranks wrote and give it its name."""
+        state, checksum = json.dumps(described, indent=2) + "\n", Checksum()
+        write_whole(unfinished / TRAIN_STATE, state)
+        checksum.add(state.encode())
+        manifest = {name: value for part in entries for name, value in part.items()} | {TRAIN_STATE: checksum.entry()}
+        self.check_held()
+        write_whole(unfinished / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        give_name(unfinished, final)
 
 
 class _Writing(threading.Thread):
@@ -126,13 +147,3 @@ class _Writing(threading.Thread):
         self.join()
         if self._error:
             raise self._error
-
-
-def _complete(described: dict[str, Any], unfinished: Path, final: Path, entries: list[Entries]) -> None:
-    """Describe what all ranks wrote and give it its name."""
-    state, checksum = json.dumps(described, indent=2) + "\n", Checksum()
-    write_whole(unfinished / TRAIN_STATE, state)
-    checksum.add(state.encode())
-    manifest = {name: value for part in entries for name, value in part.items()} | {TRAIN_STATE: checksum.entry()}
-    write_whole(unfinished / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    give_name(unfinished, final)

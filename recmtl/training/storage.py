@@ -27,7 +27,7 @@ from torch.futures import Future
 
 from recmtl.errors import is_out_of_memory
 from recmtl.runtime.private_api import INDEX_CLASSES, ShardedTensor, values_offset
-from recmtl.runtime.storage import open_read, rename
+from recmtl.runtime.storage import exists, make_folder, open_read, open_write, remove, rename, sync
 from recmtl.training.manifest import Checksum, Entries
 
 TABLE_KEY = "model.model.embeddings.collection.embedding_bags.{}.weight"
@@ -50,26 +50,45 @@ class _Summed:
         written: int = self._file.write(content)
         return written
 
+    def close(self) -> None:
+        if not self._file.closed:
+            sync(self._file)
+            self._file.close()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
 
-class _SummedFiles(FileSystem):
-    """PyTorch's access to files, which remembers what a manifest says of those that were written."""
+class _Files(FileSystem):
+    """PyTorch's access to files, wherever they lie; it remembers what a manifest says of those that were written."""
 
     def __init__(self) -> None:
         self.entries: Entries = {}
 
     @contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        with super().create_stream(path, mode) as file:
+        if mode == "rb":
+            with open_read(path) as file:
+                yield file
+            return
+        with open_write(path) as file:
             summed = _Summed(file)
             yield summed
-        self.entries[Path(path).name] = summed.checksum.entry()
+            summed.close()
+        self.entries[path.name] = summed.checksum.entry()
 
     def rename(self, path: Any, new_path: Any) -> None:
-        rename(Path(path), Path(new_path))
-        self.entries[Path(new_path).name] = self.entries.pop(Path(path).name)
+        rename(path, new_path)
+        self.entries[new_path.name] = self.entries.pop(path.name)
+
+    def mkdir(self, path: Any) -> None:
+        make_folder(path)
+
+    def exists(self, path: Any) -> bool:
+        return exists(path)
+
+    def rm_file(self, path: Any) -> None:
+        remove(path)
 
 
 class Writer(FileSystemWriter):
@@ -80,9 +99,15 @@ class Writer(FileSystemWriter):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, per_thread_copy_ahead=0)  # ahead, a thread would take up memory of the first GPU
-        self.fs = _SummedFiles()
+        # Copied ahead, a thread would take up memory of the first GPU. `_Files` has files on the disk itself.
+        super().__init__(folder, per_thread_copy_ahead=0, sync_files=False)
+        self.fs = _Files()
         self.entries = self.fs.entries
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The folder, as the index names it."""
+        return str(self.path)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's part.
@@ -152,9 +177,13 @@ class SafeReader(FileSystemReader):
     By itself PyTorch reads the whole piece of a table that some rank wrote, beside the rows of it that a rank takes.
     """
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.fs, self.folder = _Files(), folder
+
     def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
         """The index. (PyTorch looks for an index of every rank's own where one of these has the name `kwargs`.)"""
-        with open_read(Path(self.path) / ".metadata") as file:
+        with open_read(self.folder / ".metadata") as file:
             metadata = IndexUnpickler(file).load()
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
@@ -171,7 +200,7 @@ class SafeReader(FileSystemReader):
         place = self.storage_data[item.storage_index]
         if item.type != LoadItemType.TENSOR or place.length <= BLOCK_BYTES:
             return False
-        with open_read(Path(self.path) / place.relative_path) as file:
+        with open_read(self.folder / place.relative_path) as file:
             view = self._slice_file(file, place)
             with torch.serialization.skip_data():
                 piece = torch.load(view, map_location="cpu", weights_only=True)

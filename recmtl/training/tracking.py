@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 
+from recmtl.errors import UserError
 from recmtl.metrics.names import Values
-from recmtl.runtime.storage import exists, open_append, os_errors, read_text, write_whole
+from recmtl.runtime.storage import discard, exists, open_append, os_errors, publish, read_text, write_whole
 
 
 class Tracker:
@@ -21,13 +23,22 @@ class Tracker:
         enabled: this is rank 0.
         tensorboard: write TensorBoard events too.
         step: the step that the run starts from; later lines of an interrupted run are dropped.
+        check_held: raises UserError if this process may no longer write to the folder.
 
     Raises:
         UserError: a file cannot be written; so do the methods.
     """
 
-    def __init__(self, run: Path, *, enabled: bool, tensorboard: bool, step: int) -> None:
-        self.enabled = enabled
+    def __init__(
+        self,
+        run: Path,
+        *,
+        enabled: bool,
+        tensorboard: bool,
+        step: int,
+        check_held: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.enabled, self._check_held = enabled, check_held
         self.console = Console(stderr=True)
         self._events: Any = None
         if not enabled:
@@ -70,6 +81,16 @@ class Tracker:
             with os_errors(self._events.path):
                 self._events.add_text(step, "config.toml", f"```toml\n{config}```\n")
 
+    def publish(self) -> None:
+        """Let others see what was written so far; a run that goes on from a checkpoint goes on with its lines."""
+        if self.enabled:
+            self._check_held()
+            with os_errors(self._path):
+                publish(self._lines)
+            if self._events:
+                with os_errors(self._events.path):
+                    self._events.publish()
+
     def say(self, text: str) -> None:
         """A line for the user."""
         if self.enabled:
@@ -81,7 +102,17 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.enabled:
+        if not self.enabled:
+            return
+        try:
+            self._check_held()
+        except UserError:
+            discard(self._lines)
+            if self._events:
+                self._events.discard()
+            if error is None:
+                raise
+        else:
             with os_errors(self._path):  # writes what a full disk has refused before
                 self._lines.close()
             if self._events:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -49,15 +49,22 @@ class Trainer:
         session: the sharded model and its data.
         run: the run folder, which this process holds.
         start: the run to start from, where there is no checkpoint to go on from; None: from new weights.
+        check_held: raises UserError if this process no longer holds the run folder.
     """
 
-    def __init__(self, session: TrainSession, run: Path, start: Start | None = None) -> None:
+    def __init__(
+        self,
+        session: TrainSession,
+        run: Path,
+        start: Start | None = None,
+        check_held: Callable[[], None] = lambda: None,
+    ) -> None:
         self.session, self.run, self.config, self.context = session, run, session.config, session.context
         self.checkpoints = Checkpoints(run / "checkpoints", session)
         self.schedule = Schedule(session.optimizer, session.config.training, session.readers["train"].steps)
-        self.start = start
+        self.start, self.check_held = start, check_held
         self.stopping = StopRequest(session.context)
-        self.writer = CheckpointWriter(self.checkpoints.folder, session, on_failure=self.stopping.ask)
+        self.writer = CheckpointWriter(self.checkpoints.folder, session, self.stopping.ask, check_held)
         self.state = TrainState()
 
     def fit(self) -> Results:
@@ -78,6 +85,7 @@ class Trainer:
                 enabled=self.context.is_first,
                 tensorboard=self.config.metrics.tensorboard,
                 step=self.state.step,
+                check_held=self.check_held,
             ) as self.tracker,
             self.writer,
         ):
@@ -88,7 +96,7 @@ class Trainer:
             except Stopped:
                 step = self.state.step
                 if self.writer.saved_step != step:
-                    self.writer.save(self.state)
+                    self._save()
                 self.writer.wait()
                 raise Stopped(f"{self.run}: stopped and saved after step {step}; the same command goes on") from None
             return self._finish()
@@ -227,6 +235,7 @@ class Trainer:
 
     def _save(self) -> None:
         began = time.monotonic()
+        self.context.run_on_rank0(self.tracker.publish)
         self.writer.save(self.state)
         self.state.checkpoint_seconds += time.monotonic() - began
 
@@ -329,9 +338,12 @@ class Trainer:
             "versions": versions(),
             "config_sha256": sha256(self.config),
         }
-        if self.context.is_first:
-            write_json(self.run / RESULTS, results)
+        self.context.run_on_rank0(lambda: self._write_results(results))
         return results
+
+    def _write_results(self, results: Results) -> None:
+        self.check_held()
+        write_json(self.run / RESULTS, results)
 
 
 def _shown(value: float | int | None) -> str:
