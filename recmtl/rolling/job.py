@@ -78,7 +78,7 @@ def roll(
         Stopped: SIGTERM came to the job or to a step.
     """
     if not renames_folders(out):
-        raise UserError(f"{out}: a job for every day has links in its folder; name one on a disk (RAW may be elsewhere)")
+        raise UserError(f"{out}: a job for every day has links in its folder; name one on a disk, RAW may be elsewhere")
     loaded = load_recipe(recipe)
     if loaded.split.by != "time":
         raise UserError(

@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from recmtl.errors import UserError, is_out_of_memory
+from recmtl.runtime.storage import remote_files
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 OVERHEAD_BYTES = 500 * 10**6
@@ -77,6 +78,12 @@ def connect(memory_limit: str, threads: int | None, spill: Path, *, ordered: boo
     except duckdb.Error as error:
         raise UserError(f"--memory-limit {memory_limit}: {message(error)}; raise it") from None
     return connection
+
+
+def open_store(db: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Let a database read the files of the object store that a path is in, if it is in one."""
+    if (files := remote_files(path)) is not None:
+        db.register_filesystem(files)
 
 
 def quote(name: str) -> str:

@@ -21,6 +21,7 @@ from recmtl.data.prepare.duck import (
     is_of_the_system,
     literal,
     message,
+    open_store,
     quote,
     refusal,
 )
@@ -31,7 +32,7 @@ from recmtl.data.prepare.raw_files import some
 from recmtl.data.prepare.union import Column, having, unite
 from recmtl.data.recipe import Recipe, Source
 from recmtl.errors import UserError, is_out_of_memory
-from recmtl.runtime.storage import open_read, remote_files
+from recmtl.runtime.storage import open_read
 from recmtl.schema import SourceColumns
 
 FILENAME, FILE_ROW_NUMBER = "filename", "file_row_number"
@@ -142,8 +143,7 @@ def create_views(
     Raises:
         UserError: a file cannot be read, or a source's query is not valid.
     """
-    if (files_of_store := remote_files(raw)) is not None:
-        db.register_filesystem(files_of_store)
+    open_store(db, raw)
     found = Views({}, {})
     for source in recipe.sources:
         where = f"{recipe.origin}: [sources] {source.name!r}"

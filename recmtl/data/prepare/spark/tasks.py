@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from recmtl.data.prepare.checks import questions
-from recmtl.data.prepare.duck import arrow_batches, connect, one_line_errors, parse_size, plain_arrow, quote
+from recmtl.data.prepare.duck import arrow_batches, connect, one_line_errors, open_store, parse_size, plain_arrow, quote
 from recmtl.data.prepare.examples import (
     HASH,
     SPLIT_VALUE,
@@ -97,6 +97,7 @@ def read_pieces(plan: Plan, folder: Path, pieces: Iterable[Piece], sql_type: str
             closing(open_database(plan, folder)) as db,
             query_errors(plan.recipe, {piece.source: list(piece.files)}),
         ):
+            open_store(db, piece.files[0])
             for batch in arrow_batches(db, query, CHUNK_ROWS):
                 rows = pa.RecordBatch.from_arrays(batch.columns[:-1], schema=carried)
                 for partition, data in deal(rows, batch.columns[-1].to_numpy()):
