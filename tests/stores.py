@@ -65,6 +65,6 @@ def failing(fails: Callable[[str, str], Exception | None]) -> Iterator[Failing]:
     """The store in memory, some of whose requests fail, and no time between two tries."""
     store = Failing(remote.file_system("memory"), fails)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote, "file_system", lambda scheme: store)
+        patch.setattr(remote, "file_system", lambda *_: store)
         patch.setattr(remote, "WAITS", (0.0,) * len(remote.WAITS))
         yield store

@@ -133,7 +133,7 @@ def attempt(path: Path, request: Callable[[], T]) -> T:
             return request()
         except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise type(error)(error.errno or errno.ENOENT, _reason(error), str(path)) from None
-        except (StorageError, UserError):
+        except (StorageError, UserError, TypeError):
             raise
         except Exception as error:
             if wait is None or not _may_pass(error):
@@ -143,7 +143,7 @@ def attempt(path: Path, request: Callable[[], T]) -> T:
 
 
 def _may_pass(error: Exception) -> bool:
-    if isinstance(error, PermissionError | ValueError | TypeError) or type(error).__name__ in MISTAKES:
+    if isinstance(error, PermissionError | ValueError) or type(error).__name__ in MISTAKES:
         return False
     return not (isinstance(error, OSError) and error.errno in PERMANENT)
 
