@@ -38,7 +38,7 @@ class TrainState:
     """Epoch of `best_loss`, counted from 1; 0: none yet."""
     best_step: int = 0
     """Step after which the model had `best_loss`: that of its checkpoint."""
-    bad_epochs: int = 0
+    bad_validations: int = 0
     """Validations that counted since then: those of complete epochs, and of ``training.validate_every_steps``."""
     validated_step: int = 0
     """Step of the latest validation that counted."""

@@ -38,7 +38,7 @@ def is_done(state: TrainState, training: TrainingConfig) -> bool:
     return (
         state.epoch >= training.max_epochs
         or bool(training.max_steps and state.step >= training.max_steps)
-        or bool(training.patience and state.bad_epochs >= training.patience)
+        or bool(training.patience and state.bad_validations >= training.patience)
     )
 
 
@@ -277,7 +277,7 @@ class Trainer:
         # Without anything to go by, the newest model counts as the best, as it does without validation rows.
         better = cost is None or state.best_loss is None or cost < state.best_loss
         if counts:
-            state.bad_epochs = 0 if better else state.bad_epochs + 1
+            state.bad_validations = 0 if better else state.bad_validations + 1
             state.validated_step = state.step
         elif better:
             state.take_part_for_best()

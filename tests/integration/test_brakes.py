@@ -163,7 +163,7 @@ def test_the_best_model_is_of_any_validation_and_patience_counts_them(data, tmp_
     # Only the best and the newest are there; the model that is measured is the former.
     assert steps(tmp_path / "run") == [best, after[-1]]
     state = read_json(checkpoint_path(tmp_path / "run" / "checkpoints", after[-1]) / "train_state.json")
-    assert (state["bad_epochs"], state["validated_step"]) == (3, after[-1])
+    assert (state["bad_validations"], state["validated_step"]) == (3, after[-1])
     # A run that stops at that step and goes no further measures the same model.
     again = train_here(data, tmp_path / "again", **flags, training__max_steps=best)
     for split in ("val", "test"):
