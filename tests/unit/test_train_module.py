@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from toy import write_toy
 
-from recmtl.config import MODELS, WeightingConfig
+from recmtl.config import MODELS, InteractionConfig, WeightingConfig
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
 from recmtl.errors import UserError
@@ -38,9 +38,15 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Batch]:
     return dataset, batch
 
 
-def train_module_of(dataset: Dataset, name: str, method: str = "fixed", micro_batch_size: int = 0) -> TrainModule:
+def train_module_of(
+    dataset: Dataset,
+    name: str,
+    method: str = "fixed",
+    micro_batch_size: int = 0,
+    interaction: InteractionConfig | None = None,
+) -> TrainModule:
     torch.manual_seed(0)
-    model = RankingModel(dataset, dataset.tasks, MODELS[name].config(), dim=8)
+    model = RankingModel(dataset, dataset.tasks, MODELS[name].config(), dim=8, interaction=interaction)
     weighting = WeightingConfig(method=method)  # type: ignore[arg-type]
     train_module = TrainModule(model, weighting, micro_batch_size)
     train_module.weighting.step = 3
@@ -70,8 +76,21 @@ def step(train_module: TrainModule, batch: Batch) -> tuple[Tensor, Tensor, Tenso
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("home", "single_task")])
 def test_micro_batches_add_up_to_the_step_of_the_whole_batch(toy, name, method):
     dataset, batch = toy
-    whole = step(train_module_of(dataset, name, method), batch)
-    pieces = step(train_module_of(dataset, name, method, SIZE), batch)
+    assert_add_up(train_module_of(dataset, name, method), train_module_of(dataset, name, method, SIZE), batch)
+
+
+@pytest.mark.parametrize("kind", ["dcn", "fm", "dot"])
+@pytest.mark.parametrize("name", ["escm2", "stem"])
+def test_micro_batches_go_through_crosses_too(toy, name, kind):
+    dataset, batch = toy
+    interaction = InteractionConfig(kind=kind, normalization="layer")
+    whole, pieces = (train_module_of(dataset, name, "fixed", size, interaction) for size in (0, SIZE))
+    assert_add_up(whole, pieces, batch)
+
+
+def assert_add_up(of_whole: TrainModule, of_pieces: TrainModule, batch: Batch) -> None:
+    """Both make the same step."""
+    whole, pieces = step(of_whole, batch), step(of_pieces, batch)
     for wanted, found in zip(whole[:3], pieces[:3], strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     assert set(pieces[3]) == set(whole[3])
