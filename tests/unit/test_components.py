@@ -20,6 +20,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 TRAIN = f"{CHECKOUT}/components/train.py:ddp"
 PREPARE = f"{CHECKOUT}/components/prepare.py:prepare"
 BENCHMARK = f"{CHECKOUT}/components/benchmark.py:benchmark"
+SPARK = f"{CHECKOUT}/components/spark.py:prepare"
 PREDICT = f"{CHECKOUT}/components/predict.py:predict"
 SERVE = f"{CHECKOUT}/components/serve.py:serve"
 PIPELINE = f"{CHECKOUT}/components/pipeline.py:pipeline"
@@ -44,7 +45,7 @@ def script(info, node: int = 0) -> list[str]:
     return shlex.split(replicas[node].args[2])
 
 
-@pytest.mark.parametrize("component", [TRAIN, PREPARE, PREDICT, SERVE, BENCHMARK, PIPELINE, ROLLING])
+@pytest.mark.parametrize("component", [TRAIN, PREPARE, SPARK, PREDICT, SERVE, BENCHMARK, PIPELINE, ROLLING])
 def test_component_is_valid_and_documented(component):
     found = get_component(component)
     assert found.validation_errors == []
@@ -68,6 +69,7 @@ COMMANDS = {
     [
         (TRAIN, ("--nodes", "3", "--ranks", "2", "--", "mmoe", "--data", "a b"), 3),
         (PREPARE, ("--", "merrec", "raw", "out"), 1),
+        (SPARK, ("--master", "spark://host:7077", "--conf", "spark.a=1", "--", "merrec", "a b", "out"), 1),
         (PREDICT, ("--", "export", "a b", "out"), 1),
         (PREDICT, ("--nodes", "2", "--ranks", "2", "--", "run", "raw", "out"), 2),
         (SERVE, ("--port", "9000", "--", "a b"), 1),
@@ -121,6 +123,15 @@ def test_job_takes_a_name_retries_and_mounts():
     [role] = app_of(TRAIN, "--name", "mmoe", "--max_retries", "3", "--mounts", mounts, "--", "mmoe").roles
     assert (role.name, role.max_retries) == ("mmoe", 3)
     assert [(mount.src_path, mount.read_only) for mount in role.mounts] == [("/logs", True), ("/runs", False)]
+
+
+def test_spark_has_its_master_and_settings():
+    settings = "spark.executor.cores=4,spark.executor.memoryOverhead=9g"
+    [role] = app_of(SPARK, "--master", "spark://host:7077", "--conf", settings, "--", "merrec", "raw", "out").roles
+    words = ["prepare", "merrec", "raw", "out", "--engine", "spark", "--master", "spark://host:7077"]
+    assert [role.entrypoint, *role.args] == ["python", "-m", "recmtl", *words]
+    wanted = "--conf spark.executor.cores=4 --conf spark.executor.memoryOverhead=9g pyspark-shell"
+    assert role.env["PYSPARK_SUBMIT_ARGS"] == wanted
 
 
 def test_prepare_runs_recmtl_prepare():
