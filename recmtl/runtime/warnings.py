@@ -23,9 +23,11 @@ def silence_third_parties() -> None:
     logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
     # Every replicated table is one that has no cache, which nobody asked for.
     logging.getLogger("torchrec.distributed.utils").setLevel(logging.ERROR)
-    # The latter comes with a traceback, before the error that says the same.
-    noise = ("Sharding spec not found", "Global metadata is not found")
+    # The latter two come with a traceback, before the error that says the same and after Ctrl-C while Spark works.
+    noise = ("Sharding spec not found", "Global metadata is not found", "KeyboardInterrupt while sending command")
     logging.getLogger().addFilter(lambda record: not record.getMessage().startswith(noise))
+    # Connections to Spark's process break when it ends, which whoever ended it knows.
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
     # TorchRec asks whether it is being traced, in a way that torch.fx comments on.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 

@@ -99,8 +99,10 @@ def prepare(
     extension = None if extend is None else Extension(recipe, extend)
     if extension:
         recipe = extension.recipe
-    if engine == "spark" and threads is not None:
-        raise UserError("--threads: every task of Spark has one; more cores of executors run more tasks at a time")
+    if engine == "spark":
+        if threads is not None:
+            raise UserError("--threads: every task of Spark has one; more cores of executors run more tasks at a time")
+        raw = raw.absolute()  # tasks run in folders of their own
     window = extension.window(until, lookahead) if extension else Window(recipe, until=until, lookahead=lookahead)
     files = find_files(recipe, raw)
     cut_short = None if limit is None else limit_files(recipe, files, limit)

@@ -214,7 +214,7 @@ class SparkRows:
         context = self._session.context
         for path in list_folder(folder / ENCODER):
             if path.name == FILE_NAME or path.name.endswith((".keys.npy", ".ids.npy")):
-                context.addFile(str(path))
+                context.addFile(path.as_uri())
         shards = ShardMap(self._hashes)
         writing = encoding.Writing(self._rule, dataset, shards, folder, self._work / "attempts")
         for path in (writing.attempts, *(folder / split for split in SPLITS)):

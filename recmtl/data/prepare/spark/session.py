@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,12 +59,14 @@ class Session:
 
     def _percent(self) -> float:
         """How many of the tasks of the running job's stages are done."""
-        tracker = self.context.statusTracker()
-        jobs = filter(None, map(tracker.getJobInfo, tracker.getActiveJobsIds()))
-        stages = list(filter(None, (tracker.getStageInfo(stage) for job in jobs for stage in job.stageIds)))
-        tasks = sum(stage.numTasks for stage in stages)
-        self._check_executors()
-        return 100 * sum(stage.numCompletedTasks for stage in stages) / tasks if tasks else 0.0
+        with suppress(Py4JError, OSError):  # Spark has ended, of which the job tells
+            self._check_executors()
+            tracker = self.context.statusTracker()
+            jobs = filter(None, map(tracker.getJobInfo, tracker.getActiveJobsIds()))
+            stages = list(filter(None, (tracker.getStageInfo(stage) for job in jobs for stage in job.stageIds)))
+            if tasks := sum(stage.numTasks for stage in stages):
+                return 100 * sum(stage.numCompletedTasks for stage in stages) / tasks
+        return 0.0
 
     def _check_executors(self) -> None:
         """Tell a user once that no executor has come."""
@@ -91,13 +93,9 @@ def open_session(name: str, master: str | None, folder: Path, progress: Progress
         UserError: Spark does not start; says why.
     """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    conf = SparkConf().set("spark.ui.showConsoleProgress", "false")
-    if not conf.contains("spark.app.name"):
-        conf.setAppName(name)
+    conf = SparkConf().set("spark.ui.showConsoleProgress", "false").setAppName(name)
     if master is not None:
         conf.setMaster(master)
-    elif not conf.contains("spark.master"):
-        conf.setMaster("local[*]")
     submitted = SUBMITTED in os.environ
     make_folder(folder)
     log = folder / "log"
@@ -107,7 +105,8 @@ def open_session(name: str, master: str | None, folder: Path, progress: Progress
             if not submitted:
                 gateway = launch_gateway(conf, {"stdout": said, "stderr": said})
             context = SparkContext(conf=conf, gateway=gateway)
-            context.setLogLevel("OFF")
+            if submitted:  # Java's process is not ours
+                context.setLogLevel("OFF")
         except (Py4JError, PySparkException, OSError, RuntimeError, ValueError) as error:
             _close(context, gateway)
             raise UserError(f"--engine spark: Spark does not start: {_reason(error, log)}") from None
@@ -119,11 +118,9 @@ def open_session(name: str, master: str | None, folder: Path, progress: Progress
 
 def _close(context: Any, gateway: Any) -> None:
     """End an application, and the Java process where it was started here."""
-    try:
-        if context is not None:
+    if context is not None:
+        with suppress(Py4JError, OSError):  # it has ended already
             context.stop()
-    except (Py4JError, OSError):  # it has ended already
-        pass
     if gateway is not None:
         gateway.shutdown()
         gateway.proc.stdin.close()
