@@ -17,7 +17,7 @@ from typing import Any, Literal
 from recmtl.errors import UserError, nearest
 from recmtl.runtime.storage import is_file, list_folder, os_errors, read_json, write_whole
 
-FORMAT = 4
+FORMAT = 5
 FILE_NAME = "dataset.json"
 ENCODER = "encoder"
 """Folder of the encoder (`recmtl.encoding.encoder`)."""
@@ -42,7 +42,7 @@ NO_USER = -1
 WEIGHT_COLUMN = "weight"
 """float32 column with the weight of a row for all tasks; there when `Dataset.row_weight` is."""
 
-PLANNING_FIGURES = ("mean_length", "missing", "unseen")
+PLANNING_FIGURES = ("mean_length", "longest", "missing", "unseen")
 """Fields of a feature that a model does not depend on: they help to plan and to look at the data."""
 
 MISSING, UNSEEN, FIRST = 0, 1, 2
@@ -128,7 +128,7 @@ class TableGrowth:
 class Feature:
     """A model input. In the Parquet files the column has the feature's name.
 
-    categorical: int32; list: list<int32>; numeric: float32, transformed, missing values already filled.
+    categorical: int32; list, sequence: list<int32>; numeric: float32, transformed, missing values already filled.
     """
 
     name: str
@@ -149,10 +149,17 @@ class Feature:
     """Divided by at the end; measured on the training split, 1 unless the transform standardizes."""
     mean_length: float = 1.0
     """Ids per row, on average over the training rows; 1 where it is no list. For planning only."""
+    longest: int = 1
+    """Most ids of a training row; 1 where it is no list. For planning only."""
     max_length: int | None = None
-    """Longest list kept, from its start; None: no limit."""
+    """Most items kept, of a list from its start, of a sequence from its end; None: no limit."""
     separator: str = ""
     """What splits a text column into a list; empty: the column holds lists."""
+    history: str = ""
+    """Of a sequence: the history that it is a column of. Its columns have an item each for every event."""
+    target: str = ""
+    """Of a sequence: the categorical feature of its table that says of the row what the sequence says of the events
+    before it; empty: none does."""
     width: int = 1
     """Numbers of a row of a dense feature."""
     missing: dict[str, float] = field(default_factory=dict)

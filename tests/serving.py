@@ -133,8 +133,11 @@ def as_arrays(table: pa.Table) -> dict[str, np.ndarray]:
     for name in table.schema.names:
         values = table[name].combine_chunks()
         if pa.types.is_list(values.type):
-            lists = [[item for item in value or [] if item is not None] for value in values.to_pylist()]
+            lists = [value or [] for value in values.to_pylist()]
             found[f"{name}.lengths"] = np.array([len(value) for value in lists], np.int64)
+            present = np.array([item is not None for value in lists for item in value], bool)
+            if not present.all():
+                found[f"{name}.items.present"] = present
             values = pa.array([item for value in lists for item in value], values.type.value_type)
         elif values.null_count:
             found[f"{name}.present"] = np.array(values.is_valid().to_pylist())

@@ -24,6 +24,7 @@ from recmtl.config.sections import (
     TrainingConfig,
     WeightingConfig,
 )
+from recmtl.config.sequence import SequenceConfig
 from recmtl.config.toml import read_toml, to_toml, tomllib
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ModelConfig",
     "ModelEntry",
     "ReaderConfig",
+    "SequenceConfig",
     "ShardingConfig",
     "ShardingType",
     "TrainingConfig",

@@ -15,6 +15,7 @@ RESUME_KEYS = (
     "embedding.dtype",
     "embedding.optimizer",
     "interaction",
+    "sequence",
     "dense.optimizer",
     "weighting.method",
     "training.batch_size",
@@ -28,7 +29,7 @@ RESUME_KEYS = (
 and the best value so far of what is monitored."""
 
 
-START_KEYS = ("model", "embedding.dim", "embedding.optimizer", "interaction", "dense.optimizer")
+START_KEYS = ("model", "embedding.dim", "embedding.optimizer", "interaction", "sequence", "dense.optimizer")
 """Sections and keys that a run has in common with the one that it starts from: weights and states fit no others."""
 
 

@@ -9,6 +9,7 @@ import tyro
 from annotated_types import Interval, MultipleOf
 
 from recmtl.config.interaction import InteractionConfig
+from recmtl.config.sequence import SequenceConfig
 from recmtl.typed import LARGEST_FLOAT, Count, Fraction, NonNegative, Positive, PositiveCount, Seed, Shares, Size, Texts
 
 ShardingType = Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"]
@@ -188,6 +189,7 @@ class Config:
     model: Any
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     interaction: InteractionConfig = field(default_factory=InteractionConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -75,9 +75,13 @@ class FeatureSpec:
     pooling: Pooling = "sum"
     transform: Transform = "none"
     max_length: PositiveCount | None = None
-    """Longest list kept, from its start."""
+    """Most items kept, of a list from its start, of a sequence from its end."""
     separator: str = ""
     """Splits a text column into a list."""
+    history: str = ""
+    """The history that a sequence is a column of; the feature's name unless given. Empty for other kinds."""
+    target: str = ""
+    """Feature that says of the row what a sequence says of the events before it."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +298,8 @@ def _complete(feature: FeatureSpec, where: str) -> FeatureSpec:
     if feature.kind not in KINDS:
         raise UserError(f"{where}: kind: no kind {feature.kind!r}; {nearest(feature.kind, KINDS)}")
     table = feature.table or (feature.name if has_table(feature.kind) else "")
-    return replace(feature, column=feature.column or feature.name, table=table)
+    history = feature.history or (feature.name if feature.kind == "sequence" else "")
+    return replace(feature, column=feature.column or feature.name, table=table, history=history)
 
 
 def _implicit_tables(features: Iterable[FeatureSpec], declared: Iterable[TableSpec]) -> tuple[TableSpec, ...]:

@@ -51,6 +51,9 @@ def check_recipe(recipe: Recipe) -> None:
         _check_table(recipe, table, f"{where}: [[table]] {table.name!r}")
     for feature in recipe.features:
         _check_feature(recipe, feature, f"{where}: [[feature]] {feature.name!r}")
+    for feature in recipe.features:
+        if feature.history:
+            _check_sequence(recipe, feature, f"{where}: [[feature]] {feature.name!r}")
     for task in recipe.tasks:
         _check_task(recipe, task, f"{where}: [[task]] {task.name!r}")
     _check_split(recipe.split, f"{where}: [split]")
@@ -116,6 +119,32 @@ def _check_feature(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
     for task in recipe.tasks:
         if feature.column in (task.label, task.oracle):
             raise UserError(f"{where}: column {feature.column!r} is what task {task.name!r} predicts")
+
+
+def _check_sequence(recipe: Recipe, feature: FeatureSpec, where: str) -> None:
+    """A sequence, its target, and the history that it is a column of."""
+    by_name = {other.name: other for other in recipe.features}
+    columns = [other for other in recipe.features if other.history == feature.history]
+    _check_name(feature.history, f"{where}: history")
+    if feature.history in by_name and (by_name[feature.history], len(columns)) != (feature, 1):
+        raise UserError(f"{where}: history: {feature.history!r} is the name of a feature; give the history another")
+    if feature.max_length != columns[0].max_length:
+        raise UserError(
+            f"{where}: max_length: {feature.max_length}, and {columns[0].max_length} of {columns[0].name!r}, which is "
+            f"of the same history {feature.history!r}; give both the same"
+        )
+    if not feature.target:
+        return
+    target = by_name.get(feature.target)
+    if target is None:
+        raise UserError(
+            f"{where}: target: there is no [[feature]] {feature.target!r}; {nearest(feature.target, by_name)}"
+        )
+    if target.kind != "categorical" or target.table != feature.table:
+        raise UserError(
+            f"{where}: target: {target.name!r} is {target.kind} of table {target.table!r}; it must be categorical and "
+            f"of the sequence's table {feature.table!r}"
+        )
 
 
 def _check_task(recipe: Recipe, task: TaskSpec, where: str) -> None:

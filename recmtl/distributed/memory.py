@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 
 import psutil
 import torch
 from torch import Tensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from recmtl.config import Config
 from recmtl.data.read.parquet import CACHE_BYTES
@@ -42,11 +44,13 @@ class Memory:
     states: int
     """Their optimiser's state, and dense gradients of replicated tables."""
     lookups: int
-    """Ids and pooled embeddings of a batch, as TorchRec's planner counts them."""
+    """Ids and what is looked up in a batch, pooled embeddings and those of every item of a sequence, as TorchRec's
+    planner counts them."""
     dense: int
     """Dense parameters and their optimiser's state, and with several ranks the buckets that gradients travel in."""
     activations: int
-    """What the dense part keeps and makes on the way forward and back, gradients among it."""
+    """What the dense part keeps and makes on the way forward and back, gradients among it; of a history it takes that
+    a batch has the longest one of the training rows, to which it pads all."""
     holes: int
     """What the heap loses around them: as much as lies in it at once, measured with glibc 2.36; 0 on GPUs."""
     reader: int
@@ -96,8 +100,11 @@ def predict(
     dense = parameters * (1 + DENSE_STATES[config.dense.optimizer] + (world_size > 1))
     live = trace_activations(train_module, batch_size, buckets=world_size > 1)
     activations, holes = live.peak, live.heap_peak if on_cpu else 0
-    if world_size > 1:  # pooled embeddings are there twice: as looked up, and as received
+    if world_size > 1:  # what was looked up is there twice: as it was, and as received
         activations += FLOAT * batch_size * sum(_outputs(train_module)[1])
+        activations += FLOAT * sum(
+            jagged.values().numel() for jagged in _unpooled(train_module, batch_size)[0].values()
+        )
     reader = reader_bytes(dataset, config, batch_size, world_size) if on_cpu else 0
     copied = on_cpu and config.checkpoint.background
     staging = staging_bytes(train_module, plan, config) if copied else [0] * world_size
@@ -155,6 +162,10 @@ def trace_activations(train_module: TrainModule, batch_size: int, buckets: bool 
     if buckets and whole:
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(_forget)
+    histories = copy.deepcopy(ranking_model.histories)
+    if histories is not None:
+        histories.to("meta").amp = False
+        rows, sparse, longest = _unpooled(train_module, batch_size)
     names, widths = _outputs(train_module)
     pooled = torch.zeros(batch_size, sum(widths), device="meta", requires_grad=True)
     pooled.register_post_accumulate_grad_hook(_forget)  # the tables take it
@@ -168,13 +179,16 @@ def trace_activations(train_module: TrainModule, batch_size: int, buckets: bool 
 
     with LiveBytes() as live:
         x = ranking_model.embeddings.regroup(KeyedTensor(names, widths, pooled))
+        if histories is not None:
+            x = histories(x, [rows], sparse, longest)
         if whole:
             forward_and_backward(x)
         else:
             gradients = [torch.empty_like(values) for values in x.values()]
             for _ in range(2):  # the second finds the gradients that the first left
                 forward_and_backward({key: values[:size].detach().requires_grad_() for key, values in x.items()})
-            if len(gradients) > 1:  # those of a single table set reach the tables without a copy
+            # Those of a single table set reach the tables without a copy.
+            if len(gradients) > 1 or histories is not None:
                 torch.autograd.backward(list(x.values()), gradients)
     return live
 
@@ -183,8 +197,29 @@ def _forget(parameter: Tensor) -> None:
     parameter.grad = None
 
 
+def _unpooled(
+    train_module: TrainModule, batch_size: int
+) -> tuple[dict[str, JaggedTensor], KeyedJaggedTensor, dict[str, int]]:
+    """What the other tables return by name, the ids, and most items of a row by sequence, all on the meta device."""
+    embeddings = train_module.model.embeddings
+    tables = [table for table in embeddings.tables if isinstance(table, EmbeddingConfig)]
+    features = [name for table in tables for name in table.feature_names]
+    counts = {name: math.ceil(batch_size * embeddings.lengths[name]) for name in features}
+    lengths = torch.ones(len(counts) * batch_size, dtype=torch.int32, device="meta")
+    ids = torch.zeros(sum(counts.values()), dtype=torch.int32, device="meta")
+    sparse = KeyedJaggedTensor(list(counts), ids, lengths=lengths, length_per_key=list(counts.values()))
+    rows = {}
+    for table, names in zip(tables, get_embedding_names_by_table(tables), strict=True):
+        for feature, name in zip(table.feature_names, names, strict=True):
+            values = torch.zeros(counts[feature], table.embedding_dim, device="meta", requires_grad=True)
+            values.register_post_accumulate_grad_hook(_forget)
+            rows[name] = JaggedTensor(values, lengths=lengths[:batch_size])
+    sequences = [feature for history in embeddings.histories for feature in history.sequences]
+    return rows, sparse, {feature.name: feature.longest for feature in sequences}
+
+
 def _outputs(train_module: TrainModule) -> tuple[list[str], list[int]]:
-    """Names and widths of what the tables return."""
-    tables = train_module.model.embeddings.tables
+    """Names and widths of what the tables that pool return."""
+    tables = [table for table in train_module.model.embeddings.tables if isinstance(table, EmbeddingBagConfig)]
     names = [name for names in get_embedding_names_by_table(tables) for name in names]
     return names, [table.embedding_dim for table in tables for _ in table.feature_names]

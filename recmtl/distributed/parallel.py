@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import DataType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from recmtl.config import Config
-from recmtl.distributed.plan import Plan, sharder
+from recmtl.distributed.plan import Plan, sharders
 from recmtl.errors import UserError
+from recmtl.models.embeddings import table_of
 from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import dense_optimizer
 from recmtl.optim.replicated import ReplicatedTables
@@ -65,10 +66,13 @@ def parallelize(
         if isinstance(module, EmbeddingBagCollection):
             fused = [bag.weight for name, bag in module.embedding_bags.items() if name not in replicated]
             apply_optimizer_in_backward(cls, fused, dict(arguments))  # TorchRec renames its entries
+        elif isinstance(module, EmbeddingCollection):
+            fused = [embedding.weight for embedding in module.embeddings.values()]
+            apply_optimizer_in_backward(cls, fused, dict(arguments))
     model = shard(train_module, plan, device)
 
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
-    tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
+    tables = {name: p for name, p in rest.items() if table_of(name)}
     # What a task weighting learns is no part of the network: no weight decay, no clipping, a rate of its own.
     weighting = {name: p for name, p in rest.items() if "weighting" in name.split(".")}
     dense = {name: p for name, p in rest.items() if name not in tables and name not in weighting}
@@ -121,7 +125,7 @@ def shard(module: nn.Module, plan: Plan, device: torch.device) -> DistributedMod
             module=module,
             device=device,
             plan=plan.sharding_plan,
-            sharders=[sharder()],
+            sharders=sharders(),
             # A single rank has nobody to average gradients with: it is spared the copies into buckets and the call.
             init_data_parallel=dist.get_world_size() > 1,
         )
@@ -143,9 +147,8 @@ def replicate_in_float32(collection: EmbeddingBagCollection, tables: Set[str]) -
 def table_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int, int, int, int]]:
     """The pieces of tables on this rank: (table, piece, first row, first column, rows of the table, its dimension)."""
     for key, value in model.state_dict().items():
-        if ".embedding_bags." not in key:
+        if (table := table_of(key)) is None:
             continue
-        table = key.rsplit(".", 2)[-2]
         if isinstance(value, ShardedTensor):
             rows, dim = value.size()
             for shard in value.local_shards():

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import asdict, dataclass
 
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
-from torchrec.distributed.types import ShardingPlan
-from torchrec.modules.embedding_configs import DataType
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
 
 from recmtl.config import Config, ShardingConfig
 from recmtl.distributed.replicas import replicas
@@ -27,6 +28,8 @@ CUDA_TYPES = ("table_wise", "row_wise", "table_row_wise", "column_wise", "grid_s
 WHOLE_ROW_TYPES = ("table_wise", "row_wise", "table_row_wise")
 """What `auto` chooses from. The others cut rows, and row-wise optimisers keep one state a piece of a row: their
 results would depend on the number of ranks."""
+UNPOOLED_TYPES = ("table_wise", "row_wise", "column_wise")
+"""What there is for tables with sequences."""
 GIB = 2**30
 
 
@@ -94,15 +97,27 @@ class Plan:
         return {shard.table: shard.sharding for shard in self.shards}
 
 
-def sharder() -> EmbeddingBagCollectionSharder:
-    """The one kind of module that gets sharded."""
-    return EmbeddingBagCollectionSharder()
+def sharders() -> list[ModuleSharder]:
+    """One for each kind of module that gets sharded."""
+    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
 
 
 def allowed_types(
-    config: ShardingConfig, table: str, cluster: Cluster, replicated: Set[str] = frozenset()
+    config: ShardingConfig,
+    table: str,
+    cluster: Cluster,
+    replicated: Set[str] = frozenset(),
+    *,
+    unpooled: bool = False,
 ) -> list[str]:
     """Sharding types that the planner may choose from for one table.
+
+    Args:
+        config: the `sharding` section.
+        table: its name.
+        cluster: the devices.
+        replicated: tables that every rank holds whole.
+        unpooled: it has sequences.
 
     Raises:
         UserError: the configured one does not exist on this device.
@@ -110,14 +125,18 @@ def allowed_types(
     if table in replicated and table not in config.tables:
         return ["data_parallel"]
     wanted = config.tables.get(table, config.type)
-    known = CPU_TYPES if cluster.device == "cpu" else CUDA_TYPES
+    known: tuple[str, ...] = CPU_TYPES if cluster.device == "cpu" else CUDA_TYPES
+    if unpooled:
+        known = tuple(kind for kind in known if kind in UNPOOLED_TYPES)
     if wanted == "auto" and cluster.world_size == 1:
         return ["table_wise"]  # the planner would as soon cut it for one rank, which then sorts ids for nothing
     if wanted == "auto":
         return [kind for kind in known if kind in WHOLE_ROW_TYPES]
-    if wanted not in (*known, "data_parallel"):
+    offered = known if unpooled else (*known, "data_parallel")
+    if wanted not in offered:
+        where = f"{cluster.device} for tables with sequences" if unpooled else cluster.device
         raise UserError(
-            f"sharding of table '{table}': no {wanted} on {cluster.device}; choose {', '.join(known)} or data_parallel"
+            f"sharding of table '{table}': no {wanted} on {where}; choose {', '.join(offered[:-1])} or {offered[-1]}"
         )
     return [wanted]
 
@@ -138,9 +157,10 @@ def make_plan(train_module: TrainModule, config: Config, cluster: Cluster, batch
     embeddings = train_module.model.embeddings
     tables = {table.name: table for table in embeddings.tables}
     sharding, lengths = config.sharding, embeddings.lengths
+    unpooled = {table.name for table in embeddings.tables if isinstance(table, EmbeddingConfig)}
     replicated = replicas(
-        embeddings.tables if sharding.type == "auto" else (),
-        [table.name for table in embeddings.task_tables],
+        [table for table in embeddings.tables if table.name not in unpooled] if sharding.type == "auto" else (),
+        [table.name for table in embeddings.task_tables if table.name not in unpooled],
         config.embedding,
         lengths,
         cluster.world_size,
@@ -154,7 +174,7 @@ def make_plan(train_module: TrainModule, config: Config, cluster: Cluster, batch
         return Plan(cluster, (), ShardingPlan({}))
     constraints = {
         name: ParameterConstraints(
-            sharding_types=allowed_types(sharding, name, cluster, replicated),
+            sharding_types=allowed_types(sharding, name, cluster, replicated, unpooled=name in unpooled),
             # In the device's memory. By itself the planner moves what does not fit a GPU to the host, behind a cache.
             compute_kernels=[EmbeddingComputeKernel.FUSED.value, EmbeddingComputeKernel.DENSE.value],
             # The planner knows only widths of 128 and more by itself; FBGEMM wants multiples of 4.
@@ -192,7 +212,7 @@ def make_plan(train_module: TrainModule, config: Config, cluster: Cluster, batch
         debug=False,
     )
     try:
-        plan = planner.plan(train_module, [sharder()])
+        plan = planner.plan(train_module, sharders())
     except PlannerError:
         largest = max(tables.values(), key=lambda t: t.num_embeddings * t.embedding_dim)
         itemsize = {DataType.FP32: 4, DataType.FP16: 2}

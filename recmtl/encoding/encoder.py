@@ -22,10 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recmtl.encoding.hashing import HASH_NAME
+from recmtl.encoding.histories import check_aligned
 from recmtl.encoding.values import arrow_type, canonical, fits, is_list, is_string, keys, nulls
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
 from recmtl.features import FeatureKinds
+from recmtl.features.lists import ListKind
 from recmtl.runtime.storage import make_folder, read_json, write_json
 from recmtl.schema import MISSING, UNSEEN, Feature, Table
 
@@ -79,22 +81,26 @@ class Encoder:
     ) -> None:
         self.features, self.tables, self.lookups, self.schema = features, tables, dict(lookups), schema
         kinds = FeatureKinds(features)
-        self.table_kinds, self.dense_kinds = kinds.with_table, kinds.dense
+        self.table_kinds, self.dense_kinds, self.sequences = kinds.with_table, kinds.dense, kinds.sequences
         self._value_types = {table.name: table.value_type for table in tables}
         places = {table.name: place for place, table in enumerate(tables)}
         names = [(kind.feature.name, str(kind.feature.table)) for kind in self.table_kinds]
         self._by_table = sorted(names, key=lambda name: places[name[1]])
         """Features with a table, and that: table by table."""
 
-    def encode(self, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
+    def encode(self, columns: Mapping[str, pa.Array], *, aligned: bool = False) -> dict[str, pa.Array]:
         """Prepared columns by feature, each as long as the column that it is made of.
 
         Args:
             columns: by name; those of `schema`, in types whose values can be of the types there.
+            aligned: `check_aligned` has been asked already, as columns of several lengths need it.
 
         Raises:
-            UserError: a column is absent or of a type that does not fit; names it.
+            UserError: a column is absent or of a type that does not fit, or the sequences of a history differ in
+                length; names it.
         """
+        if not aligned:
+            self.check_aligned(columns)
         values, found = self._flatten(columns)
         if sum(map(len, values.values())) <= FEW * len(values):
             return self.assemble(found, self._look_up_each(values))
@@ -105,11 +111,28 @@ class Encoder:
         """Raise UserError unless columns of these names and types can be encoded."""
         self.encode({name: schema.empty_table().column(name) for name in self.schema.names if name in schema.names})
 
-    def factorize(self, columns: Mapping[str, pa.Array]) -> Factorized:
-        """The first half: everything that does not need the vocabularies. Raises as `encode` does."""
+    def factorize(self, columns: Mapping[str, pa.Array], first_row: int = 0) -> Factorized:
+        """The first half: everything that does not need the vocabularies. Raises as `encode` does.
+
+        Args:
+            columns: as `encode` takes them.
+            first_row: number of the first row, for messages.
+        """
+        self.check_aligned(columns, first_row)
         values, found = self._flatten(columns)
         self._factorize_tables(values, found)
         return found
+
+    def check_aligned(self, columns: Mapping[str, pa.Array], first_row: int = 0) -> None:
+        """Raise `Misaligned` where sequences of a history differ in length; a column of one row stands for all rows."""
+        kinds = {kind.feature.name: kind for kind in self.sequences}
+
+        def lengths(feature: Feature) -> np.ndarray:
+            kind = kinds[feature.name]
+            assert isinstance(kind, ListKind)
+            return kind.items(self.column(columns, feature.column))[1]
+
+        check_aligned(self.sequences, lengths, first_row)
 
     def _flatten(self, columns: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], Factorized]:
         """The values of each feature with a table, all rows' one after the other; lengths of lists, and numbers."""

@@ -8,9 +8,15 @@ from recmtl.features.base import DenseKind, FeatureKind, TableKind
 from recmtl.features.categorical import Categorical
 from recmtl.features.multi_hot import MultiHot
 from recmtl.features.numeric import Numeric
+from recmtl.features.sequence import Sequence
 from recmtl.schema import Feature
 
-KINDS: dict[str, type[FeatureKind]] = {"categorical": Categorical, "list": MultiHot, "numeric": Numeric}
+KINDS: dict[str, type[FeatureKind]] = {
+    "categorical": Categorical,
+    "list": MultiHot,
+    "numeric": Numeric,
+    "sequence": Sequence,
+}
 """Add a kind from outside the package with ``KINDS["name"] = Class`` before the command line runs."""
 
 
@@ -32,6 +38,9 @@ class FeatureKinds:
         self.categorical = [kind for kind in self.with_table if not kind.is_list]
         """Those with one id per row."""
         self.lists = [kind for kind in self.with_table if kind.is_list]
+        self.sequences = [kind for kind in self.lists if kind.is_sequence]
+        self.sequence_places = tuple(place for place, kind in enumerate(self.lists) if kind.is_sequence)
+        """Where they are among the lists."""
         self.dense = [kind for kind in self.all if isinstance(kind, DenseKind)]
 
 
@@ -46,4 +55,20 @@ def is_list(feature: Feature) -> bool:
     return issubclass(kind, TableKind) and kind.is_list
 
 
-__all__ = ["KINDS", "DenseKind", "FeatureKind", "FeatureKinds", "TableKind", "has_table", "is_list", "make_kind"]
+def is_sequence(feature: Feature) -> bool:
+    """Whether a model reads the embeddings of a feature's items one by one, in their order."""
+    kind = KINDS[feature.kind]
+    return issubclass(kind, TableKind) and kind.is_sequence
+
+
+__all__ = [
+    "KINDS",
+    "DenseKind",
+    "FeatureKind",
+    "FeatureKinds",
+    "TableKind",
+    "has_table",
+    "is_list",
+    "is_sequence",
+    "make_kind",
+]

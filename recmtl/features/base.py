@@ -46,6 +46,10 @@ class TableKind(FeatureKind):
 
     is_list: ClassVar[bool] = False
     """Whether a row has any number of ids in place of one."""
+    keeps_missing: ClassVar[bool] = False
+    """Whether items without a value stay in a list, with the id of missing values."""
+    is_sequence: ClassVar[bool] = False
+    """Whether a model reads the embeddings of a list's items one by one, in their order."""
 
     @classmethod
     def value_sql_type(cls, sql_type: str, separator: str) -> str:

@@ -109,8 +109,9 @@ class ExportedModel:
 
     def score(self, inputs: Inputs) -> np.ndarray:
         """Probabilities, float32 [B, outputs]."""
-        starts = range(0, inputs.rows, ROWS_AT_ONCE)
-        parts = [self._score(inputs.slice(start, min(start + ROWS_AT_ONCE, inputs.rows))) for start in starts]
+        rows = inputs.at_once(ROWS_AT_ONCE)
+        starts = range(0, inputs.rows, rows)
+        parts = [self._score(inputs.slice(start, min(start + rows, inputs.rows))) for start in starts]
         return np.concatenate([np.empty((0, len(self.signature.outputs)), np.float32), *parts])
 
     @torch.inference_mode()
@@ -119,12 +120,25 @@ class ExportedModel:
 
 
 def to_tensors(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """What the graph takes of rows: ids, numbers, and of every list feature its ids and where each row's begin."""
+    """What the graph takes of rows: ids, numbers, and of every list feature its ids and where each row's begin.
+
+    Of a sequence it is the ids padded to one length, int32 [B, L], and how many of them are a row's own, int64 [B].
+    """
     lists = []
-    for ids, lengths in inputs.lists:
-        starts = np.cumsum(lengths, dtype=np.int64) - lengths
-        lists.append((_tensor(ids), torch.from_numpy(starts)))
+    for place, (ids, lengths) in enumerate(inputs.lists):
+        if place in inputs.sequences:
+            lists.append((torch.from_numpy(_padded(ids, lengths)), torch.from_numpy(lengths.astype(np.int64))))
+        else:
+            starts = np.cumsum(lengths, dtype=np.int64) - lengths
+            lists.append((_tensor(ids), torch.from_numpy(starts)))
     return _tensor(inputs.ids), _tensor(inputs.numeric), lists
+
+
+def _padded(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Ids of rows one after the other as [B, L]; L is 2 at least, as PyTorch makes graphs of their own for 0 and 1."""
+    padded = np.zeros((len(lengths), max(2, lengths.max(initial=0))), np.int32)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = ids
+    return padded
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:

@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from recmtl.features import FeatureKinds
 
+ITEMS_AT_ONCE = 2**17
+"""Items of a sequence that go through the network at a time, padding among them."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -21,6 +24,8 @@ class Inputs:
     """float32 [B, N]."""
     lists: list[tuple[np.ndarray, np.ndarray]]
     """Of every list feature the ids of all rows one after the other, int32 [n], and how many each has, int32 [B]."""
+    sequences: tuple[int, ...] = ()
+    """Which of them are sequences."""
 
     @property
     def rows(self) -> int:
@@ -33,7 +38,15 @@ class Inputs:
         for ids, lengths in self.lists:
             first, last = lengths[:start].sum(), lengths[:stop].sum()
             lists.append((ids[first:last], lengths[start:stop]))
-        return Inputs(self.ids[:, start:stop], self.numeric[start:stop], lists)
+        return Inputs(self.ids[:, start:stop], self.numeric[start:stop], lists, self.sequences)
+
+    def at_once(self, rows: int) -> int:
+        """How many rows to put through the network at a time.
+
+        Sequences are padded to the longest: where that is long, fewer rows than `rows` take the memory.
+        """
+        longest = max((int(self.lists[place][1].max(initial=0)) for place in self.sequences), default=0)
+        return max(1, min(rows, ITEMS_AT_ONCE // max(longest, 1)))
 
 
 @dataclass(frozen=True)
@@ -74,4 +87,4 @@ class Collator(FeatureKinds):
             lists.append((values, lengths))
         numbers = [dense.read(whole(dense.feature.name)) for dense in self.dense]
         numeric = np.concatenate([np.empty((rows, 0), np.float32), *numbers], axis=1, dtype=np.float32)
-        return Inputs(ids, numeric, lists)
+        return Inputs(ids, numeric, lists, self.sequence_places)

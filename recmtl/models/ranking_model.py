@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recmtl.config import Config, InteractionConfig, ModelConfig, find_model
+from recmtl.config import Config, InteractionConfig, ModelConfig, SequenceConfig, find_model
 from recmtl.models.base import Inputs, Model
 from recmtl.models.embeddings import Embeddings
+from recmtl.models.histories import Histories
 from recmtl.models.input_layers import InputLayers
 from recmtl.schema import Dataset, Task
 
@@ -34,6 +35,7 @@ class RankingModel(nn.Module):
         dropout: of the pooled embeddings.
         amp: run the dense network under bfloat16 autocast; logits stay float32.
         device: of the tables; see `Embeddings`. The dense network is made on the CPU.
+        sequence: the `sequence` section of the configuration; None: its defaults.
 
     Shape:
         sparse: keys are feature names, stride B; numeric: float32 [B, N]; output: float32 logits [B, T].
@@ -54,12 +56,13 @@ class RankingModel(nn.Module):
         dropout: float = 0.0,
         amp: bool = False,
         device: str = "meta",
+        sequence: SequenceConfig | None = None,
     ) -> None:
         super().__init__()
         cls: type[Model] = find_model(config.name).load()
-        self.amp = amp
+        self.amp, sequence = amp, sequence or SequenceConfig()
         table_sets = cls.table_sets(config, tasks)
-        self.embeddings = Embeddings(dataset, dim, table_sets, dtype, device)
+        self.embeddings = Embeddings(dataset, dim, table_sets, dtype, device, sequence)
         layers = InputLayers(
             interaction or InteractionConfig(),
             dropout,
@@ -71,6 +74,7 @@ class RankingModel(nn.Module):
         self.dense = cls(config, Inputs(tasks, layers.width, layers.columns))
         if not layers.change_nothing:
             self.dense.read_through(layers)
+        self.histories = Histories(self.embeddings, sequence, amp=amp) if self.embeddings.histories else None
 
     @classmethod
     def from_config(
@@ -87,18 +91,32 @@ class RankingModel(nn.Module):
             dropout=config.embedding.dropout,
             amp=config.training.amp == "bf16",
             device=device,
+            sequence=config.sequence,
         )
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All but the tables, by attribute: what every rank holds whole."""
+        return {"dense": self.dense} | ({} if self.histories is None else {"histories": self.histories})
 
     def forward(self, sparse: KeyedJaggedTensor, numeric: Tensor) -> Tensor:
         """Logits [B, T]."""
         return self.score(self.embed(sparse), numeric)
 
-    def embed(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """Pooled embeddings, float32 [B, ΣD], of every table set by its name."""
-        return self.embeddings(sparse)
+    def embed(self, sparse: KeyedJaggedTensor, longest: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+        """Pooled embeddings and encoded histories, float32 [B, ΣD], of every table set by its name.
+
+        Args:
+            sparse: the ids.
+            longest: most items of a row, by sequence; see `Histories`.
+        """
+        if self.histories is None:
+            return self.embeddings(sparse)
+        rows = self.embeddings.look_up(sparse)
+        return self.histories(self.embeddings(sparse), rows, sparse, longest)
 
     def score(self, x: dict[str, Tensor], numeric: Tensor) -> Tensor:
-        """Logits [B, T] from pooled embeddings, as `embed` gives them, and numbers [B, N]."""
+        """Logits [B, T] from pooled embeddings and histories, as `embed` gives them, and numbers [B, N]."""
         outputs, tasks = self.outputs(x, numeric), len(self.dense.inputs.tasks)
         return outputs if outputs.shape[1] == tasks else outputs[:, :tasks]
 

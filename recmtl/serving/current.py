@@ -95,7 +95,8 @@ def missing_rows(model: ExportedModel, rows: int) -> Inputs:
     inputs = model.collator
     ids = np.zeros((len(inputs.categorical), rows), np.int32)
     numeric = np.zeros((rows, sum(dense.width for dense in inputs.dense)), np.float32)
-    return Inputs(ids, numeric, [(np.zeros(0, np.int32), np.zeros(rows, np.int32)) for _ in inputs.lists])
+    lists = [(np.zeros(0, np.int32), np.zeros(rows, np.int32)) for _ in inputs.lists]
+    return Inputs(ids, numeric, lists, inputs.sequence_places)
 
 
 def _check_columns(old: ExportedModel, new: ExportedModel) -> None:

@@ -82,7 +82,7 @@ class JointScorer:
         columns_shared = {name for name, _, is_shared in _layout(requests[0]) if is_shared}
         features = {feature.name for feature in encoder.features if feature.column in columns_shared}
         places = np.repeat(np.arange(len(requests)), [request.rows for request in requests])
-        return self.model.collator.collate(encoder.encode(columns), Shared(features, places))
+        return self.model.collator.collate(encoder.encode(columns, aligned=True), Shared(features, places))
 
 
 def _layout(request: Request) -> Layout:

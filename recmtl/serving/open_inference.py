@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recmtl.encoding.encoder import Encoder
 from recmtl.encoding.values import is_list, is_string
@@ -171,6 +172,7 @@ def _request(tensors: Mapping[str, Tensor], encoder: Encoder, most_rows: int) ->
             raise BadRequest(f"column {name!r} has {count} rows, and {first!r} has {rows}")
     if rows > most_rows:
         raise BadRequest(f"{rows} rows are more than {most_rows}; send several requests")
+    encoder.check_aligned(columns)
     return Request(rows, {name: encoder.column(columns, name) for name in columns})
 
 
@@ -180,9 +182,10 @@ def _column(field: pa.Field, tensors: Mapping[str, Tensor]) -> pa.Array:
         raise BadRequest(f"no input {name!r}; {name}.present = false says that a value is missing")
     tensor = tensors[name]
     counts = _counts(field, tensors)
+    items = _items_present(field, tensors)
     present = tensors.get(f"{name}.present")
     if present is None:
-        return _array(tensor, counts, field)
+        return _array(tensor, counts, items, field)
     rows = len(tensor.values) if counts is None else len(counts)
     if present.datatype != "BOOL" or len(present.values) != rows:
         raise BadRequest(f"{name}.present: must be BOOL, one for each of {rows} rows")
@@ -190,7 +193,19 @@ def _column(field: pa.Field, tensors: Mapping[str, Tensor]) -> pa.Array:
     kept = present.values if counts is None else np.repeat(present.values, counts)
     values = list(compress(tensor.values, kept)) if tensor.datatype == "BYTES" else tensor.values[kept]
     there = Tensor(name, tensor.datatype, values)
-    return _array(there, None if counts is None else counts[present.values], field).take(_places(present.values))
+    counts, items = (None if counts is None else counts[present.values]), (None if items is None else items[kept])
+    return _array(there, counts, items, field).take(_places(present.values))
+
+
+def _items_present(field: pa.Field, tensors: Mapping[str, Tensor]) -> np.ndarray | None:
+    """Which values of a list column are none that is missing, bool [n]; None: all."""
+    items = tensors.get(name := f"{field.name}.items.present")
+    if items is None:
+        return None
+    values = len(tensors[field.name].values)
+    if not is_list(field.type) or items.datatype != "BOOL" or len(items.values) != values:
+        raise BadRequest(f"{name}: must be BOOL, one for each of {values} values of a column that holds lists")
+    return np.asarray(items.values)
 
 
 def _counts(field: pa.Field, tensors: Mapping[str, Tensor]) -> np.ndarray | None:
@@ -212,9 +227,11 @@ def _counts(field: pa.Field, tensors: Mapping[str, Tensor]) -> np.ndarray | None
     return counts.astype(np.int64)
 
 
-def _array(tensor: Tensor, counts: np.ndarray | None, field: pa.Field) -> pa.Array:
-    """The values of a column, or its lists where `counts` says how long they are."""
+def _array(tensor: Tensor, counts: np.ndarray | None, items: np.ndarray | None, field: pa.Field) -> pa.Array:
+    """The values of a column, or its lists where `counts` says how long they are and `items` which are not missing."""
     values = _values(tensor, field)
+    if items is not None:
+        values = pc.if_else(pa.array(items), values, None)
     if counts is None:
         return values
     offsets = np.concatenate(([0], np.cumsum(counts)))

@@ -54,6 +54,7 @@ def parse(body: bytes, encoder: Encoder, most_rows: int) -> Request:
     if have_more and (twice := [field.name for field, _ in shared if any(field.name in row for row in rows)]):
         raise BadRequest(f"column {twice[0]!r}: is in common and in rows; give it once")
     found = columns_from_json([*shared, *zip(own, values, strict=True)])
+    encoder.check_aligned(found)
     return Request(len(rows), {name: encoder.column(found, name) for name in schema.names})
 
 

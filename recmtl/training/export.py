@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recmtl.config import to_toml
 from recmtl.errors import UserError
-from recmtl.features import is_list
+from recmtl.features import FeatureKinds, is_list
 from recmtl.inference.archive import this_machine
 from recmtl.inference.delta import check_parent, write_delta
 from recmtl.inference.exported import ROWS_AT_ONCE, ExportedModel, to_tensors
@@ -131,7 +131,7 @@ def trace(graph: ScoringGraph, dataset: Dataset, tables: dict[str, list[Tensor]]
     shapes = (
         {1: dynamic},
         {0: dynamic},
-        [({0: dynamic}, {0: dynamic}) for _ in lists],
+        [(dict.fromkeys(range(ids.dim()), dynamic), {0: dynamic}) for ids, _ in lists],
         {key: [None for _ in parts] for key, parts in tables.items()},
     )
     with torch.no_grad():
@@ -180,11 +180,18 @@ def random_inputs(dataset: Dataset, rows: int) -> Inputs:
     sparse = dataset.sparse_features
     limits = {feature.name: dataset.table(str(feature.table)).rows for feature in sparse}
     ids = [rng.integers(0, limits[feature.name], rows) for feature in sparse if not is_list(feature)]
-    lists = []
+    lists, of_history = [], dict[str, np.ndarray]()
     for feature in sparse:
         if is_list(feature):
-            lengths = rng.integers(0, 3, rows).astype(np.int32)
-            lengths[:1] = 2
+            lengths = of_history.get(feature.history)
+            if lengths is None:
+                lengths = rng.integers(0, 6 if feature.history else 3, rows).astype(np.int32)
+                lengths[:1] = 2
+            if feature.history:
+                lengths[1:2] = 0
+                of_history[feature.history] = lengths
             lists.append((rng.integers(0, limits[feature.name], lengths.sum()).astype(np.int32), lengths))
     width = sum(feature.width for feature in dataset.dense_features)
-    return Inputs(np.array(ids, np.int32).reshape(len(ids), rows), rng.normal(size=(rows, width)).astype("f4"), lists)
+    numeric = rng.normal(size=(rows, width)).astype("f4")
+    places = FeatureKinds(dataset.features).sequence_places
+    return Inputs(np.array(ids, np.int32).reshape(len(ids), rows), numeric, lists, places)

@@ -6,16 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recmtl.features import is_list
+from recmtl.features import is_list, is_sequence
 from recmtl.inference.tables import dequantize
 from recmtl.models.embeddings import table_name
+from recmtl.models.histories import matches
 from recmtl.models.predictions import predictions
 from recmtl.models.ranking_model import RankingModel
+from recmtl.models.sequences import History
 from recmtl.schema import Dataset
 from recmtl.training.outputs import conditional_places
 
 Lists = list[tuple[Tensor, Tensor]]
-"""Of every list feature its ids, int32 [n], and where each row's begin, int64 [B]."""
+"""Of every list feature its ids, int32 [n], and where each row's begin, int64 [B]; of a sequence its ids, int32 [B, L],
+padded, and how many each row has, int64 [B]."""
 Tables = dict[str, list[Tensor]]
 """Rows [R, D] by table, or, of int8 tables, codes, uint8 [R, D], and scale and offset of each row, bfloat16 [R, 2]."""
 
@@ -27,7 +30,7 @@ class ScoringGraph(nn.Module):
     TorchRec nor FBGEMM.
 
     Args:
-        model: the dense network, with its weights; its tables are not used.
+        model: the networks, with their weights; its tables are not used.
         dataset: tables and features.
 
     Shape:
@@ -37,20 +40,22 @@ class ScoringGraph(nn.Module):
 
     def __init__(self, model: RankingModel, dataset: Dataset) -> None:
         super().__init__()
-        # Only the dense network has weights that belong into the graph.
+        # Only the networks have weights that belong into the graph.
         self.dense, self.score, self.conditional_logits = model.dense, model.score, model.conditional_logits
+        self.histories = model.histories
         self.conditional = conditional_places(model)
         sparse = dataset.sparse_features
         single = [feature.name for feature in sparse if not is_list(feature)]
         several = [feature.name for feature in sparse if is_list(feature)]
+        by_name = {feature.name: feature for feature in sparse}
         self.sets = list(model.dense.table_sets(model.dense.config, model.dense.inputs.tasks))
-        # In the order of `Embeddings.columns`: table by table.
+        self.places = {
+            name: several.index(name) if is_list(feature) else single.index(name) for name, feature in by_name.items()
+        }
         self.features = [
-            (feature, several.index(feature.name) if is_list(feature) else single.index(feature.name))
-            for table in dataset.tables
-            for feature in sparse
-            if feature.table == table.name
+            by_name[name] for name in model.embeddings.columns if name in by_name and not is_sequence(by_name[name])
         ]
+        self.by_name = by_name
 
     def forward(self, ids: Tensor, numeric: Tensor, lists: Lists, tables: Tables) -> tuple[Tensor, ...]:
         """Predictions; see the class for shapes."""
@@ -61,15 +66,34 @@ class ScoringGraph(nn.Module):
         return predicted, self.conditional_logits(x, numeric).sigmoid()[:, self.conditional]
 
     def _embed(self, table_set: str, ids: Tensor, numeric: Tensor, lists: Lists, tables: Tables) -> Tensor:
-        """Pooled embeddings of a table set, float32 [B, ΣD]."""
+        """Pooled embeddings and encoded histories of a table set, float32 [B, ΣD]."""
+        of_set = {name: tables[table_name(str(f.table), table_set, self.sets)] for name, f in self.by_name.items()}
         pieces = []
-        for feature, place in self.features:
-            table = tables[table_name(str(feature.table), table_set, self.sets)]
+        for feature in self.features:
+            table, place = of_set[feature.name], self.places[feature.name]
             if is_list(feature):
                 pieces.append(_pool(table, *lists[place], feature.pooling))
             else:
                 pieces.append(_rows(table, ids[place]))
+        if self.histories is not None:
+            for history in self.histories.histories:
+                items, lengths = self._items(history, ids, lists, of_set)
+                targets = [_rows(of_set[name], ids[self.places[name]]) for name in history.targets]
+                pieces.append(self.histories.encode(history, table_set, items, targets, lengths))
         return torch.cat(pieces, dim=1) if pieces else numeric[:, :0]
+
+    def _items(
+        self, history: History, ids: Tensor, lists: Lists, of_set: dict[str, list[Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The items of a history [B, L, I], padded, and how many each row has [B]."""
+        columns = [lists[self.places[feature.name]] for feature in history.sequences]
+        pieces = [
+            _rows(of_set[feature.name], padded.flatten()).unflatten(0, padded.shape)
+            for feature, (padded, _) in zip(history.sequences, columns, strict=True)
+        ]
+        for feature, (padded, _) in zip(history.sequences[: history.matches], columns, strict=False):
+            pieces.append(matches(padded, ids[self.places[feature.target]].unsqueeze(1)).unsqueeze(2))
+        return torch.cat(pieces, dim=2), columns[0][1]
 
 
 def _rows(table: list[Tensor], ids: Tensor) -> Tensor:

@@ -21,10 +21,9 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
 from recmtl.errors import UserError
+from recmtl.models.embeddings import TABLE_PATH, table_of
 from recmtl.runtime.private_api import create_chunk_list, create_read_items, create_read_items_for_chunk_list
-from recmtl.training.storage import TABLE_KEY, SafePlanner, check_filled, numbers_of
-
-BAGS = ".embedding_bags."
+from recmtl.training.storage import SafePlanner, check_filled, numbers_of, weight_keys
 
 
 class GrowthPlanner(SafePlanner):
@@ -55,6 +54,10 @@ class GrowthPlanner(SafePlanner):
             (len(columns), width): torch.tensor(columns, dtype=torch.int64),
             tasks: torch.arange(tasks[0]),
         }
+        self._names: dict[str, str] = {}
+        """What the checkpoint calls each of its tensors, by `_place`."""
+        self._weights: dict[str, str] = {}
+        """What the model calls the weight of each table."""
         self._smaller: dict[str, Tensor] = {}
         """Dense tensors of the checkpoint's sizes."""
         self.stored_rows: dict[str, int] = {}
@@ -68,25 +71,29 @@ class GrowthPlanner(SafePlanner):
         """
         assert self.metadata is not None
         stored = self.metadata.state_dict_metadata
+        self._names = {_place(name): name for name in stored}
+        self._weights = weight_keys(self.state_dict)
         items: list[ReadItem] = []
         for name, target in self.state_dict.items():
-            if name not in stored:
+            if _place(name) not in self._names:
                 continue
-            described = stored[name]
+            there = self._names[_place(name)]
+            described = stored[there]
             if not isinstance(described, TensorStorageMetadata):
                 items += create_read_items(name, described, target)
                 continue
-            if name == TABLE_KEY.format(table := name.split(BAGS)[-1].split(".")[0]):
+            table = table_of(name)
+            if table is not None and name == self._weights[table]:
                 self.stored_rows[table] = described.size[0]
-            if described.size != target.size() and BAGS in name:
-                items += self._rows(name, described, target)
-                continue
-            if described.size != target.size():
-                self._places(name, described.size, target.size())
-                target = self._smaller[name] = torch.empty(described.size, dtype=target.dtype)
-            read = create_read_items(name, described, target)
-            check_filled(name, read, numbers_of(target))
-            items += read
+            if described.size != target.size() and table is not None:
+                read = self._rows(name, table, described, target)
+            else:
+                if described.size != target.size():
+                    self._places(name, described.size, target.size())
+                    target = self._smaller[name] = torch.empty(described.size, dtype=target.dtype)
+                read = create_read_items(name, described, target)
+                check_filled(name, read, numbers_of(target))
+            items += [replace(item, storage_index=replace(item.storage_index, fqn=there)) for item in read]
         return LoadPlan(items)
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
@@ -114,15 +121,15 @@ class GrowthPlanner(SafePlanner):
             raise _no_growth(name, before, now)
         return places
 
-    def _rows(self, name: str, described: TensorStorageMetadata, target: Any) -> list[ReadItem]:
+    def _rows(self, name: str, table: str, described: TensorStorageMetadata, target: Any) -> list[ReadItem]:
         """What to read of a table, or of its optimiser's state, into this rank's shards.
 
         State of row-wise optimisers has the rows of the table's first piece of columns, then those of the second, …:
         with more rows each piece begins elsewhere.
         """
         assert self.metadata is not None
-        key = TABLE_KEY.format(name.split(BAGS)[1].split(".")[0])
-        stored = self.metadata.state_dict_metadata[key]
+        key = self._weights[table]
+        stored = self.metadata.state_dict_metadata[self._names[_place(key)]]
         assert isinstance(stored, TensorStorageMetadata)
         before, now = stored.size[0], self.state_dict[key].size()[0]
         size = target.size()
@@ -141,6 +148,11 @@ class GrowthPlanner(SafePlanner):
             check_filled(name, found, there.sizes.numel())
             items += [replace(item, dest_index=MetadataIndex(name, chunk.offsets)) for item in found]
         return items
+
+
+def _place(name: str) -> str:
+    """The name of a parameter or state without how its table is looked up, which changes where it gets a sequence."""
+    return TABLE_PATH.sub(r"\1", name)
 
 
 def _no_growth(name: str, before: Sequence[int], now: Sequence[int]) -> UserError:

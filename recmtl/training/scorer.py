@@ -68,7 +68,7 @@ class ScoreModule(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """No loss, and predictions, float32 [B, T + C], in the order of `output_columns`."""
-        pooled = self.model.embed(batch.sparse)
+        pooled = self.model.embed(batch.sparse, batch.longest)
         if isinstance(pooled, Proxy):
             # TorchRec's pipeline traces this function, only to find which part of a batch is looked up.
             return pooled
@@ -105,8 +105,8 @@ class RunScorer(ShardedModel):
         self.trained, self.context, self.config = trained, context, trained.config
         dataset = trained.dataset
         self.recipe, self.encoder, self.source_columns = trained.recipe, trained.encoder, dataset.source_columns
-        kinds = FeatureKinds(dataset.features)
-        self.keys = [kind.feature.name for kind in (*kinds.categorical, *kinds.lists)]
+        self.kinds = FeatureKinds(dataset.features)
+        self.keys = [kind.feature.name for kind in (*self.kinds.categorical, *self.kinds.lists)]
         self.place(dataset, trained.tasks, ROWS_AT_ONCE, self._make_module, trains=False)
         with self.explain_oom():
             Checkpoints(trained.folder / "checkpoints", self).load_whole(trained.checkpoint)
@@ -117,7 +117,8 @@ class RunScorer(ShardedModel):
         model = self.trained.make_model()
         self._outputs = output_columns(model)
         module = ScoreModule(model).eval()
-        module.model.dense.to(self.context.device)
+        for network in model.networks.values():
+            network.to(self.context.device)
         return module
 
     def outputs(self, *, conditional: bool) -> Sequence[str]:
@@ -214,4 +215,9 @@ class RunScorer(ShardedModel):
             **({} if self.keys else {"stride": size}),
         )
         tasks = len(self.trained.tasks)
-        return Batch(sparse, torch.from_numpy(numeric), torch.zeros(size, tasks), torch.zeros(size), inputs.rows)
+        numbers = torch.from_numpy(numeric)
+        longest = {
+            kind.feature.name: int(lengths.max(initial=0))
+            for kind, (_, lengths) in zip(self.kinds.lists, inputs.lists, strict=True)
+        }
+        return Batch(sparse, numbers, torch.zeros(size, tasks), torch.zeros(size), inputs.rows, longest=longest)

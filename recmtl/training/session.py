@@ -64,7 +64,7 @@ class TrainSession(ShardedModel):
 
     def _make_module(self, trained: Dataset) -> TrainModule:
         train_module = TrainModule.from_config(self.config, trained, self.tasks)
-        for part in (train_module.model.dense, train_module.weighting):
+        for part in (*train_module.model.networks.values(), train_module.weighting):
             part.to(self.context.device)
         self.weighting = train_module.weighting
         return train_module

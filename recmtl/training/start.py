@@ -16,14 +16,14 @@ from recmtl.data.difference import encoding_difference
 from recmtl.distributed.parallel import copy_row, draw_rows
 from recmtl.encoding.generations import later_ids
 from recmtl.errors import UserError
-from recmtl.models.embeddings import table_name
+from recmtl.models.embeddings import table_name, table_of
 from recmtl.models.ranking_model import RankingModel
 from recmtl.optim.replicated import ReplicatedTables
 from recmtl.runtime.private_api import ShardedTensor
 from recmtl.runtime.storage import real_path
 from recmtl.schema import UNSEEN, Dataset, Task
 from recmtl.training.checkpoint import Checkpoints
-from recmtl.training.growth import BAGS, GrowthPlanner
+from recmtl.training.growth import GrowthPlanner
 from recmtl.training.session import TrainSession
 from recmtl.training.train_state import TrainState
 
@@ -166,7 +166,7 @@ def _begin_rows(start: Start, session: TrainSession, rows: dict[str, int]) -> No
         bounds = {copy: config.embedding.init_scale / math.sqrt(rows[table]) for copy, table in copies.items()}
         draw_rows(session.model, chosen, config.training.seed, bounds, getattr(torch, config.embedding.dtype))
     for key, states in session.optimizer.state_dict()["state"].items():
-        if BAGS in key and (table := key.split(BAGS)[1].split(".")[0]) in chosen:
+        if (table := table_of(key)) in chosen:
             for state in states.values():
                 _clear_rows(state, chosen[table])
 

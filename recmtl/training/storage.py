@@ -26,13 +26,24 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from recmtl.errors import is_out_of_memory
+from recmtl.models.embeddings import table_of
 from recmtl.runtime.private_api import INDEX_CLASSES, ShardedTensor, values_offset
 from recmtl.runtime.storage import exists, make_folder, open_read, open_write, remove, rename, sync
 from recmtl.training.manifest import Checksum, Entries
 
-TABLE_KEY = "model.model.embeddings.collection.embedding_bags.{}.weight"
-DENSE_KEY = "model.model.dense."
-"""What a checkpoint calls tables and the dense network."""
+NETWORK_KEY = "model.model.{}."
+"""What a checkpoint calls the parameters of a network of the model."""
+OPTIMIZER_KEYS = "optimizer."
+"""What it calls all that is an optimiser's."""
+
+
+def weight_keys(names: Iterable[str]) -> dict[str, str]:
+    """By table, what a checkpoint calls its weight.
+
+    Args:
+        names: of all that is in a checkpoint.
+    """
+    return {table: name for name in names if not name.startswith(OPTIMIZER_KEYS) and (table := table_of(name))}
 
 
 BLOCK_BYTES = 2**24

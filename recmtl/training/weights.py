@@ -18,14 +18,14 @@ from recmtl.inference.signature import StoredTable
 from recmtl.models.embeddings import table_name
 from recmtl.models.ranking_model import RankingModel
 from recmtl.runtime.storage import local_path, make_folder
-from recmtl.training.storage import DENSE_KEY, TABLE_KEY, SafePlanner, SafeReader
+from recmtl.training.storage import NETWORK_KEY, SafePlanner, SafeReader, weight_keys
 from recmtl.training.trained import TrainedRun
 
 
 def read_weights(
     checkpoint: Path, model: RankingModel, folder: Path, only: Collection[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Fill a model's dense network from a checkpoint; returns its tables [R, D] by name, in the type they were trained.
+    """Fill a model's networks from a checkpoint; returns its tables [R, D] by name, in the type they were trained.
 
     Args:
         checkpoint: of a run, whole.
@@ -37,11 +37,16 @@ def read_weights(
     described = reader.read_metadata().state_dict_metadata
     make_folder(folder)
     tables: dict[str, np.ndarray] = {}
-    state: dict[str, Tensor] = {f"{DENSE_KEY}{name}": value for name, value in model.dense.state_dict().items()}
+    state: dict[str, Tensor] = {
+        NETWORK_KEY.format(part) + name: value
+        for part, network in model.networks.items()
+        for name, value in network.state_dict().items()
+    }
+    keys = weight_keys(described)
     for number, bag in enumerate(model.embeddings.tables):
         if only is not None and bag.name not in only:
             continue
-        key = TABLE_KEY.format(bag.name)
+        key = keys[bag.name]
         stored = described[key]
         assert isinstance(stored, TensorStorageMetadata)
         kind = np.dtype(str(stored.properties.dtype).removeprefix("torch."))

@@ -28,7 +28,7 @@ from recmtl.training.checkpoint_folder import best_checkpoint
 from recmtl.training.runs import open_dataset
 from recmtl.training.scorer import RunScorer
 from recmtl.training.session import TrainSession
-from recmtl.training.storage import TABLE_KEY, SafeReader
+from recmtl.training.storage import SafeReader, weight_keys
 from recmtl.training.trained import TrainedRun
 
 SHORT = {"metrics__tensorboard": False, "model__expert_widths": 8}
@@ -121,7 +121,7 @@ def test_measuring_and_scoring_draw_nothing(tmp_path, undrawn, drawn):
     with process_group("cpu") as context:
         scorer = RunScorer(TrainedRun(run), context)
         for table, piece, *_ in table_weights(scorer.model):
-            assert torch.equal(piece, stored[TABLE_KEY.format(table)])
+            assert torch.equal(piece, stored[weight_keys(stored)[table]])
         scorer.end()
     assert drawn == []
     assert len(undrawn) >= 2 * len(TrainedRun(run).dataset.tables)
@@ -164,7 +164,7 @@ def test_a_checkpoint_that_lacks_rows_is_refused(folder, tmp_path, monkeypatch, 
 
     def lacking(self: SafeReader, *arguments: object, **options: object):
         metadata = read(self, *arguments, **options)
-        name = TABLE_KEY.format("item")
+        name = weight_keys(metadata.state_dict_metadata)["item"]
         stored = metadata.state_dict_metadata[name]
         assert isinstance(stored, TensorStorageMetadata)
         half = [replace(chunk, sizes=torch.Size([150, 16])) for chunk in stored.chunks]

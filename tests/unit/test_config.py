@@ -64,6 +64,15 @@ def test_every_key_survives_the_round_trip():
             "reinitialize": True,
         },
         "interaction": {"kind": "dcn", "layers": 3, "rank": 4, "normalization": "layer"},
+        "sequence": {
+            "encoder": "hstu",
+            "match": False,
+            "hidden": [8],
+            "dim": 24,
+            "heads": 3,
+            "layers": 2,
+            "dropout": 0.5,
+        },
         "dense": {"optimizer": "adamw", "lr": 1.0, "weight_decay": 0.1},
         "weighting": {"method": "dwa", "temperature": 1.0, "alpha": 0.5, "lr": 0.1, "decay": 0.5, "pull": 2.0},
         "training": {

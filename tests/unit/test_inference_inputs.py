@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from recmtl.features.multi_hot import PREPARED
+from recmtl.features.lists import PREPARED
 from recmtl.inference.inputs import Collator, Inputs, Shared
 from recmtl.schema import Feature
 

@@ -36,7 +36,7 @@ from recmtl.schema import (
 
 
 class FeatureStatistics:
-    """What training rows say of the features: mean and deviation of numbers, mean length of lists.
+    """What training rows say of the features: mean and deviation of numbers, mean and greatest length of lists.
 
     Args:
         encoder: knows the features; its vocabularies are not needed.
@@ -44,8 +44,9 @@ class FeatureStatistics:
 
     def __init__(self, encoder: Encoder) -> None:
         self._features, self._dense = encoder.features, encoder.dense_kinds
-        self._lists = [kind.feature for kind in encoder.table_kinds if kind.is_list]
-        self._items = dict.fromkeys((feature.name for feature in self._lists), 0)
+        self._lists = [kind for kind in encoder.table_kinds if kind.is_list]
+        self._items = dict.fromkeys((kind.feature.name for kind in self._lists), 0)
+        self._longest = dict(self._items)
         self._training_rows = 0
 
     def add(self, batch: Batch, splits: np.ndarray) -> None:
@@ -54,9 +55,13 @@ class FeatureStatistics:
         self._training_rows += int(training.sum())
         for dense in self._dense:
             dense.fit(batch.features.numbers[dense.feature.name][training])
-        for name in self._items:
-            counted = np.repeat(training, batch.features.lengths[name])
-            self._items[name] += int((batch.features.codes[name][counted] != NO_VALUE).sum())
+        for kind in self._lists:
+            name, lengths = kind.feature.name, batch.features.lengths[kind.feature.name]
+            counted = np.repeat(training, lengths)
+            if not kind.keeps_missing:
+                counted &= batch.features.codes[name] != NO_VALUE
+            self._items[name] += int(counted.sum())
+            self._longest[name] = max(self._longest[name], int(lengths[training].max(initial=0)))
 
     def merge(self, other: FeatureStatistics) -> None:
         """Add what other rows say."""
@@ -65,13 +70,15 @@ class FeatureStatistics:
             own.merge(found)
         for name, items in other._items.items():
             self._items[name] += items
+            self._longest[name] = max(self._longest[name], other._longest[name])
 
     def features(self) -> tuple[Feature, ...]:
         """The features with these statistics."""
         fitted = {dense.feature.name: dense.fitted() for dense in self._dense}
-        for feature in self._lists:
-            mean_length = self._items[feature.name] / max(self._training_rows, 1)
-            fitted[feature.name] = replace(feature, mean_length=mean_length)
+        for kind in self._lists:
+            name = kind.feature.name
+            mean_length = self._items[name] / max(self._training_rows, 1)
+            fitted[name] = replace(kind.feature, mean_length=mean_length, longest=self._longest[name])
         return tuple(fitted.get(feature.name, feature) for feature in self._features)
 
 

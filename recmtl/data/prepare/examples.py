@@ -18,6 +18,7 @@ from recmtl.data.prepare.sources import FILE_ROW_NUMBER, FILENAME, columns_hint
 from recmtl.data.prepare.stored import BATCH_ROWS, show
 from recmtl.data.recipe import FeatureSpec, Recipe
 from recmtl.encoding.encoder import Encoder
+from recmtl.encoding.histories import Misaligned
 from recmtl.encoding.values import ARROW_TYPES, value_type
 from recmtl.errors import UserError
 from recmtl.features import KINDS, DenseKind, TableKind
@@ -211,7 +212,7 @@ def make_encoder(db: duckdb.DuckDBPyConnection, recipe: Recipe, types: dict[str,
 def _feature(spec: FeatureSpec, sql_type: str) -> Feature:
     """What is known of a feature before a row is read."""
     kind = KINDS[spec.kind]
-    shared = ("name", "kind", "column", "pooling", "transform", "max_length", "separator")
+    shared = ("name", "kind", "column", "pooling", "transform", "max_length", "separator", "history", "target")
     width = kind.dense_width(sql_type) if issubclass(kind, DenseKind) else 0
     return Feature(**{key: getattr(spec, key) for key in shared}, table=spec.table or None, width=width)
 
@@ -262,7 +263,10 @@ def store_rows(recipe: Recipe, batches: Iterable[pa.RecordBatch], rows: Factoriz
                 batch = batch.filter(pc.invert(none))
             number = pa.array(np.arange(rows.rows, rows.rows + batch.num_rows))
             names = [*batch.schema.names, ROW.strip('"')]
-            write(pa.RecordBatch.from_arrays([*batch.columns, number], names=names))
+            try:
+                write(pa.RecordBatch.from_arrays([*batch.columns, number], names=names))
+            except Misaligned as error:
+                raise UserError(f"{recipe.origin}: sql yields rows with {error}") from None
     return left_out
 
 

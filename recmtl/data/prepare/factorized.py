@@ -73,9 +73,10 @@ class FactorizedRows:
             tables = {t: stack.enter_context(pa.ipc.new_file(self._path(t), layout)) for t, layout in layouts.items()}
 
             def write(batch: pa.RecordBatch) -> None:
-                found = self.encoder.factorize({name: batch.column(name) for name in self.encoder.schema.names})
-                columns = [batch.column(name) for name in self.others.names]
-                rows.write_batch(pa.RecordBatch.from_arrays([*columns, *self._stored(found)], schema=self.schema))
+                columns = {name: batch.column(name) for name in self.encoder.schema.names}
+                found = self.encoder.factorize(columns, self.rows)
+                others = [batch.column(name) for name in self.others.names]
+                rows.write_batch(pa.RecordBatch.from_arrays([*others, *self._stored(found)], schema=self.schema))
                 for name, distinct in found.tables.items():
                     arrays = [distinct.values, pa.array(distinct.refused)]
                     tables[name].write_batch(pa.RecordBatch.from_arrays(arrays, schema=layouts[name]))

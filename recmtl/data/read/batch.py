@@ -35,12 +35,15 @@ class Batch(Pipelineable):
     """int64 [B]: the user a row belongs to; as `oracle`."""
     row_number: Tensor | None = None
     """int64 [B]: the row's place in the split, counted from 0 in the order of the files; as `oracle`."""
+    longest: dict[str, int] | None = None
+    """Most items of a row, by sequence; None: nobody has counted. A GPU's host would have to wait to find out."""
 
     def _map(self, function: Callable[[Any], Any]) -> Batch:
         """The batch with what a step reads given to a function; what only metrics read stays as it is."""
         dense = (function(t) for t in (self.numeric, self.labels, self.weights))
         row_weights = None if self.row_weights is None else function(self.row_weights)
-        return Batch(function(self.sparse), *dense, self.rows, self.oracle, row_weights, self.group, self.row_number)
+        rest = self.oracle, row_weights, self.group, self.row_number, self.longest
+        return Batch(function(self.sparse), *dense, self.rows, *rest)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """Copy what a step reads to a device."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 from recmtl.data.read.footers import FooterChecks, RowGroup, damaged
 from recmtl.data.read.open_files import OpenFiles
 from recmtl.data.read.rows import Lists, Rows
+from recmtl.encoding.histories import Misaligned, check_aligned
 from recmtl.errors import UserError
 from recmtl.features import FeatureKinds, TableKind
 from recmtl.schema import (
@@ -227,6 +228,12 @@ class Decoder:
         lengths = np.empty((len(found), self.table.num_rows), np.int32)
         for row, (mine, _) in zip(lengths, found, strict=True):
             row[:] = mine
+        places = {kind.feature.name: place for place, kind in enumerate(self.split.lists)}
+        sequences = [kind for kind in self.split.lists if kind.is_sequence]
+        try:
+            check_aligned(sequences, lambda feature: lengths[places[feature.name]], self.first_row)
+        except Misaligned as error:
+            raise UserError(f"{self.path}: {error}; prepare the data again") from None
         return Lists.packed(lengths, np.concatenate([np.empty(0, np.int32), *(ids for _, ids in found)]))
 
     def _extras(self, n: int) -> tuple[np.ndarray | None, ...]:

@@ -33,6 +33,7 @@ class Window:
         self._ids = np.zeros((batches, len(data.categorical), size), np.int32)
         self._lengths = np.zeros((batches, len(data.lists), size), np.int32)
         self._lists: list[Lists | None] = [None] * streams
+        self._sequences = {kind.feature.name: place for place, kind in enumerate(data.lists) if kind.is_sequence}
         self._numeric = np.zeros((batches, size, data.width), np.float32)
         self._labels = np.zeros((batches, size, tasks), np.float32)
         self._extras = (
@@ -77,6 +78,7 @@ class Window:
                 torch.from_numpy(row_weights),
                 rows,
                 *(None if extra is None else torch.from_numpy(extra[number]) for extra in self._extras),
+                longest={name: int(self._lengths[number, place].max()) for name, place in self._sequences.items()},
             )
 
     def _sparse(self) -> Iterator[KeyedJaggedTensor]:

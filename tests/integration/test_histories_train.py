@@ -1,0 +1,153 @@
+"""Histories from raw rows to predictions: training, resuming, growth, exports, new rows, requests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from histories import FEATURE_COLUMNS, write_data
+from jobs import weights, words
+from runs import FLAGS, losses, read, steps, train_here
+from serving import as_json, infer_body, serving
+
+import recmtl
+from recmtl import cli
+from recmtl.errors import UserError
+from recmtl.models.sequences import ENCODERS
+
+SHORT: dict[str, Any] = {
+    "training__max_epochs": 1,
+    "training__warmup_steps": 0,
+    "metrics__tensorboard": False,
+    "embedding__dim": 8,
+}
+TRANSFORMER = SHORT | {"sequence__encoder": "transformer", "sequence__layers": 2}
+TASKS = ("click", "like")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with raw/, out/ of prepared rows, run/ and export/."""
+    folder = tmp_path_factory.mktemp("histories")
+    write_data(folder, rows=2000)
+    train_here(folder / "out", folder / "run", **TRANSFORMER)
+    cli.export([str(folder / "run"), str(folder / "export")])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predicted(folder: Path) -> pa.Table:
+    """What `recmtl predict` says of the raw rows by the export."""
+    cli.predict([str(folder / "export"), str(folder / "raw"), str(folder / "predicted")])
+    return pq.read_table(folder / "predicted")
+
+
+def scores(table: pa.Table) -> np.ndarray:
+    return np.stack([table[f"p_{task}"].to_numpy() for task in TASKS], axis=1)
+
+
+def test_two_ranks_train_as_one_does(folder: Path, tmp_path: Path, run_recmtl: Callable) -> None:
+    """Tables of two dimensions, dealt out over the ranks."""
+    flags = FLAGS | {key.replace("__", "."): value for key, value in TRANSFORMER.items()}
+    arguments = ["train", "mmoe", "--data", folder / "out", "--run", tmp_path / "two", *words(flags)]
+    ended = run_recmtl(*arguments, ranks=2)
+    assert ended.returncode == 0, ended.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(folder / "run"), rel=1e-4)
+    one, two = (read(run)["test"] for run in (folder / "run", tmp_path / "two"))
+    for task in TASKS:
+        assert two[task]["auc"] == pytest.approx(one[task]["auc"], abs=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_an_interrupted_run_goes_on_bit_for_bit(folder: Path, tmp_path: Path, encoder: str) -> None:
+    flags = SHORT | {"sequence__encoder": encoder, "checkpoint__every_steps": 7, "training__max_steps": 14}
+    train_here(folder / "out", tmp_path / "whole", **flags, sequence__dropout=0.1)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    (tmp_path / "resumed" / "results.json").unlink()
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-000000014")
+    train_here(folder / "out", tmp_path / "resumed", **flags, sequence__dropout=0.1)
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "whole")[-1] < losses(tmp_path / "whole")[0]
+    assert steps(tmp_path / "resumed") == [7, 14]
+    last = [weights(tmp_path / run / "checkpoints" / "step-000000014") for run in ("whole", "resumed")]
+    assert last[0] == last[1]
+
+
+def test_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    with pytest.raises(UserError, match=r"the run has sequence\.encoder transformer, not mean; go on with that"):
+        train_here(folder / "out", tmp_path / "run", **TRANSFORMER | {"sequence__encoder": "mean"})
+
+
+def test_run_and_export_predict_alike(folder: Path, predicted: pa.Table, tmp_path: Path) -> None:
+    cli.predict([str(folder / "run"), str(folder / "raw"), str(tmp_path / "by run")])
+    np.testing.assert_allclose(scores(pq.read_table(tmp_path / "by run")), scores(predicted), rtol=0, atol=1e-6)
+    assert scores(predicted).std(axis=0).min() > 0.01
+    cli.export([str(folder / "run"), str(tmp_path / "int8"), "--dtype", "int8"])
+    found = recmtl.load(tmp_path / "int8").predict(pq.read_table(folder / "raw").select(FEATURE_COLUMNS))
+    np.testing.assert_allclose(scores(found), scores(predicted), rtol=0, atol=0.01)
+
+
+def test_an_export_reads_histories_longer_than_any_before(folder: Path, predicted: pa.Table) -> None:
+    """The last ones alone matter, and other rows of a batch do not."""
+    rows = pq.read_table(folder / "raw").select(FEATURE_COLUMNS)
+    many = rows.slice(0, 40).to_pylist()
+    for name, item in (("last_items", 3), ("last_brands", "brand 3"), ("last_actions", None)):
+        for row in many[::2]:
+            row[name] = [item] * 3000 + (row[name] or [])
+    found = recmtl.load(folder / "export").predict(pa.Table.from_pylist(many, rows.schema))
+    full = [number for number in range(40) if number % 2 or len(rows["last_brands"][number]) >= 20]
+    assert len([number for number in full if number % 2 == 0]) > 0
+    np.testing.assert_allclose(scores(found)[full], scores(predicted)[:40][full], rtol=0, atol=1e-6)
+
+
+def test_embeddings_of_a_table_with_sequences(folder: Path, tmp_path: Path) -> None:
+    found = {}
+    for model in ("run", "export"):
+        cli.embeddings([str(folder / model), "brand", str(tmp_path / f"{model}.parquet")])
+        found[model] = pq.read_table(tmp_path / f"{model}.parquet").to_pydict()
+    assert found["run"] == found["export"]
+    assert {len(embedding) for embedding in found["run"]["embedding"]} == {4}
+    assert set(found["run"]["value"]) == {None, *(f"brand {number}" for number in range(1, 6))}
+
+
+def test_requests_with_long_histories(folder: Path, predicted: pa.Table, tmp_path: Path) -> None:
+    rows = pq.read_table(folder / "raw").select(FEATURE_COLUMNS).slice(0, 50)
+    with serving(folder / "export", tmp_path / "log") as server:
+        answer = server.predict(as_json(rows))
+        assert answer.status == 200, answer.body
+        found = np.array([[row[task] for task in TASKS] for row in answer.json["predictions"]], np.float32)
+        np.testing.assert_allclose(found, scores(predicted)[:50], rtol=0, atol=1e-6)
+
+        body, length = infer_body(rows)
+        answer = server.call("POST", "/v2/models/histories/infer", body, Inference_Header_Content_Length=str(length))
+        assert answer.status == 200, answer.body
+        outputs = {output["name"]: output["data"] for output in answer.json["outputs"]}
+        found = np.array([outputs[f"p_{task}"] for task in TASKS], np.float32).T
+        np.testing.assert_allclose(found, scores(predicted)[:50], rtol=0, atol=1e-6)
+
+        # One history for all rows, longer than what is kept; the brands are given row by row.
+        common = {"last_items": [1] * 2000, "last_actions": ["view"] * 2000}
+        own = [{key: value for key, value in row.items() if key not in common} for row in as_json(rows.slice(0, 3))]
+        for row in own:
+            row["last_brands"] = ["brand 1"] * 2000
+        answer = server.predict(own, common)
+        assert answer.status == 200, answer.body
+        wanted = recmtl.load(folder / "export").predict(
+            pa.Table.from_pylist([row | common for row in own], rows.schema)
+        )
+        found = np.array([[row[task] for task in TASKS] for row in answer.json["predictions"]], np.float32)
+        np.testing.assert_allclose(found, scores(wanted), rtol=0, atol=1e-6)
+
+        own[1]["last_brands"] = ["brand 1"]
+        answer = server.predict(own, common)
+        assert answer.status == 400
+        assert "in row 1 (counted from 0) column 'last_brands' has 1 items and column 'last_actions' 2000" in (
+            answer.body.decode()
+        )

@@ -1,0 +1,192 @@
+"""What a model reads of tables with sequences: every piece of x, copies of tables, plans and memory on paper."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from histories import write_data
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+
+from recmtl.config import MODELS, Config, SequenceConfig, ShardingConfig
+from recmtl.config import EmbeddingConfig as TableConfig
+from recmtl.config.models import MMoEConfig
+from recmtl.data.read.batch import Batch
+from recmtl.data.read.reader import Reader
+from recmtl.distributed.memory import trace_activations
+from recmtl.distributed.plan import GIB, Cluster, Plan, make_plan
+from recmtl.errors import UserError
+from recmtl.models.embeddings import table_of
+from recmtl.models.histories import pad, pool
+from recmtl.models.ranking_model import RankingModel
+from recmtl.models.sequences import ENCODERS
+from recmtl.objectives.train_module import TrainModule
+from recmtl.schema import FIRST, Dataset
+
+DIM, ROWS = 8, 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("histories"))
+
+
+def first_batch(folder: Path) -> Batch:
+    dataset = Dataset.load(folder)
+    return next(Reader(folder, dataset, "train", dataset.tasks, batch_size=ROWS, streams=4).batches())
+
+
+def keys_of(batch: Batch) -> list[str]:
+    keys: list[str] = batch.sparse.keys()
+    return keys
+
+
+def model_of(dataset: Dataset, encoder: str = "target_attention", preset: str = "stem", **keys) -> RankingModel:
+    """On a real device, with large weights."""
+    torch.manual_seed(0)
+    sequence = SequenceConfig(encoder=encoder, dim=6, heads=2, **keys)
+    model = RankingModel(dataset, dataset.tasks, MODELS[preset].config(), dim=DIM, device="cpu", sequence=sequence)
+    torch.manual_seed(1)
+    for parameter in model.embeddings.parameters():
+        nn.init.normal_(parameter)
+    return model
+
+
+def tables_of(model: RankingModel) -> dict[str, Tensor]:
+    return {table: value for name, value in model.named_parameters() if (table := table_of(name))}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_piece_of_x(data: Path, encoder: str) -> None:
+    """Against rows picked one by one, and the encoder given each row by itself; of tables that have copies."""
+    dataset, batch = Dataset.load(data), first_batch(data)
+    model = model_of(dataset, encoder)
+    kinds = {table.name: type(table) for table in model.embeddings.tables}
+    assert kinds["item@like"] is kinds["brand@shared"] is EmbeddingConfig
+    assert kinds["user@click"] is EmbeddingBagConfig
+    tables, columns = tables_of(model), model.embeddings.columns
+    assert list(columns) == ["user", "item", "liked_items", "brand", "before", "searches", "price"]
+    found = model.embed(batch.sparse, batch.longest)
+    assert all(torch.equal(values, found[table_set]) for table_set, values in model.embed(batch.sparse).items())
+    by_name = {feature.name: feature for feature in dataset.features}
+    ids = {name: [row.long() for row in batch.sparse[name].to_dense()] for name in keys_of(batch)}
+    assert {0} < {len(row) for row in ids["last_items"]}
+    for table_set, x in found.items():
+
+        def rows_of(name: str, row: int, table_set: str = table_set) -> Tensor:
+            return tables[f"{by_name[name].table}@{table_set}"][ids[name][row]]
+
+        for row in range(ROWS):
+            liked = rows_of("liked_items", row)
+            wanted = {name: rows_of(name, row)[0] for name in ("user", "item", "brand")}
+            wanted["liked_items"] = liked.mean(0) if len(liked) else torch.zeros(DIM)
+            items = [rows_of(name, row) for name in ("last_items", "last_brands", "last_actions")]
+            for name, target in (("last_items", "item"), ("last_brands", "brand")):
+                same = (ids[name][row] == ids[target][row]) & (ids[name][row] >= FIRST)
+                items.append(same.float().unsqueeze(1))
+            target = torch.cat([wanted["item"], wanted["brand"]])
+            for history, values, q in (("before", items, target), ("searches", [rows_of("searches", row)], x[0, :0])):
+                events = torch.cat(values, dim=1)
+                events, length = torch.cat([events, torch.zeros(1, events.shape[1])]), torch.tensor([len(events)])
+                wanted[history] = model.histories.encoders[f"{history}@{table_set}"](events[None], q[None], length)[0]
+            for name, value in wanted.items():
+                torch.testing.assert_close(x[row, columns[name]], value)
+    assert [columns["price"].stop, columns["price"].start] == [model.embeddings.width, x.shape[1]]
+
+
+def test_without_bits(data: Path) -> None:
+    dataset, batch = Dataset.load(data), first_batch(data)
+    with_bits, without = (model_of(dataset, "mean", "mmoe", match=match) for match in (True, False))
+    assert with_bits.embeddings.width == without.embeddings.width + 2
+    x, columns = with_bits.embed(batch.sparse)["shared"], with_bits.embeddings.columns["before"]
+    bits = x[:, columns.stop - 2 : columns.stop]
+    assert 0 < bits.count_nonzero() < bits.numel()
+    rest = torch.cat([x[:, : columns.stop - 2], x[:, columns.stop :]], dim=1)
+    torch.testing.assert_close(without.embed(batch.sparse)["shared"], rest)
+
+
+def test_a_loss_reaches_its_own_copies_and_the_shared_ones_only(data: Path) -> None:
+    """Of tables, and of encoders."""
+    batch, model = first_batch(data), model_of(Dataset.load(data), "transformer")
+    x = model.embed(batch.sparse, batch.longest)
+    model.score(x, batch.numeric)[:, 0].sum().backward()  # click
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    of_like = {name for name, _ in model.named_parameters() if "@like" in name}
+    assert {name.split(".")[0] for name in of_like} == {"embeddings", "histories"}
+    assert not reached & of_like
+    assert {name.replace("@like", "@click") for name in of_like} <= reached
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_batch_without_any_event(data: Path, encoder: str) -> None:
+    dataset, batch = Dataset.load(data), first_batch(data)
+    model = model_of(dataset, encoder, "mmoe")
+    sequences = list(batch.longest)
+    sparse = batch.sparse
+    lengths = {name: sparse[name].lengths() * (name not in sequences) for name in keys_of(batch)}
+    values = [sparse[name].values()[: int(lengths[name].sum())] for name in keys_of(batch)]
+    empty = type(sparse)(keys_of(batch), torch.cat(values), lengths=torch.cat(list(lengths.values())))
+    model.score(model.embed(empty, dict.fromkeys(sequences, 0)), batch.numeric).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_bfloat16_autocast_is_near(data: Path) -> None:
+    dataset, batch = Dataset.load(data), first_batch(data)
+    for encoder in ENCODERS:
+        model = model_of(dataset, encoder, "mmoe")
+        exact = model.embed(batch.sparse)["shared"]
+        model.histories.amp = True
+        rounded = model.embed(batch.sparse)["shared"]
+        assert rounded.dtype == torch.float32
+        torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.3)
+        assert not torch.equal(rounded, exact)
+
+
+def test_pooling_of_values_row_by_row() -> None:
+    values, lengths = torch.arange(8.0).view(4, 2), torch.tensor([0, 3, 0, 1], dtype=torch.int32)
+    assert pool(values, lengths, "sum").tolist() == [[0, 0], [6, 9], [0, 0], [6, 7]]
+    assert pool(values, lengths, "mean").tolist() == [[0, 0], [2, 3], [0, 0], [6, 7]]
+    row = torch.repeat_interleave(lengths)
+    assert pad(values, lengths, row, 3)[:, :, 0].tolist() == [[0, 0, 0], [0, 2, 4], [0, 0, 0], [6, 0, 0]]
+
+
+def config_of(**sections) -> Config:
+    return Config(model=MMoEConfig(experts=2, expert_widths=(8,), tower=(4,)), **sections)
+
+
+def plan_of(dataset: Dataset, cluster: Cluster, **sharding) -> Plan:
+    placement = TableConfig(replica_gain_mib=0)
+    config = config_of(sharding=ShardingConfig(**sharding), embedding=placement)
+    with torch.device("meta"):
+        return make_plan(TrainModule.from_config(config, dataset, dataset.tasks), config, cluster, 512)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_where_tables_with_sequences_may_lie(data: Path, device: str) -> None:
+    dataset, cluster = Dataset.load(data), Cluster(2, 2, device, GIB)
+    types = plan_of(dataset, cluster).table_types()
+    assert set(types) == {table.name for table in dataset.tables}
+    assert types["user"] == "data_parallel"  # is small, and pools
+    assert {types[name] for name in ("item", "brand", "action", "searches")} <= {"table_wise", "row_wise"}
+    for kind in ("data_parallel", "grid_shard"):
+        with pytest.raises(UserError, match=f"sharding of table 'item': no {kind} on {device} for tables with seq"):
+            plan_of(dataset, cluster, tables={"item": kind})
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_memory_on_paper_grows_with_the_longest_history(data: Path, encoder: str) -> None:
+    dataset = Dataset.load(data)
+    found = []
+    for longest in (100, 2100):
+        features = tuple(replace(f, longest=longest) if f.history else f for f in dataset.features)
+        config = config_of(sequence=SequenceConfig(encoder=encoder))
+        with torch.device("meta"):
+            train_module = TrainModule.from_config(config, replace(dataset, features=features), dataset.tasks)
+        found.append(trace_activations(train_module, 64).peak)
+    # At least the padded items: 16 + 4 + 16 numbers and 2 bits, and 16 numbers of a search.
+    assert found[1] - found[0] > 64 * 2000 * (38 + 16) * 4
