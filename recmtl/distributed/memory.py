@@ -143,8 +143,8 @@ def reader_bytes(dataset: Dataset, config: Config, batch_size: int, world_size: 
 
 
 def trace_activations(train_module: TrainModule, batch_size: int, buckets: bool = False) -> LiveBytes:
-    """What is alive at once in the dense part's forward and backward pass, gradients until the next step begins; its
-    parameters and the pooled embeddings left out.
+    """What is alive at once in the networks' forward and backward pass, gradients until the next step begins; their
+    parameters and what is looked up left out.
 
     Found by running it on the meta device, which allocates nothing. Mixed precision is taken as a network that is
     bfloat16 throughout.
@@ -159,13 +159,14 @@ def trace_activations(train_module: TrainModule, batch_size: int, buckets: bool 
     model = copy.deepcopy(ranking_model.dense).to("meta", dtype)
     size = train_module.micro_batch_size
     whole = not 0 < size < batch_size
-    if buckets and whole:
-        for parameter in model.parameters():
-            parameter.register_post_accumulate_grad_hook(_forget)
     histories = copy.deepcopy(ranking_model.histories)
     if histories is not None:
         histories.to("meta").amp = False
         rows, sparse, longest = _unpooled(train_module, batch_size)
+    if buckets:
+        for part in ([model] if whole else []) + ([] if histories is None else [histories]):
+            for parameter in part.parameters():
+                parameter.register_post_accumulate_grad_hook(_forget)
     names, widths = _outputs(train_module)
     pooled = torch.zeros(batch_size, sum(widths), device="meta", requires_grad=True)
     pooled.register_post_accumulate_grad_hook(_forget)  # the tables take it

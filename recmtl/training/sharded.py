@@ -19,6 +19,7 @@ from recmtl.distributed.context import DistContext
 from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.parallel import initialize_tables, parallelize, shard
 from recmtl.distributed.plan import Plan
+from recmtl.models.embeddings import table_of
 from recmtl.objectives.train_module import TrainModule
 from recmtl.runtime.private_api import ShardedTensor
 from recmtl.schema import Dataset, Task
@@ -122,7 +123,7 @@ class ShardedModel:
         """Begin an epoch with tables that have learned nothing: values of the epoch's own, optimiser's states 0."""
         self.draw_tables(epoch=epoch)
         for key, states in self.optimizer.state_dict()["state"].items():
-            if ".embedding_bags." in key:
+            if table_of(key):
                 for state in states.values():
                     sharded = isinstance(state, ShardedTensor)
                     for piece in [shard.tensor for shard in state.local_shards()] if sharded else [state]:

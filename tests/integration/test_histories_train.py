@@ -67,11 +67,12 @@ def test_two_ranks_train_as_one_does(folder: Path, tmp_path: Path, run_recmtl: C
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_an_interrupted_run_goes_on_bit_for_bit(folder: Path, tmp_path: Path, encoder: str) -> None:
     flags = SHORT | {"sequence__encoder": encoder, "checkpoint__every_steps": 7, "training__max_steps": 14}
-    train_here(folder / "out", tmp_path / "whole", **flags, sequence__dropout=0.1)
+    flags |= {"sequence__dropout": 0.1, "interaction__kind": "dcn"}
+    train_here(folder / "out", tmp_path / "whole", **flags)
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     (tmp_path / "resumed" / "results.json").unlink()
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-000000014")
-    train_here(folder / "out", tmp_path / "resumed", **flags, sequence__dropout=0.1)
+    train_here(folder / "out", tmp_path / "resumed", **flags)
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     assert losses(tmp_path / "whole")[-1] < losses(tmp_path / "whole")[0]
     assert steps(tmp_path / "resumed") == [7, 14]
