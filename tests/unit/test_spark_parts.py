@@ -248,6 +248,25 @@ def test_what_spark_says_of_a_task_becomes_one_error() -> None:
     assert str(error) == f"--engine spark: {lost}"
 
 
+@pytest.mark.parametrize("said", ["", "\n: java.lang.IllegalStateException: SparkContext has been shutdown\n\tat x"])
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (
+            "26/11/30 11:32:08 WARN Utils: hostname\n"
+            "26/11/30 11:33:08 ERROR StandaloneSchedulerBackend: Application has been killed.\n"
+            "26/11/30 11:33:09 ERROR X: more\n",
+            "Application has been killed.",
+        ),
+        ("bin/java: No such file or directory\n", "bin/java: No such file or directory"),
+        ("", ""),
+    ],
+)
+def test_why_spark_ended_is_in_its_log(said: str, log: str, reason: str) -> None:
+    known = reason or ("SparkContext has been shutdown" if said else "its Java process has ended")
+    assert str(driver_error(said, log)) == f"--engine spark: {known}"
+
+
 def test_bytes_are_those_of_the_rows_alone() -> None:
     """What is sent does not grow with the rows that a slice was cut from."""
     rows = pa.record_batch({"text": ["x" * 1000] * 1000, "list": [[1] * 100] * 1000})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from py4j.protocol import Py4JError, Py4JJavaError
+from py4j.protocol import Py4JError, Py4JNetworkError
 from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.java_gateway import launch_gateway
 
-from recmtl.data.prepare.spark.errors import driver_error, java_reason
-from recmtl.errors import UserError
+from recmtl.data.prepare.spark.errors import driver_error
 from recmtl.runtime.progress import Progress, polled
 from recmtl.runtime.storage import make_folder, open_write, read_text
 
@@ -43,18 +41,9 @@ class Session:
         self._began = time.monotonic()
 
     def run(self, name: str, job: Callable[[], T]) -> T:
-        """Run a job.
-
-        Raises:
-            UserError: the user's mistake in a task, or what Spark says of a cluster that does not work.
-            RuntimeError: another error in a task.
-        """
+        """Run a job."""
         self.context.setJobDescription(name)
-        with (
-            self._progress.stage(name, 100) as advance,
-            polled(self._percent, advance),
-            one_line_errors(),
-        ):
+        with self._progress.stage(name, 100) as advance, polled(self._percent, advance):
             return job()
 
     def _percent(self) -> float:
@@ -90,7 +79,8 @@ def open_session(name: str, master: str | None, folder: Path, progress: Progress
         progress: where to show jobs.
 
     Raises:
-        UserError: Spark does not start; says why.
+        UserError: Spark does not start or ends, or the user's mistake in a task; says why.
+        RuntimeError: another error in a task.
     """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     conf = SparkConf().set("spark.ui.showConsoleProgress", "false").setAppName(name)
@@ -107,11 +97,12 @@ def open_session(name: str, master: str | None, folder: Path, progress: Progress
             context = SparkContext(conf=conf, gateway=gateway)
             if submitted:  # Java's process is not ours
                 context.setLogLevel("OFF")
-        except (Py4JError, PySparkException, OSError, RuntimeError, ValueError) as error:
-            _close(context, gateway)
-            raise UserError(f"--engine spark: Spark does not start: {_reason(error, log)}") from None
-        try:
-            yield Session(context, progress)
+            session = Session(context, progress)
+            # A cluster tells how many cores it has once executors are there.
+            session.run("waiting for executors", context.parallelize([], 1).count)
+            yield session
+        except (Py4JError, PySparkException, ConnectionError) as error:
+            raise driver_error(_text(error), read_text(log, errors="replace")) from None
         finally:
             _close(context, gateway)
 
@@ -128,20 +119,8 @@ def _close(context: Any, gateway: Any) -> None:
         SparkContext._gateway = SparkContext._jvm = None
 
 
-def _reason(error: Exception, log: Path) -> str:
-    """Why Spark does not start, in one line."""
-    if isinstance(error, Py4JJavaError):
-        return java_reason(str(error))
-    said = [
-        line for line in read_text(log, errors="replace").splitlines() if re.search("error|exception|not ", line, re.I)
-    ]
-    return said[-1].strip() if said else " ".join(str(error).split())
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Say what is wrong in a task or with a cluster. Raises as `Session.run` does."""
-    try:
-        yield
-    except (Py4JError, PySparkException) as error:
-        raise driver_error(str(error)) from None
+def _text(error: Exception) -> str:
+    """What an error says; empty where Spark's process, which knows, has ended or did not start."""
+    with suppress(Py4JError, OSError):
+        return "" if isinstance(error, (Py4JNetworkError, PySparkException, OSError)) else str(error)
+    return ""
