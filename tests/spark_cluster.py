@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 SECONDS = 120
 
@@ -40,8 +42,19 @@ def command(pid: int) -> str:
 
 
 @contextmanager
-def spark_cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
-    """Start a master and workers of one core each, and end them, with all that they started."""
+def spark_cluster(folder: Path, workers: int = 2, hidden: Path | None = None) -> Iterator[Cluster]:
+    """Start a master and workers of one core each, and end them, with all that they started.
+
+    Args:
+        folder: for logs and work.
+        workers: how many.
+        hidden: folder that they do not see, as if they were on other machines; skips where that needs another user.
+    """
+    hide: list[str] = []
+    if hidden is not None:
+        if os.geteuid():
+            pytest.skip("only root hides a folder from processes")
+        hide = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none '{hidden}' && exec \"$@\"", "sh"]
     import pyspark
 
     spark_class = Path(pyspark.__file__).parent / "bin" / "spark-class"
@@ -59,7 +72,16 @@ def spark_cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
         with log.open("wb") as file:
             deploy = f"org.apache.spark.deploy.{name.split('-')[0]}"
             classes = {"master": f"{deploy}.Master", "worker": f"{deploy}.Worker"}
-            words = (spark_class, classes[name.split("-")[0]], "--host", "127.0.0.1", "--webui-port", "0", *words)
+            words = (
+                *hide,
+                spark_class,
+                classes[name.split("-")[0]],
+                "--host",
+                "127.0.0.1",
+                "--webui-port",
+                "0",
+                *words,
+            )
             process = subprocess.Popen(
                 list(map(str, words)), env=environment, stdout=file, stderr=file, start_new_session=True
             )

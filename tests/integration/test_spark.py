@@ -10,81 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from spark_cluster import Cluster, spark_cluster
+from spark_raw import RECIPE, write_raw
 
 pytestmark = pytest.mark.spark
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ENV = {"SPARK_LOCAL_IP": "127.0.0.1"}
-LISTS = """
-sql = '''
-select *, lag(item) over (partition by "user" order by moment, number) as previous
-from events
-left join items using (item)
-'''
-group = "user"
-segments = ["tab"]
-weight = "importance"
-[sources]
-raw = { files = "log/*.parquet", partition_by = "user" }
-items = "items.parquet"
-[sources.events]
-sql = "select *, cast(item as hugeint) * 10000000000 as huge, moment::date as day from raw"
-[[table]]
-name = "item"
-min_count = 2
-[[table]]
-name = "tags"
-max_rows = 20
-[[table]]
-name = "words"
-hash_rows = 50
-[[feature]]
-name = "user"
-[[feature]]
-name = "item"
-[[feature]]
-name = "previous"
-table = "item"
-[[feature]]
-name = "huge"
-[[feature]]
-name = "exact"
-[[feature]]
-name = "nanoseconds"
-[[feature]]
-name = "unsigned"
-[[feature]]
-name = "tags"
-kind = "list"
-pooling = "mean"
-max_length = 3
-[[feature]]
-name = "words"
-kind = "list"
-separator = ","
-[[feature]]
-name = "price"
-kind = "numeric"
-transform = "log1p_standardize"
-[[task]]
-name = "click"
-label = "clicked"
-[[task]]
-name = "seconds"
-kind = "duration"
-label = "watched"
-[sampling]
-keep_negatives = 0.7
-[split]
-by = "time"
-column = "moment"
-"""
-"""A recipe with lists, with types that Spark does not know, and with every kind of table."""
 
 
 @pytest.fixture(scope="module")
@@ -112,40 +45,6 @@ def assert_same(one: Path, other: Path) -> None:
     first, second = contents(one), contents(other)
     assert first.keys() == second.keys()
     assert [name for name, data in first.items() if data != second[name]] == []
-
-
-def write_lists(raw: Path, rows: int = 20_000) -> None:
-    rng = np.random.default_rng(0)
-    (raw / "log").mkdir(parents=True)
-    moments = np.datetime64("2024-01-01", "s") + np.sort(rng.integers(0, 86400 * 20, rows))
-    item = rng.integers(-5, 300, rows)
-    log = pa.table(
-        {
-            "user": [f"u{i}" for i in rng.integers(0, 500, rows)],
-            "item": pa.array(item, mask=rng.random(rows) < 0.1),
-            "moment": moments.astype("datetime64[us]"),
-            "number": np.arange(rows),
-            "nanoseconds": (moments.astype("datetime64[ns]") + rng.integers(0, 3, rows)),
-            "unsigned": (2**63 + rng.integers(0, 9, rows).astype(np.uint64)),
-            "tab": pa.array([f"t{i}" for i in rng.integers(0, 3, rows)], mask=rng.random(rows) < 0.1),
-            "price": pa.array(rng.gamma(1, 60, rows), mask=rng.random(rows) < 0.2),
-            "importance": rng.integers(1, 4, rows),
-            "clicked": pa.array(rng.integers(0, 2, rows), mask=rng.random(rows) < 0.2),
-            "watched": pa.array(rng.gamma(1, 9, rows), mask=rng.random(rows) < 0.5),
-        }
-    )
-    for number in range(4):
-        pq.write_table(log.slice(number * rows // 4, rows // 4), raw / "log" / f"{number}.parquet", row_group_size=2000)
-    items = np.arange(-5, 290)
-    described = pa.table(
-        {
-            "item": items,
-            "tags": [[f"g{j}" for j in range(i % 30, i % 30 + i % 5)] for i in range(len(items))],
-            "words": [",".join(f"w{j}" for j in range(i % 7)) or None for i in range(len(items))],
-            "exact": pa.array(items).cast(pa.decimal128(38, 5)),
-        }
-    )
-    pq.write_table(described, raw / "items.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +79,8 @@ def test_real_data_are_those_of_one_machine(
 
 
 def test_lists_and_types_are_those_of_one_machine(run_recmtl: Run, prepare: Run, tmp_path: Path) -> None:
-    write_lists(tmp_path / "raw")
-    (tmp_path / "mine.toml").write_text(LISTS)
-    words = ("--until", "2024-01-15", "--val", 0.1)
+    write_raw(tmp_path / "raw", 20_000)
+    (tmp_path / "mine.toml").write_text(RECIPE)
     first = (tmp_path / "mine.toml", tmp_path / "raw")
     for run, name in ((run_recmtl, "one"), (prepare, "other")):
         begin = ("prepare",) if run is run_recmtl else ()
@@ -191,9 +89,24 @@ def test_lists_and_types_are_those_of_one_machine(run_recmtl: Run, prepare: Run,
         grown = ("--extend", tmp_path / name, "--lookback", "3 days", "--test", 0.2)
         ended = run(*begin, *first, tmp_path / f"{name}-grown", *grown)
         assert ended.returncode == 0, ended.stderr
-    assert words
     assert_same(tmp_path / "one", tmp_path / "other")
     assert_same(tmp_path / "one-grown", tmp_path / "other-grown")
+
+
+def test_executors_that_do_not_see_the_output(run_recmtl: Run, tmp_path: Path) -> None:
+    """Files go through the driver."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    write_raw(tmp_path / "raw", 5000)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    first = (tmp_path / "mine.toml", tmp_path / "raw")
+    assert run_recmtl("prepare", *first, tmp_path / "one").returncode == 0
+    with spark_cluster(tmp_path, hidden=hidden) as cluster:
+        words = (*first, hidden / "out", "--engine", "spark", "--master", cluster.master)
+        ended = run_recmtl("prepare", *words, env=ENV, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    assert "not all executors see the disk of the output" in ended.stderr
+    assert_same(tmp_path / "one", hidden / "out")
 
 
 def test_an_executor_that_is_killed_changes_nothing(events: Path, cluster: Cluster, tmp_path: Path) -> None:
@@ -235,17 +148,14 @@ def kill_one(cluster: Cluster, process: subprocess.Popen[bytes], said: Path, aft
 
 
 def test_mistakes_in_tasks_are_one_line(prepare: Run, tmp_path: Path) -> None:
-    write_lists(tmp_path / "raw", 2000)
+    write_raw(tmp_path / "raw", 2000)
     recipe = tmp_path / "mine.toml"
-    recipe.write_text(LISTS.replace("from events\nleft", "from events\nleft", 1))
+    recipe.write_text(RECIPE.replace("from events\nleft", "from events\nleft", 1))
+    number = 'name = "number_of_tab"\n[[feature]]\nname = "user"\n[[feature]]'
+    cast = RECIPE.replace("as huge from raw", "as huge, cast(tab as int) as number_of_tab from raw")
     broken = {
-        "cast": (
-            LISTS.replace("as day from raw", "as day, cast(tab as int) as tab_number from raw").replace(
-                'name = "user"\n[[feature]]', 'name = "tab_number"\n[[feature]]\nname = "user"\n[[feature]]', 1
-            ),
-            "mine.toml: sql: Conversion Error",
-        ),
-        "label": (LISTS.replace('label = "clicked"', 'label = "number"'), "'number' is 2 at log/0.parquet, row 2"),
+        "cast": (cast.replace('name = "user"\n[[feature]]', number, 1), "mine.toml: sql: Conversion Error"),
+        "label": (RECIPE.replace('label = "clicked"', 'label = "number"'), "'number' is 2 at log/0.parquet, row 2"),
     }
     for name, (text, message) in broken.items():
         recipe.write_text(text)
@@ -257,7 +167,7 @@ def test_mistakes_in_tasks_are_one_line(prepare: Run, tmp_path: Path) -> None:
         assert "java" not in ended.stderr
         assert not (tmp_path / name).exists()
 
-    recipe.write_text(LISTS)
+    recipe.write_text(RECIPE)
     damaged = tmp_path / "raw" / "log" / "2.parquet"
     whole = bytearray(damaged.read_bytes())
     whole[4 : len(whole) // 2] = b"\xff" * (len(whole) // 2 - 4)
@@ -268,8 +178,8 @@ def test_mistakes_in_tasks_are_one_line(prepare: Run, tmp_path: Path) -> None:
 
 
 def test_a_master_that_is_not_there_is_one_line(run_recmtl: Run, tmp_path: Path) -> None:
-    write_lists(tmp_path / "raw", 2000)
-    (tmp_path / "mine.toml").write_text(LISTS)
+    write_raw(tmp_path / "raw", 2000)
+    (tmp_path / "mine.toml").write_text(RECIPE)
     words = (tmp_path / "mine.toml", tmp_path / "raw", tmp_path / "out", "--engine", "spark")
     ended = run_recmtl("prepare", *words, "--master", "spark://127.0.0.1:1", env=ENV)
     assert ended.returncode == 2
@@ -280,8 +190,8 @@ def test_a_master_that_is_not_there_is_one_line(run_recmtl: Run, tmp_path: Path)
 def test_spark_submit(prepare: Run, cluster: Cluster, run_recmtl: Run, tmp_path: Path) -> None:
     import pyspark
 
-    write_lists(tmp_path / "raw", 2000)
-    (tmp_path / "mine.toml").write_text(LISTS)
+    write_raw(tmp_path / "raw", 2000)
+    (tmp_path / "mine.toml").write_text(RECIPE)
     (tmp_path / "main.py").write_text("from recmtl.cli import main\n\nmain()\n")
     submit = Path(pyspark.__file__).parent / "bin" / "spark-submit"
     words = (submit, "--master", cluster.master, tmp_path / "main.py", "prepare", tmp_path / "mine.toml")

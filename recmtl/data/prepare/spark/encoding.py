@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -22,12 +22,13 @@ from recmtl.data.prepare.shards import schema, shard_name, shard_writer
 from recmtl.data.prepare.spark.plan import Plan
 from recmtl.data.prepare.spark.shards import BUCKETS, ShardMap, count_hashes
 from recmtl.data.prepare.spark.tasks import Element, Summary, open_database, open_rows, show_splits, task
-from recmtl.data.prepare.spark.transfer import deal, from_bytes
+from recmtl.data.prepare.spark.transfer import deal, from_bytes, pieces_of
 from recmtl.data.prepare.stored import CHUNK_ROWS
 from recmtl.data.prepare.tasks import TaskStatistics
 from recmtl.data.prepare.vocabularies import count_schema, partial_counts
 from recmtl.encoding.encoder import Encoder
-from recmtl.runtime.storage import open_read, remove, rename
+from recmtl.errors import UserError
+from recmtl.runtime.storage import is_folder, open_read, remove, rename
 from recmtl.schema import ROW_GROUP_ROWS, SPLITS, Dataset
 
 STATISTICS = 0
@@ -153,8 +154,9 @@ class Writing:
     shards: ShardMap
     folder: Path
     """The prepared folder."""
-    attempts: Path
-    """Folder for files that are not whole yet, on the same disk."""
+    attempts: Path | None
+    """Folder for files that are not whole yet, on the same disk; None: executors do not share it, and files go to the
+    driver."""
 
 
 @task
@@ -202,8 +204,13 @@ class _Dealt:
 @task
 def write_shard(
     plan: Plan, folder: Path, number: int, elements: Iterable[Element], writing: Writing
-) -> Iterator[Shares]:
-    """Write a shard; the partition after the last shard gives the shares of all ranges instead."""
+) -> Iterator[Shares | tuple[str, bytes]]:
+    """Write a shard, or give its file piece by piece. The partition after the last shard gives the shares of all ranges
+    instead.
+
+    Raises:
+        UserError: this executor does not see the folder.
+    """
     if number == len(writing.shards.shards):
         total = None
         for _, shares in elements:
@@ -222,20 +229,36 @@ def write_shard(
     if len(order) != shard.rows:
         raise RuntimeError(f"shard {shard}: {len(order)} rows came")
     rows = rows.drop_columns([HASH]).take(pa.array(order)).cast(layout)
+    place, name = writing.attempts or folder, shard_name(shard.split, shard.number)
+    if not is_folder(place):
+        raise UserError(
+            f"{place}: not seen by the executor on {socket.gethostname()}, as it is by others; mount it there"
+        )
     context = TaskContext.get()
     # Another attempt at this task may be under way: each has a file of its own, and the last to be whole stays.
-    unfinished = writing.attempts / f"{number}-{context.taskAttemptId() if context else 0}.parquet"
+    unfinished = place / f"{number}-{context.taskAttemptId() if context else 0}.parquet"
     try:
         with shard_writer(unfinished, layout) as file:
             for start in range(0, shard.rows, ROW_GROUP_ROWS):
                 file.write_table(rows.slice(start, ROW_GROUP_ROWS))
-        rename(unfinished, writing.folder / shard_name(shard.split, shard.number))
+        if writing.attempts is None:
+            for data in pieces_of(unfinished):
+                yield name, data
+        else:
+            rename(unfinished, writing.folder / name)
     finally:
         remove(unfinished)
 
 
 @task
-def digest(plan: Plan, folder: Path, columns: Iterable[tuple[str, str]], writing: Writing) -> Iterator[Any]:
+def digest(
+    plan: Plan, folder: Path, columns: Iterable[tuple[str, str]], writing: Writing
+) -> Iterator[dict[str, dict[str, str]]]:
+    """`digests` of columns."""
+    yield from digests(columns, writing)
+
+
+def digests(columns: Iterable[tuple[str, str]], writing: Writing) -> Iterator[dict[str, dict[str, str]]]:
     """Digests of columns, each given by split and name: {split: {name: digest}}."""
     for split, name in columns:
         content = ContentDigests()

@@ -8,34 +8,31 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 from pyspark import StorageLevel
 
-from recmtl.data.prepare.duck import arrow_batches, column_types, quote, refusal
 from recmtl.data.prepare.encode import FeatureStatistics, Shares
 from recmtl.data.prepare.engine import Query
-from recmtl.data.prepare.examples import SELECTED, SPLIT_VALUE, STORED, key_columns
+from recmtl.data.prepare.examples import SPLIT_VALUE, STORED
 from recmtl.data.prepare.extension import last_moment
 from recmtl.data.prepare.facts import Facts
-from recmtl.data.prepare.lineage import columns_behind
-from recmtl.data.prepare.partitions import partition_type, rows_at_once
 from recmtl.data.prepare.shards import schema
-from recmtl.data.prepare.sources import count_raw_rows
 from recmtl.data.prepare.spark import encoding, ranks
-from recmtl.data.prepare.spark.pieces import Piece, cut, partitioned_sources
-from recmtl.data.prepare.spark.plan import Plan, SourcePlan, versions
+from recmtl.data.prepare.spark.plan import Plan
+from recmtl.data.prepare.spark.planning import make_plan
 from recmtl.data.prepare.spark.session import Session, open_session
 from recmtl.data.prepare.spark.shards import ShardMap
-from recmtl.data.prepare.spark.tasks import is_summary, itself, read_pieces, run_query, store
-from recmtl.data.prepare.spark.transfer import from_bytes
+from recmtl.data.prepare.spark.tasks import is_summary, itself, read_pieces, run_query, sees, store
+from recmtl.data.prepare.spark.transfer import from_bytes, unpack
 from recmtl.data.prepare.splits import Place
-from recmtl.data.prepare.stored import BATCH_ROWS, Stored, show
+from recmtl.data.prepare.stored import Stored, show
 from recmtl.data.prepare.tasks import TaskStatistics
 from recmtl.data.recipe import TableSpec
 from recmtl.encoding.encoder import FILE_NAME, Encoder
 from recmtl.runtime.progress import Progress
-from recmtl.runtime.storage import list_folder, make_folder
+from recmtl.runtime.storage import list_folder, make_folder, write_whole
 from recmtl.schema import ENCODER, SPLITS, Dataset
 
 
@@ -48,13 +45,23 @@ def open_engine(
     Args:
         name: of the recipe.
         master: see `open_session`.
-        work: folder on a disk that the driver and all executors share.
+        work: folder on a disk that the driver and all executors share; where they do not, files go through the driver.
         memory_limit: of a task, such as ``4GB``.
         memory: the same in bytes.
         progress: where to show jobs.
     """
     with open_session(f"recmtl prepare {name}", master, work / "spark", progress) as session:
-        yield SparkEngine(session, work, memory_limit, memory)
+        token, text = work / "spark" / "token", uuid4().hex
+        write_whole(token, text)
+        # A cluster tells how many cores it has once executors are there.
+        context = session.context
+        session.run("waiting for executors", context.parallelize([], 1).count)
+        tasks = 2 * context.defaultParallelism
+        looks = context.parallelize(range(tasks), tasks).mapPartitions(partial(sees, token, text))
+        shared = all(session.run("looking for shared disks", looks.collect))
+        if not shared:
+            progress.note("not all executors see the disk of the output; what they write goes through the driver")
+        yield SparkEngine(session, work, shared, memory_limit, memory)
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,15 @@ class SparkEngine:
 
     session: Session
     work: Path
+    shared: bool
+    """Whether executors see `work`."""
     memory_limit: str
     memory: int
 
     def run(self, query: Query, progress: Progress) -> SparkRows:
         """Run a query, and store its rows on the executors."""
-        plan, pieces, sql_type = self._plan(query)
         context = self.session.context
+        plan, pieces, sql_type = make_plan(query, self.memory_limit, self.memory, context.defaultParallelism)
         if pieces:
             elements = context.parallelize(pieces, len(pieces)).mapPartitions(
                 partial(read_pieces, plan, sql_type=sql_type)
@@ -82,57 +91,6 @@ class SparkEngine:
         summaries = self.session.run("running the query on every partition", stored.filter(is_summary).collect)
         return SparkRows(self, query, plan, stored, summaries)
 
-    def _plan(self, query: Query) -> tuple[Plan, list[Piece], str]:
-        """What the tasks must know, what they read, and the type of the values that rows are dealt by."""
-        db, recipe = query.db, query.recipe
-        types = {source.name: column_types(db, quote(source.name)) for source in recipe.sources}
-        dealt = partitioned_sources(recipe, query.files, types)
-        sql_type = partition_type(recipe, dealt, types)
-        needed = _needed_columns(query, {name: types[name] for name in query.views})
-        sources: list[SourcePlan] = []
-        pieces: list[Piece] = []
-        for source in recipe.sources:
-            if source.sql:
-                continue
-            carried = None
-            if source in dealt:
-                key = str(source.partition_by)
-                names = [
-                    name
-                    for name, kind in types[source.name].items()
-                    if (name == key or (source.name, name) in needed) and not refusal(kind)
-                ]
-                columns = f"select {', '.join(map(quote, names))} from {quote(source.name)} limit 0"
-                carried = arrow_batches(db, columns, BATCH_ROWS).schema
-                pieces += cut(source, query.files[source.name], query.views[source.name])
-            files = tuple(query.files[source.name])
-            sources.append(SourcePlan(source.name, files, query.views[source.name].sql(), types[source.name], carried))
-        # Executors may have come to be more than at the start: two tasks for each core.
-        cores = 2 * self.session.context.defaultParallelism
-        ranges = max(-(-count_raw_rows(db, recipe) // rows_at_once(self.memory)), cores)
-        plan = Plan(
-            recipe,
-            self.memory_limit,
-            tuple(sources),
-            partitions=ranges if dealt else 1,
-            ranges=ranges,
-            types=query.types,
-            selected=column_types(db, SELECTED),
-            condition=query.condition,
-            encoder=query.encoder,
-            others=query.others,
-            versions=versions(),
-        )
-        return plan, pieces, sql_type
-
-
-def _needed_columns(query: Query, types: dict[str, dict[str, str]]) -> set[tuple[str, str]]:
-    """The columns of the sources of files that the recipe's columns of the query depend on, as (source, column)."""
-    recipe = query.recipe
-    used = [*recipe.read_columns, *recipe.predicted, *recipe.segments, *recipe.split.key]
-    used += [*key_columns(recipe, query.types), *([recipe.split.column] if recipe.split.column else [])]
-    return set().union(*columns_behind(recipe, types, dict.fromkeys(used)).values())
-
 
 class SparkRows:
     """The rows of a query, on the disks of executors."""
@@ -140,7 +98,7 @@ class SparkRows:
     def __init__(self, engine: SparkEngine, query: Query, plan: Plan, stored: Any, summaries: list[Any]) -> None:
         self.rows = sum(summary.rows for summary in summaries)
         self.unlabelled = sum(summary.unlabelled for summary in summaries)
-        self._session, self._work = engine.session, engine.work
+        self._session, self._work, self._shared = engine.session, engine.work, engine.shared
         self._query, self._plan, self._stored, self._summaries = query, plan, stored, summaries
         self._sums = {summary.number: summary.hashes for summary in summaries}
 
@@ -216,20 +174,38 @@ class SparkRows:
             if path.name == FILE_NAME or path.name.endswith((".keys.npy", ".ids.npy")):
                 context.addFile(path.as_uri())
         shards = ShardMap(self._hashes)
-        writing = encoding.Writing(self._rule, dataset, shards, folder, self._work / "attempts")
-        for path in (writing.attempts, *(folder / split for split in SPLITS)):
+        attempts = self._work / "attempts" if self._shared else None
+        writing = encoding.Writing(self._rule, dataset, shards, folder, attempts)
+        for path in (*([attempts] if attempts else []), *(folder / split for split in SPLITS)):
             make_folder(path)
         encode = partial(encoding.encode, self._plan, sums=self._sums, writing=writing)
         dealt = self._stored.mapPartitions(encode).partitionBy(len(shards.shards) + 1, itself)
         written = dealt.mapPartitionsWithIndex(partial(encoding.write_shard, self._plan, writing=writing))
-        [shares] = self._session.run("encoding and writing shuffled rows", written.collect)
         names = schema(dataset).names
         columns = [(split, name) for split in SPLITS if dataset.rows[split] for name in names]
-        digest = partial(encoding.digest, self._plan, writing=writing)
-        tasks = min(len(columns), self._plan.ranges)
-        digests = context.parallelize(columns, tasks).mapPartitions(digest)
+        if self._shared:
+            [shares] = self._session.run("encoding and writing shuffled rows", written.collect)
+            digest = partial(encoding.digest, self._plan, writing=writing)
+            digests = context.parallelize(columns, min(len(columns), self._plan.ranges)).mapPartitions(digest)
+            found = self._session.run("taking digests", digests.collect)
+        else:
+            written = written.persist(StorageLevel.DISK_ONLY)
+            self._session.run("encoding and sorting rows", written.count)
+            shares = self._session.run("fetching files", partial(_receive, written, folder))
+            found = list(encoding.digests(columns, writing))
         content: dict[str, dict[str, str]] = {}
-        for found in self._session.run("taking digests", digests.collect):
-            for split, of_columns in found.items():
-                content.setdefault(split, {}).update(of_columns)
+        for of_columns in found:
+            for split, digests_of_split in of_columns.items():
+                content.setdefault(split, {}).update(digests_of_split)
         return shares, content
+
+
+def _receive(written: Any, folder: Path) -> Shares:
+    """Write the files of shards into the prepared folder; returns the shares that come with them."""
+    shares = Shares(())
+    for element in written.toLocalIterator(prefetchPartitions=True):
+        if isinstance(element, Shares):
+            shares = element
+        else:
+            unpack([element], folder)
+    return shares

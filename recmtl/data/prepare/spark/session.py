@@ -97,10 +97,7 @@ def open_session(name: str, master: str | None, folder: Path, progress: Progress
             context = SparkContext(conf=conf, gateway=gateway)
             if submitted:  # Java's process is not ours
                 context.setLogLevel("OFF")
-            session = Session(context, progress)
-            # A cluster tells how many cores it has once executors are there.
-            session.run("waiting for executors", context.parallelize([], 1).count)
-            yield session
+            yield Session(context, progress)
         except (Py4JError, PySparkException, ConnectionError) as error:
             raise driver_error(_text(error), read_text(log, errors="replace")) from None
         finally:

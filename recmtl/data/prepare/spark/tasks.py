@@ -6,6 +6,7 @@ An element that goes from one task to the next is a key, the number of the parti
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -44,6 +45,7 @@ from recmtl.data.prepare.spark.transfer import deal, from_bytes, pack, to_bytes,
 from recmtl.data.prepare.splits import create_examples
 from recmtl.data.prepare.stored import CHUNK_ROWS, Stored
 from recmtl.errors import UserError
+from recmtl.runtime.storage import is_file, read_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,9 +77,26 @@ def itself(key: int) -> int:
     return key
 
 
+def sees(path: Path, text: str, _: Iterable[object]) -> Iterator[bool]:
+    """Whether this executor sees a file of the driver's, in which there is a text."""
+    try:
+        yield read_text(path) == text
+    except OSError:
+        yield False
+
+
 def open_database(plan: Plan, folder: Path) -> duckdb.DuckDBPyConnection:
     """The database of a task. It has one thread: Spark starts as many tasks as there are cores."""
     return connect(plan.memory_limit, 1, folder / "spill")
+
+
+def check_seen(*paths: Path) -> None:
+    """Raise UserError where raw files that the driver sees are not seen here."""
+    for path in paths:
+        if not is_file(path):
+            raise UserError(
+                f"{path}: not seen by the executor on {socket.gethostname()}; mount the raw folder there, too"
+            )
 
 
 @task
@@ -91,6 +110,7 @@ def read_pieces(plan: Plan, folder: Path, pieces: Iterable[Piece], sql_type: str
     for piece in pieces:
         carried = columns[piece.source]
         assert carried is not None
+        check_seen(piece.files[0])
         key = f"cast({partition_key(sources[piece.source], sql_type, plan.partitions)} as uinteger)"
         query = f"select {', '.join(map(quote, carried.names))}, {key} from ({piece.sql})"
         with (
@@ -118,6 +138,8 @@ def run_query(plan: Plan, folder: Path, elements: Iterable[Element]) -> Iterator
                 files[name].write_batch(batch)
     of_files = {source.name: source for source in plan.sources}
     whole = {source.name: list(source.files) for source in plan.sources if source.carried is None}
+    for paths in whole.values():
+        check_seen(*paths[:1])
     with closing(open_database(plan, folder)) as db, query_errors(plan.recipe, whole), plain_arrow(db):
         for source in plan.recipe.sources:
             if source.name in of_files:

@@ -40,14 +40,20 @@ def deal(rows: pa.RecordBatch, keys: np.ndarray) -> Iterator[tuple[int, bytes]]:
 def pack(folder: Path) -> Iterator[tuple[str, bytes]]:
     """The files of a folder, piece by piece."""
     for path in list_folder(folder):
-        with open_read(path) as file:
-            yield path.name, b""
-            while data := file.read(CHUNK_BYTES):
-                yield path.name, data
+        for data in pieces_of(path):
+            yield path.name, data
+
+
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, piece by piece; of an empty one an empty piece."""
+    with open_read(path) as file:
+        yield file.read(CHUNK_BYTES)
+        while data := file.read(CHUNK_BYTES):
+            yield data
 
 
 def unpack(pieces: Iterable[tuple[str, bytes]], folder: Path) -> None:
-    """Write into a folder what `pack` gave of another."""
+    """Write into a folder, file after file, what `pack` gave of another."""
     for name, data in pieces:
         with (folder / name).open("ab") as file:
             file.write(data)
