@@ -13,7 +13,7 @@ SHELL := bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-docker test-slurm test-nodes test-spark wheels lint format clean
+.PHONY: help setup demo test test-slow test-docker test-slurm test-nodes test-spark test-s3 wheels lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ test-nodes: setup ## As root: one job across two network namespaces
 test-spark: setup ## Start a Spark cluster, prepare data on it (minutes; needs Java 17, installs PySpark)
 	$(INSTALL) -r requirements/spark.txt
 	pytest -m spark -rs
+
+test-s3: setup ## Start an S3 server, prepare, train and predict on it while it fails (minutes; installs s3fs and moto)
+	$(INSTALL) -r requirements/s3.txt
+	pytest -m s3 -rs
 
 wheels: setup ## Download the image's packages to requirements/wheels, for a build that reaches no index
 	python -m pip download -q --no-deps -d requirements/wheels $(PIP_FLAGS) -r requirements/cpu.txt -r requirements/nodeps.txt

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-OPT_IN = {"docker": "test-docker", "slurm": "test-slurm", "netns": "test-nodes", "spark": "test-spark"}
+OPT_IN = {"docker": "test-docker", "slurm": "test-slurm", "netns": "test-nodes", "spark": "test-spark", "s3": "test-s3"}
 """Tests that start daemons, clusters or networks, by marker: the target of `make` that runs them."""
 
 
