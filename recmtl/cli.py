@@ -31,7 +31,7 @@ from recmtl.arguments import (
 )
 from recmtl.catalogue import models, presets, recipes
 from recmtl.config import load_config, load_run_config
-from recmtl.errors import Stopped, StorageError, UserError, is_out_of_memory, nearest
+from recmtl.errors import Stopped, UserError, is_out_of_memory, nearest
 from recmtl.inference.signature import is_export
 from recmtl.options import parse_words
 from recmtl.runtime.exit import (
@@ -314,8 +314,6 @@ def main() -> None:
         os._exit(UNREAD)
     except UserError as error:
         exit_process(f"error: {error}", EXIT_USER_ERROR, after=0.0 if is_first_on_machine() else GRACE_SECONDS)
-    except StorageError as error:
-        exit_process(f"error: {error.filename}: {error.strerror}", EXIT_USER_ERROR)
     except Stopped as end:
         exit_process(str(end) if _is_first_rank() else "", TERMINATED, after=0.0 if _is_first_rank() else 1.0)
     except KeyboardInterrupt:

@@ -12,19 +12,18 @@ class UserError(Exception):
     """
 
 
-class StorageError(OSError):
+class StorageError(UserError):
     """What an object store refuses, or does not do though it was asked again and again.
 
-    The command line prints it as it does a `UserError`.
+    It is none of the system's errors, which say of files on a disk that they are damaged: here they may be whole.
 
     Args:
-        number: of the error, where it has one.
-        reason: what is wrong, in one line.
         path: the URL.
+        reason: what is wrong, in one line.
     """
 
-    def __init__(self, number: int | None, reason: str, path: object) -> None:
-        super().__init__(number or 0, reason, str(path))
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

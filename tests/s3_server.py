@@ -74,6 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(proxy.delay)
         if fault == "hold":
             proxy.closed.wait()
+            self.close_connection = True
+            return
         if fault in ("503", "429", "500"):
             self._answer(int(fault), {}, b"<Error><Code>SlowDown</Code><Message>Slow down</Message></Error>")
             return

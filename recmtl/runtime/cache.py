@@ -45,11 +45,11 @@ def local_copy(path: Path) -> Path:
                 if not copy.exists():
                     _fetch(path, size, copy)
         os.utime(copy)
-    except (StorageError, FileNotFoundError, UserError):
+    except FileNotFoundError:
         raise
     except OSError as error:
         where = f"the local copy in {copy.parent} cannot be written ({error.strerror}); {CACHE} names another folder"
-        raise StorageError(error.errno, where, path) from None
+        raise StorageError(path, where) from None
     return copy
 
 

@@ -1,10 +1,10 @@
 """Leases: who may write to a folder of an object store, which has no locks that end with their process.
 
-A lease is a file ``000000007`` in a folder of its own. Its number is its fencing token: a later lease has a higher one,
+A lease is a file in a folder of its own, whose name is a number, its fencing token: a later lease has a higher one,
 and the highest counts. It is made by a conditional create, which one of several callers wins, and its holder writes it
 again every `HEARTBEAT_SECONDS`. One that was not written for `LEASE_SECONDS`, by the store's clock, has expired:
 another process may make the next. Before a holder makes anything count, it looks whether the highest lease is still its
-own.
+own, and was renewed not too long ago by its own clock: so one that stood still for long knows that it may have lost it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from recmtl.errors import UserError
+from recmtl.errors import StorageError, UserError
 from recmtl.runtime import remote
 
 HEARTBEAT_SECONDS = 10.0
@@ -61,14 +61,14 @@ class Lease:
     def _path(self) -> Path:
         return self.folder / f"{self.token:09d}"
 
-    def _text(self, *, released: bool = False) -> bytes:
+    def _text(self) -> bytes:
         self._beats += 1
-        return json.dumps({**self._holder, "beat": self._beats, "released": released}).encode()
+        return json.dumps({**self._holder, "beat": self._beats}).encode()
 
     def _renew(self) -> None:
         while not self._end.wait(HEARTBEAT_SECONDS):
             began = time.monotonic()
-            with suppress(OSError), self._writing:
+            with suppress(StorageError), self._writing:
                 if self._end.is_set() or not self._is_newest():
                     return
                 remote.write_bytes(self._path, self._text())
@@ -87,9 +87,9 @@ class Lease:
     def release(self) -> None:
         """Let others have it."""
         self._end.set()
-        with suppress(OSError), self._writing:
+        with suppress(StorageError), self._writing:
             if self._is_newest():
-                remote.write_bytes(self._path, self._text(released=True))
+                remote.remove(self._path)
 
 
 @contextmanager
@@ -114,14 +114,14 @@ def _read(path: Path) -> dict[str, object]:
 
 
 def _wait_until_free(path: Path, what: Path) -> None:
-    """Wait until a lease is released or expired.
+    """Wait until a lease is let go of or expired.
 
     Raises:
         UserError: its holder shows that it is alive.
     """
     first = holder = _read(path)
     deadline = time.monotonic() + LEASE_SECONDS - _age(path)
-    while holder and not holder.get("released") and not _is_gone(holder) and time.monotonic() < deadline:
+    while holder and not _is_gone(holder) and time.monotonic() < deadline:
         if holder.get("beat") != first.get("beat"):
             who = f"process {holder.get('pid')} on {holder.get('host')}"
             raise UserError(f"{what}: in use by {who}; wait for it to end or name another folder")

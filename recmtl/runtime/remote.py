@@ -133,11 +133,11 @@ def attempt(path: Path, request: Callable[[], T]) -> T:
             return request()
         except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise type(error)(error.errno or errno.ENOENT, _reason(error), str(path)) from None
-        except (StorageError, UserError, TypeError):
+        except (UserError, TypeError):
             raise
         except Exception as error:
             if wait is None or not _may_pass(error):
-                raise StorageError(error.errno if isinstance(error, OSError) else None, _reason(error), path) from None
+                raise StorageError(path, _reason(error)) from None
             time.sleep(wait * random.uniform(0.5, 1.5))
     raise AssertionError
 
@@ -225,10 +225,14 @@ def read_text(path: Path, *, encoding: str = "utf-8", errors: str = "strict") ->
 
 def read_bytes(path: Path, start: int | None = None, stop: int | None = None) -> bytes:
     """Bytes `start` up to `stop` of a file; by default all."""
-    content = attempt(path, lambda: _fs(path).cat_file(str(path), start=start, end=stop))
-    if start is not None and stop is not None and len(content) != stop - start:
-        raise StorageError(errno.EIO, f"{len(content)} of {stop - start} bytes came; the file was cut short", path)
-    return content
+
+    def request() -> bytes:
+        content: bytes = _fs(path).cat_file(str(path), start=start, end=stop)
+        if start is not None and stop is not None and len(content) != stop - start:
+            raise OSError(errno.EIO, f"{len(content)} of {stop - start} bytes came; the file was cut short")
+        return content
+
+    return attempt(path, request)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -243,7 +247,7 @@ def create(path: Path, content: bytes) -> bool:
     try:
         attempt(path, lambda: _fs(path).pipe_file(str(path), content, mode="create"))
         return True
-    except OSError:
+    except (OSError, StorageError):
         # Stores have errors of their own for it; and a try whose answer was lost is refused the second time.
         with suppress(FileNotFoundError):
             return read_bytes(path) == content
@@ -407,7 +411,7 @@ def _remove_one(path: Path) -> None:
 
 
 def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:
-    with suppress(*((OSError,) if ignore_errors else ())):
+    with suppress(*((OSError, StorageError) if ignore_errors else ())):
         files = list_files(folder)
         if not files:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))

@@ -43,7 +43,6 @@ def uploaded_or_absent(out: Path, check_replaceable: Callable[[Path], None] | No
             check()
             check_held()
             _replace(data, out, marker, under_way, check_held)
-    remote.remove_folder(beside, ignore_errors=True)
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def test_who_lost_the_lease_writes_no_checkpoint_any_more(s3: Proxy, disk: Path)
     with running(*training(url("data"), run, training__max_steps=0, training__patience=0)) as job:
         job.wait_for(lambda: checkpoints(run))
         [lease] = list_folder(run / ".lock")
-        other = {"pid": 1, "host": "other", "id": "other", "beat": 1, "released": False}
+        other = {"pid": 1, "host": "other", "id": "other", "beat": 1}
         remote.write_bytes(lease.with_name(f"{int(lease.name) + 1:09d}"), json.dumps(other).encode())
         taken = time.monotonic()
         then = checkpoints(run)
@@ -207,7 +207,7 @@ def test_who_lost_the_lease_writes_no_checkpoint_any_more(s3: Proxy, disk: Path)
     assert "another process took it over, as this one did not answer; it writes no more" in job.stderr
     assert "Traceback" not in job.stderr
     assert set(checkpoints(run)) <= {*then, f"step-{int(then[-1][5:]) + 7:09d}"}
-    assert len(list_folder(run / ".lock")) == 2
+    assert f"{int(lease.name) + 1:09d}" in [path.name for path in list_folder(run / ".lock")]
 
 
 @pytest.mark.parametrize("fault", ["503", "cut"])
