@@ -56,6 +56,14 @@ def test_scale(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "page.svg").read_text()
 
 
+def test_histories(tmp_path: Path) -> None:
+    sizes = ("--lengths", 14, "--encoders", "mean", "hstu", "--events", 8_000, "--batch-size", 128)
+    results = run("histories.py", tmp_path / "out", *sizes, "--rounds", 1, "--steps", 1, "--device", "cpu")
+    assert list(results["times_the_first"]) == ["none –", "mean 14", "hstu 14"]
+    assert results["times_the_first"]["none –"] == {"clock": 1, "cpu": 1}
+    assert all(ratio > 0 for of in results["times_the_first"].values() for ratio in of.values())
+
+
 def test_reader(tmp_path: Path) -> None:
     results = run("reader.py", tmp_path / "out", "--events", 20_000, "--rounds", 1, "--batch-size", 256)
     assert results["features"] == 18

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from grown import REUSED, write_grown
 from histories import FEATURE_COLUMNS, write_data
 from jobs import weights, words
 from runs import FLAGS, losses, read, steps, train_here
 from serving import as_json, infer_body, serving
+from started import begin, tensors
+from toy import write_toy
 
 import recmtl
 from recmtl import cli
 from recmtl.errors import UserError
 from recmtl.models.sequences import ENCODERS
+from recmtl.schema import Feature
 
 SHORT: dict[str, Any] = {
     "training__max_epochs": 1,
@@ -29,6 +35,10 @@ SHORT: dict[str, Any] = {
 }
 TRANSFORMER = SHORT | {"sequence__encoder": "transformer", "sequence__layers": 2}
 TASKS = ("click", "like")
+POOLED = "model.model.embeddings.collection.embedding_bags.item.weight"
+UNPOOLED = "model.model.embeddings.unpooled.16.embeddings.item.weight"
+POOLED_STATE = "optimizer.state.embedding.model.embeddings.collection.embedding_bags.item.weight.item.momentum1"
+UNPOOLED_STATE = "optimizer.state.embedding.model.embeddings.unpooled.16.embeddings.item.weight.item.momentum1"
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +162,25 @@ def test_requests_with_long_histories(folder: Path, predicted: pa.Table, tmp_pat
         assert "in row 1 (counted from 0) column 'last_brands' has 1 items and column 'last_actions' 2000" in (
             answer.body.decode()
         )
+
+
+def test_a_run_starts_from_one_whose_tables_pooled(tmp_path: Path) -> None:
+    """A table that gets its first sequence is looked up otherwise; its rows and their states are those that were."""
+    rows = {"train": 640, "val": 100, "test": 100}
+    write_toy(tmp_path / "data", rows)
+    later = write_grown(tmp_path / "later", tmp_path / "data", rows=rows)
+    for path in (tmp_path / "later").glob("*/part-*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("last", table["tags"]), path, row_group_size=256)
+    sequence = Feature("last", "sequence", "last", table="item", history="last", target="item", longest=3)
+    replace(later, features=(*later.features, sequence)).save(tmp_path / "later")
+    train_here(tmp_path / "data", tmp_path / "yesterday", training__max_steps=6, metrics__tensorboard=False)
+    begin(tmp_path / "later", tmp_path / "yesterday", tmp_path / "today")
+    before, now = (tensors(tmp_path / run) for run in ("yesterday", "today"))
+    known = [row for row in range(200) if row not in REUSED["item"]]
+    for pooled, unpooled in ((POOLED, UNPOOLED), (POOLED_STATE, UNPOOLED_STATE)):
+        assert before[pooled].shape[0] == 200
+        assert now[unpooled].shape[0] == 230
+        assert torch.equal(now[unpooled][known], before[pooled][known])
+    assert now[UNPOOLED_STATE][REUSED["item"]].count_nonzero() == 0
+    assert before[POOLED_STATE][known].count_nonzero() > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recmtl.config import MODELS, InteractionConfig
+from recmtl.config import MODELS, InteractionConfig, SequenceConfig
 from recmtl.features import is_list
 from recmtl.inference.exported import to_tensors
 from recmtl.inference.inputs import Inputs
 from recmtl.inference.signature import StoredTable
 from recmtl.inference.tables import DTYPES, iter_rows, open_table, write_table
+from recmtl.models.embeddings import table_of
 from recmtl.models.ranking_model import RankingModel
 from recmtl.schema import Dataset, Feature, Table, Task
 from recmtl.training.export import random_inputs, trace
@@ -38,11 +40,24 @@ DATASET = Dataset(
     ),
     (Task("click"), Task("like", parent="click"), Task("skip", parent="click", relation="given_not")),
 )
+HISTORIES = replace(
+    DATASET,
+    features=(
+        *DATASET.features,
+        Feature("last_tags", kind="sequence", table="tag", history="recent"),
+        Feature("last_items", kind="sequence", table="item", history="recent", target="item"),
+        Feature("users", kind="sequence", table="user", history="users", target="user"),
+    ),
+)
 NUMBERS_ALONE = Dataset("numbers", {}, (), (Feature("price", kind="numeric"),), DATASET.tasks)
 
 
 def build(
-    name: str, dataset: Dataset = DATASET, amp: bool = False, interaction: InteractionConfig | None = None
+    name: str,
+    dataset: Dataset = DATASET,
+    amp: bool = False,
+    interaction: InteractionConfig | None = None,
+    sequence: SequenceConfig | None = None,
 ) -> RankingModel:
     """A model whose tables have memory and large weights, and whose batch statistics are no round numbers."""
     torch.manual_seed(0)
@@ -55,6 +70,7 @@ def build(
         dim=8,
         device="cpu",
         amp=amp,
+        sequence=sequence,
         interaction=interaction,
         dropout=0.5 if interaction else 0.0,
     )
@@ -70,9 +86,10 @@ def store(model: RankingModel, dataset: Dataset, folder: Path, dtype: str) -> di
     """The model's tables as an export has them; the model itself then has what they hold."""
     (folder / "tables").mkdir()
     opened = {}
-    bags = model.embeddings.collection.embedding_bags if dataset.tables else {}
-    for key, bag in bags.items():
-        weight = bag.weight.data
+    for name, parameter in model.named_parameters():
+        if (key := table_of(name)) is None:
+            continue
+        weight = parameter.data
         files = write_table(weight.numpy(), folder / "tables", key, dtype)
         opened[key] = open_table(folder, StoredTable(key, key, "", *weight.shape, files), dtype)
         weight.copy_(torch.from_numpy(np.concatenate(list(iter_rows(opened[key])))))
@@ -146,6 +163,21 @@ def test_layers_before_the_model_are_in_the_graph(tmp_path, name, kind, normaliz
     """Also of several table sets, of probabilities that are composed, and where training drops embeddings."""
     interaction = InteractionConfig(kind=kind, normalization=normalization)
     check(build(name, interaction=interaction), DATASET, tmp_path, "float32", tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "dtype", "amp"),
+    [
+        ("mmoe", "mean", "float32", False),
+        ("stem", "target_attention", "int8", False),
+        ("mmoe", "transformer", "float16", False),
+        ("mmoe", "hstu", "float32", True),
+    ],
+)
+def test_histories_of_any_length(tmp_path, name, encoder, dtype, amp):
+    sequence = SequenceConfig(encoder=encoder, layers=2, dim=8, hidden=(8,))
+    model = build(name, HISTORIES, amp, sequence=sequence)
+    check(model, HISTORIES, tmp_path, dtype, 1e-6 if not amp else 2e-3)
 
 
 def test_numbers_alone(tmp_path):

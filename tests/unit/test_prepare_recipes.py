@@ -102,6 +102,29 @@ def test_merrec_takes_events_of_one_second_file_by_file(tmp_path: Path) -> None:
     assert names == [[f"p0-{start + i}" for i in range(7)] for start in range(3)]
 
 
+def test_merrec_sequence_holds_events_strictly_before(tmp_path: Path) -> None:
+    """The rows and labels of merrec; every history ends at the event before its row, also within a second."""
+    (tmp_path / "raw").mkdir()
+    pq.write_table(merrec_events(), tmp_path / "raw" / "000000000000.parquet")
+    (tmp_path / "mine.toml").write_text('extends = "merrec_sequence"\n[split]\nval = 0.0\ntest = 0.0\n')
+    dataset = prepare(load_recipe(str(tmp_path / "mine.toml")), tmp_path / "raw", tmp_path / "out")
+    assert dataset.rows["train"] == 3 + 1
+    names = {
+        table: {number: value for value, number in vocabulary(tmp_path, table).items()}
+        for table in ("product", "action", "gap")
+    }
+    for row in read_all(tmp_path).to_pylist():
+        sequence, place = map(int, names["product"][row["product_id"]].removeprefix("p").split("-"))
+        before = range(place - 7, place)
+        assert [names["product"][id] for id in row["last_products"]] == [f"p{sequence}-{i}" for i in before]
+        actions = [("item_view", "item_like", "buy_comp")[i % 3] for i in before]
+        assert [names["action"][id] for id in row["last_actions"]] == actions
+        gaps = [round(np.log2(1 + place // 2 - i // 2)) for i in before]
+        assert [names["gap"][id] for id in row["last_gaps"]] == gaps
+        assert len(row["last_brands"]) == len(row["last_categories"]) == 7
+        assert (row["label_view"], row["label_like"]) == (int(place % 3 == 0), int(place % 3 == 1))
+
+
 def test_kuairand_knows_outcomes_after_their_delay_and_impressions_at_once() -> None:
     """Impressions of one video and user at seconds 0, 30, 60, 61, 900 and 901, each clicked, viewed long and liked."""
     seconds = [0, 30, 60, 61, 900, 901]
