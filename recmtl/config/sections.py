@@ -35,10 +35,11 @@ class EmbeddingConfig:
     """Draw all tables anew, their optimiser's states 0, at the start of every epoch but the first, while the dense part
     goes on (MEDA, arXiv 2305.19531). Not with adam and rowwise_adam."""
     dropout: Fraction = 0.0
-    """Probability of dropping a number of a pooled embedding in training; the others are divided by 1 − dropout."""
+    """Probability of dropping a number of a pooled embedding or an encoded history in training; the others are divided
+    by 1 − dropout."""
     weight_decay: NonNegative = 0.0
-    """L2 penalty λ of what is looked up: the loss gains λ/2 Σ e² over the pooled embeddings of a row, averaged over the
-    rows of the batch. FBGEMM's own weight decay does nothing on CPUs."""
+    """L2 penalty λ of what is looked up: the loss gains λ/2 Σ e² over the pooled embeddings and encoded histories of a
+    row, averaged over the rows of the batch. FBGEMM's own weight decay does nothing on CPUs."""
     new_rows: Literal["drawn", "unseen"] = "drawn"
     """Where rows of new values start in a run that starts from another one: drawn as in any run, or at the row that
     unseen values have learned."""
