@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from recmtl.runtime import remote
+from recmtl.runtime import object_stores, remote
 from recmtl.runtime.storage import parse_path
 
 
@@ -63,8 +63,8 @@ class Failing:
 @contextmanager
 def failing(fails: Callable[[str, str], Exception | None]) -> Iterator[Failing]:
     """The store in memory, some of whose requests fail, and no time between two tries."""
-    store = Failing(remote.file_system("memory"), fails)
+    store = Failing(object_stores.file_system("memory"), fails)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote, "file_system", lambda *_: store)
-        patch.setattr(remote, "WAITS", (0.0,) * len(remote.WAITS))
+        patch.setattr(object_stores, "file_system", lambda *_: store)
+        patch.setattr(object_stores, "WAITS", (0.0,) * len(object_stores.WAITS))
         yield store

@@ -7,156 +7,23 @@ Every request is tried again where that may help, and what it raises in the end 
 from __future__ import annotations
 
 import errno
-import functools
 import io
 import os
-import random
-import re
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
-from pathlib import Path, PosixPath
-from typing import IO, Any, TypeVar
+from pathlib import Path
+from typing import IO, Any
 
 from recmtl.errors import StorageError, UserError
+from recmtl.runtime.object_stores import READ_ONLY, attempt, fs_of
 from recmtl.runtime.scratch import scratch_folder
 
-SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "hf": "huggingface_hub", "memory": "fsspec"}
-"""What object stores are called in URLs, and the package that reaches each; ``memory`` is this process's, for tests."""
-READ_ONLY = ("hf",)
-WAITS = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before a request is tried again, on average; botocore tries each of these five times by itself."""
-PERMANENT = (errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENAMETOOLONG, errno.ENOSYS, errno.ENOSPC)
-"""What another try does not mend."""
-MISTAKES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError")
-"""Names of botocore's errors that another try does not mend."""
 THREADS = 8
 """That upload, copy or fetch the files of a folder."""
-
-T = TypeVar("T")
-
-
-class RemotePath(PosixPath):
-    """The place of a file or folder in an object store, such as ``s3://bucket/data/dataset.json``.
-
-    It is taken apart and put together as any path; its parts are ``s3:``, ``bucket``, ``data`` and so on. Whoever opens
-    it by itself finds no such file on this machine: functions of `recmtl.runtime.storage` do.
-    """
-
-    listed: dict[str, Any] | None = None
-    """What the listing that the path comes from said of it."""
-
-    def __str__(self) -> str:
-        text = super().__str__()
-        scheme, colon, rest = text.partition(":/")
-        return f"{scheme}://{rest}" if colon and scheme in SCHEMES else text
-
-    def __fspath__(self) -> str:
-        return str(self)
-
-    def __repr__(self) -> str:
-        return f"RemotePath({str(self)!r})"
-
-    def as_posix(self) -> str:
-        return str(self)
-
-    def absolute(self) -> RemotePath:
-        """The path itself: it depends on no current folder."""
-        return self
-
-    def is_absolute(self) -> bool:
-        return True
-
-    @property
-    def scheme(self) -> str:
-        """The store, such as ``s3``."""
-        return self.parts[0].rstrip(":")
-
-
-def parse_url(text: str) -> RemotePath:
-    """The path that a URL names.
-
-    Raises:
-        UserError: there is no such kind of store, or no name within one.
-    """
-    scheme, _, rest = text.partition("://")
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in SCHEMES if name != "memory")
-        raise UserError(f"{text}: no store that recmtl knows; it takes {known} and paths of this machine")
-    if not rest.strip("/"):
-        raise UserError(f"{text}: names no bucket; write {scheme}://BUCKET/FOLDER")
-    return RemotePath(text)
-
-
-@functools.cache
-def file_system(scheme: str, bucket: str = "") -> Any:
-    """The fsspec file system of a store; credentials and endpoint are those of its own library.
-
-    Args:
-        scheme: of URLs.
-        bucket: as URLs name it; with abfs it may name an account.
-
-    Raises:
-        UserError: the package that reaches it is not installed.
-    """
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if scheme == "s3":
-        # The standard mode waits between tries, twice as long each time.
-        retries = {"mode": "standard", "total_max_attempts": 5}
-        options["config_kwargs"] = {"retries": retries, "read_timeout": 30, "max_pool_connections": 64}
-    try:
-        import fsspec
-
-        kind = fsspec.get_filesystem_class(scheme)
-        found = kind(**options, **kind._get_kwargs_from_urls(f"{scheme}://{bucket}/x"))
-    except ImportError:
-        extra = f"recmtl[{scheme}]" if scheme != "memory" else "fsspec"
-        raise UserError(f"{scheme}://: {SCHEMES[scheme]} is not installed; run pip install '{extra}'") from None
-    if scheme == "s3":
-        found.retries = 1  # it would try at once what botocore has waited for
-    return found
-
-
-def attempt(path: Path, request: Callable[[], T]) -> T:
-    """Make a request, again where it fails for a reason that may pass.
-
-    Raises:
-        FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError: as for any file.
-        StorageError: it failed for good.
-    """
-    for wait in (*WAITS, None):
-        try:
-            return request()
-        except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            raise type(error)(error.errno or errno.ENOENT, _reason(error), str(path)) from None
-        except (UserError, TypeError):
-            raise
-        except Exception as error:
-            if wait is None or not _may_pass(error):
-                raise StorageError(path, _reason(error)) from None
-            time.sleep(wait * random.uniform(0.5, 1.5))
-    raise AssertionError
-
-
-def _may_pass(error: Exception) -> bool:
-    if isinstance(error, PermissionError | ValueError) or type(error).__name__ in MISTAKES:
-        return False
-    return not (isinstance(error, OSError) and error.errno in PERMANENT)
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    text = re.sub(r"(https?://)[^/@\s]+@", r"\1", text)  # an endpoint may hold a password
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _fs(path: Path) -> Any:
-    return file_system(path.scheme, path.parts[1])  # type: ignore[attr-defined]
 
 
 def check_writable(path: Path) -> None:
@@ -172,7 +39,7 @@ def info(path: Path) -> dict[str, Any] | None:
     """What the store says of a file or folder; None: there is none."""
     listed = getattr(path, "listed", None)
     try:
-        return listed or attempt(path, lambda: _fs(path).info(str(path)))
+        return listed or attempt(path, lambda: fs_of(path).info(str(path)))
     except FileNotFoundError:
         return None
 
@@ -227,7 +94,7 @@ def read_bytes(path: Path, start: int | None = None, stop: int | None = None) ->
     """Bytes `start` up to `stop` of a file; by default all."""
 
     def request() -> bytes:
-        content: bytes = _fs(path).cat_file(str(path), start=start, end=stop)
+        content: bytes = fs_of(path).cat_file(str(path), start=start, end=stop)
         if start is not None and stop is not None and len(content) != stop - start:
             raise OSError(errno.EIO, f"{len(content)} of {stop - start} bytes came; the file was cut short")
         return content
@@ -238,14 +105,14 @@ def read_bytes(path: Path, start: int | None = None, stop: int | None = None) ->
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     check_writable(path)
-    attempt(path, lambda: _fs(path).pipe_file(str(path), content))
+    attempt(path, lambda: fs_of(path).pipe_file(str(path), content))
 
 
 def create(path: Path, content: bytes) -> bool:
     """Write a file where there is none; whether it was this call that did. `content` must be no other caller's."""
     check_writable(path)
     try:
-        attempt(path, lambda: _fs(path).pipe_file(str(path), content, mode="create"))
+        attempt(path, lambda: fs_of(path).pipe_file(str(path), content, mode="create"))
         return True
     except (OSError, StorageError):
         # Stores have errors of their own for it; and a try whose answer was lost is refused the second time.
@@ -256,7 +123,7 @@ def create(path: Path, content: bytes) -> bool:
 
 def modified(path: Path) -> datetime:
     """When a file was written, by the store's clock."""
-    return attempt(path, lambda: _fs(path).modified(str(path)))
+    return attempt(path, lambda: fs_of(path).modified(str(path)))
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -266,7 +133,7 @@ def write_whole(path: Path, text: str) -> None:
 def upload(source: Path, target: Path) -> None:
     """Write a file of this machine to an object."""
     check_writable(target)
-    attempt(target, lambda: _fs(target).put_file(str(source), str(target)))
+    attempt(target, lambda: fs_of(target).put_file(str(source), str(target)))
 
 
 class Outgoing(io.BufferedWriter):
@@ -323,7 +190,7 @@ def open_append(path: Path) -> IO[str]:
 
 def list_folder(folder: Path, pattern: str = "*") -> list[Path]:
     """What lies in a folder; each entry remembers what the listing said of it."""
-    fs = _fs(folder)
+    fs = fs_of(folder)
     base = fs._strip_protocol(str(folder))
     try:
         found = attempt(folder, lambda: fs.ls(str(folder), detail=True))
@@ -341,7 +208,7 @@ def list_folder(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def list_files(folder: Path) -> list[Path]:
-    fs = _fs(folder)
+    fs = fs_of(folder)
     base = fs._strip_protocol(str(folder)).rstrip("/")
     try:
         found = attempt(folder, lambda: fs.find(str(folder), detail=True))
@@ -381,7 +248,7 @@ def rename(source: Path, target: Path) -> Path:
 def copy(source: Path, target: Path) -> None:
     """Copy a file within a store."""
     check_writable(target)
-    attempt(target, lambda: _fs(target).cp_file(str(source), str(target)))
+    attempt(target, lambda: fs_of(target).cp_file(str(source), str(target)))
 
 
 def remove(path: Path) -> None:
@@ -399,7 +266,7 @@ def remove_all(paths: Sequence[Path]) -> None:
         _remove_one(plain[0])
     elif plain:
         try:
-            attempt(plain[0], lambda: _fs(plain[0]).rm([str(path) for path in plain]))
+            attempt(plain[0], lambda: fs_of(plain[0]).rm([str(path) for path in plain]))
         except FileNotFoundError:
             for path in plain:
                 _remove_one(path)
@@ -407,7 +274,7 @@ def remove_all(paths: Sequence[Path]) -> None:
 
 def _remove_one(path: Path) -> None:
     with suppress(FileNotFoundError):
-        attempt(path, lambda: _fs(path).rm_file(str(path)))
+        attempt(path, lambda: fs_of(path).rm_file(str(path)))
 
 
 def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:

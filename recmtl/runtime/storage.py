@@ -21,8 +21,8 @@ from typing import IO, Any, ParamSpec, TypeVar, cast
 from recmtl.errors import UserError
 from recmtl.runtime import remote
 from recmtl.runtime.cache import local_copy
+from recmtl.runtime.object_stores import RemotePath, parse_url
 from recmtl.runtime.ranges import Ahead, RemoteFile
-from recmtl.runtime.remote import RemotePath, parse_url
 
 P = ParamSpec("P")
 R = TypeVar("R")

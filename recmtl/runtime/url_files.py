@@ -7,6 +7,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from recmtl.runtime import remote
+from recmtl.runtime.object_stores import RemotePath, parse_url
 from recmtl.runtime.ranges import RemoteFile
 
 
@@ -46,8 +47,8 @@ class UrlFiles(AbstractFileSystem):
         """When a file was written."""
         return remote.modified(self._parse(path))
 
-    def _parse(self, path: str) -> remote.RemotePath:
-        return remote.parse_url(path if "://" in path else f"{self.protocol}://{path}")
+    def _parse(self, path: str) -> RemotePath:
+        return parse_url(path if "://" in path else f"{self.protocol}://{path}")
 
 
 def unescape(pattern: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from stores import empty_store, failing, names
 
 from recmtl.errors import StorageError, UserError
-from recmtl.runtime import remote
+from recmtl.runtime import object_stores, remote
 from recmtl.runtime.cache import local_copy
 from recmtl.runtime.ranges import BLOCK_BYTES, TAIL_BYTES, Ahead, RemoteFile
 from recmtl.runtime.scratch import scratch_folder
@@ -251,7 +251,7 @@ def test_one_of_several_creates_a_file():
 
 def test_a_create_whose_answer_was_lost_is_known_by_its_content():
     path = empty_store() / "x"
-    whole = remote.file_system("memory")
+    whole = object_stores.file_system("memory")
     sent = []
 
     def fails(name: str, where: str) -> Exception | None:

@@ -18,7 +18,8 @@ from recmtl.errors import StorageError, UserError
 from recmtl.inference.embeddings import export_embeddings
 from recmtl.inference.exported import ExportedModel
 from recmtl.inference.predict import predict
-from recmtl.runtime import ranges, remote
+from recmtl.runtime import ranges
+from recmtl.runtime.object_stores import RemotePath
 from recmtl.runtime.storage import list_files, local_path, parse_path, read_text, remove, write_whole
 from recmtl.schema import Dataset
 from recmtl.training.export import export_run
@@ -176,4 +177,4 @@ def test_a_word_of_the_command_line_may_be_a_url():
     assert from_words(Path, ["s3://bucket/x"]) == parse_path("s3://bucket/x")
     assert from_words(tuple[Path, ...], ["s3://bucket/x", "y"]) == (parse_path("s3://bucket/x"), Path("y"))
     assert from_words(Path | None, ["None"]) is None
-    assert isinstance(from_words(Path, ["s3://bucket/x"]), remote.RemotePath)
+    assert isinstance(from_words(Path, ["s3://bucket/x"]), RemotePath)
