@@ -33,7 +33,7 @@ def local_copy(path: Path) -> Path:
         FileNotFoundError: there is no such file.
         StorageError: it cannot be fetched, or not be kept here.
     """
-    size, version = remote.file_size(path), remote.version(path)
+    size, version = remote.describe(path)
     key = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:32]
     copy = cache_folder("files") / key / path.name
     _used.add(copy)

@@ -67,7 +67,7 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, path: Path, ahead: Ahead | None = None) -> None:
         self._path, self._ahead = path, ahead
         self.name = str(path)
-        self._size, self._version = remote.file_size(path), remote.version(path)
+        self._size, self._version = remote.describe(path)
         self._at = 0
         self._start, self._block = 0, b""
 

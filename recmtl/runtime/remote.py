@@ -67,14 +67,11 @@ def real_path(path: Path) -> Path:
 
 
 def file_size(path: Path) -> int:
-    found = info(path)
-    if found is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    return int(found["size"])
+    return describe(path)[0]
 
 
-def version(path: Path) -> str:
-    """What changes when a file is written again: its digest where the store knows one, else its size and time.
+def describe(path: Path) -> tuple[int, str]:
+    """Bytes of a file, and what changes when it is written again: its digest where the store knows one, else its time.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -83,7 +80,7 @@ def version(path: Path) -> str:
     if found is None or found["type"] != "file":
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     names = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime", "updated", "created")
-    return f"{found['size']} {next((found[name] for name in names if found.get(name)), '')}"
+    return int(found["size"]), f"{found['size']} {next((found[name] for name in names if found.get(name)), '')}"
 
 
 def read_text(path: Path, *, encoding: str = "utf-8", errors: str = "strict") -> str:

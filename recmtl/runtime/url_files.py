@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -23,6 +24,9 @@ class UrlFiles(AbstractFileSystem):
     def __init__(self, scheme: str) -> None:
         super().__init__()
         self.protocol = scheme
+        self._paths: dict[str, RemotePath] = {}
+        """What was asked for, with what the store said of it: each file is asked for once."""
+        self._modified: dict[str, datetime] = {}
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -38,17 +42,23 @@ class UrlFiles(AbstractFileSystem):
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Name, type and size of a file."""
-        found = remote.info(self._parse(path))
+        found = self._parse(path).listed
         if found is None:
             raise FileNotFoundError(path)
         return {**found, "name": path}
 
-    def modified(self, path: str) -> Any:
+    def modified(self, path: str) -> datetime:
         """When a file was written."""
-        return remote.modified(self._parse(path))
+        if path not in self._modified:
+            self._modified[path] = remote.modified(self._parse(path))
+        return self._modified[path]
 
     def _parse(self, path: str) -> RemotePath:
-        return parse_url(path if "://" in path else f"{self.protocol}://{path}")
+        if path not in self._paths:
+            found = parse_url(path if "://" in path else f"{self.protocol}://{path}")
+            found.listed = remote.info(found)
+            self._paths[path] = found
+        return self._paths[path]
 
 
 def unescape(pattern: str) -> str:
