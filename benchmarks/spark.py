@@ -127,8 +127,7 @@ def main(options: Options) -> None:
     results = {"machine": place, "events": options.events, "cores": options.cores}
     results |= {"memory_limit": options.memory_limit, "duckdb": asdict(duck), "spark": asdict(spark)}
     body = f"{options.events:,} events, {options.cores} cores, memory limit {options.memory_limit}:\n\n{table}"
-    write_results(options.out, "spark", "merrec", results, body)
-    print(table)
+    write_results(options.out, "spark", f"merrec-{options.events / 1e6:g}m", results, body)
 
 
 if __name__ == "__main__":
