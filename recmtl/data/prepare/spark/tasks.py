@@ -138,9 +138,11 @@ def run_query(plan: Plan, folder: Path, elements: Iterable[Element]) -> Iterator
                 files[name].write_batch(batch)
     of_files = {source.name: source for source in plan.sources}
     whole = {source.name: list(source.files) for source in plan.sources if source.carried is None}
-    for paths in whole.values():
-        check_seen(*paths[:1])
+    seen = [path for paths in whole.values() for path in paths[:1]]
+    check_seen(*seen)
     with closing(open_database(plan, folder)) as db, query_errors(plan.recipe, whole), plain_arrow(db):
+        if seen:
+            open_store(db, seen[0])
         for source in plan.recipe.sources:
             if source.name in of_files:
                 of_files[source.name].create_view(db, Stored(folder / f"{source.name}.arrow"))
