@@ -29,9 +29,16 @@ class TargetAttention(SequenceEncoder):
 
     def forward(self, items: Tensor, target: Tensor, lengths: Tensor) -> Tensor:
         """Encode; see the class for shapes."""
-        q = target.unsqueeze(1).expand(-1, items.shape[1], -1)
-        g = items[:, :, : self.history.target_width]
-        inputs = torch.cat([items, q, g - q, g * q], dim=2)
-        weights = self.mlps(inputs.flatten(0, 1)).view(items.shape[:2])
+        hidden = self._first_layer(items, target)
+        weights = self.mlps.finish(hidden.flatten(0, 1).unsqueeze(0)).view(items.shape[:2])
         weights = weights * is_event(items, lengths)
         return torch.bmm(weights.unsqueeze(1), items.to(weights.dtype)).squeeze(1)
+
+    def _first_layer(self, items: Tensor, target: Tensor) -> Tensor:
+        """[h, q, g − q, g ⊙ q] W + b, [B, L, ·], without that wide input: what q alone gives is computed once a row."""
+        width = self.history.target_width
+        of_h, of_q, of_difference, of_product = self.mlps.weights[0][0].split([items.shape[2], width, width, width])
+        of_items = torch.cat([of_h[:width] + of_difference, of_h[width:]])
+        of_row = target @ (of_q - of_difference) + self.mlps.biases[0][0]
+        products = items[:, :, :width] * target.unsqueeze(1)
+        return items @ of_items + products @ of_product + of_row.unsqueeze(1)
