@@ -88,8 +88,9 @@ def _table_of_ranks(estimate: MemoryEstimate) -> Table:
     if cluster.world_size > RANKS_SHOWN:
         table.add_row("…", *[""] * (len(parts) + 3))
     table.caption = (
-        "states: of the tables' optimiser. lookups: ids and pooled embeddings. holes: what the heap loses around "
-        "activations. staging: what a checkpoint is written from. Peak of a training step: the rows that evaluation "
+        "states: of the tables' optimiser. lookups: ids and embeddings, of sequences one for every item. activations: "
+        "with histories as long as the longest training row's. holes: what the heap loses around activations. "
+        "staging: what a checkpoint is written from. Peak of a training step: the rows that evaluation "
         "collects, pcgrad's passes and what PyTorch's allocator on GPUs loses come on top. Times are the planner's "
         "estimates."
     )
