@@ -22,15 +22,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from toy import write_toy
 
-from recmtl.config import MODELS, WeightingConfig
+from recmtl.config import MODELS, SequenceConfig, WeightingConfig
 from recmtl.data.read.batch import Batch
 from recmtl.models.ranking_model import RankingModel
+from recmtl.models.sequences import ENCODERS
 from recmtl.objectives.train_module import TrainModule
 from recmtl.objectives.weighting import METHODS
-from recmtl.schema import Dataset, Task
+from recmtl.schema import Dataset, Feature, Table, Task
 
 TASKS = (Task("click", weight=2.0), Task("like", weight=0.5, parent="click"), Task("follow", parent="click"))
 ROWS = 8
@@ -110,6 +111,44 @@ def waits_of(dataset: Dataset, name: str, method: str, uneven: bool) -> list[str
         return copies.found
 
 
+HISTORIES = Dataset(
+    "histories",
+    {},
+    (Table("user", 9), Table("item", 9)),
+    (
+        Feature("user", table="user"),
+        Feature("item", table="item"),
+        Feature("tags", "list", table="item", pooling="mean"),
+        Feature("last", "sequence", table="item", history="before", target="item"),
+    ),
+    TASKS[:1],
+)
+
+
+def waits_of_encoder(encoder: str) -> list[str]:
+    """What the host waits for where histories are encoded."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        sequence = SequenceConfig(encoder=encoder, layers=2)  # type: ignore[arg-type]
+        model = RankingModel(HISTORIES, HISTORIES.tasks, MODELS["mmoe"].config(), dim=8, sequence=sequence)
+        assert model.histories is not None
+        move(model.histories)
+        counts = {"user": ROWS, "item": ROWS, "tags": 3 * ROWS, "last": 5 * ROWS}
+        lengths = torch.empty(len(counts) * ROWS, dtype=torch.int32, device=DEVICE)
+        ids = torch.empty(sum(counts.values()), dtype=torch.int32, device=DEVICE)
+        sparse = KeyedJaggedTensor(list(counts), ids, lengths=lengths, length_per_key=list(counts.values()))
+        rows = {
+            name: JaggedTensor(torch.rand(counts[name], 8, device=DEVICE).requires_grad_(), lengths=lengths[:ROWS])
+            for name in ("item", "tags", "last")
+        }
+        pooled = torch.rand(ROWS, 8, device=DEVICE).requires_grad_()
+        with Copies() as copies:
+            try:
+                model.histories({"shared": pooled}, [rows], sparse, {"last": 7})["shared"].sum().backward()
+            except (NotImplementedError, RuntimeError) as error:
+                copies.found.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return copies.found
+
+
 def cases() -> Iterator[tuple[str, str, bool]]:
     """Every model, and every method with the model that needs most of it."""
     for name in MODELS:
@@ -124,6 +163,9 @@ def main() -> None:
     _setup_privateuseone_for_python_backend(DEVICE, backend_module=Backend())
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_toy(Path(folder) / "data", {"train": 8, "val": 0, "test": 0})
+    for encoder in ENCODERS:
+        for found in waits_of_encoder(encoder):
+            print(encoder, found)
     for name, method, uneven in cases():
         tasks = TASKS if name != "single_task" else TASKS[:1]
         for found in waits_of(replace(dataset, tasks=tasks), name, method, uneven):

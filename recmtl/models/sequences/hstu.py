@@ -71,7 +71,7 @@ class HSTUBlock(nn.Module):
     ) -> Tensor:
         """The output for places x [B, P, d] that look at K others, by distance and share [1 or B, P, K]."""
         gate, query = F.silu(self.gate_query(normed)).chunk(2, 2)
-        bias = F.embedding(distance_classes(distances), self.bias).permute(0, 3, 1, 2)
+        bias = F.embedding(distance_classes(distances, distances.shape[2]), self.bias).permute(0, 3, 1, 2)
         scores = split(query, self.heads) @ key.transpose(2, 3) + bias
         weights = F.silu(scores) * shares.unsqueeze(1)
         attended = self.attention_norm(join(weights @ value))

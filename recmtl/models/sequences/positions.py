@@ -12,9 +12,19 @@ BOUNDS = (*range(1, EXACT), *(round(EXACT * 2 ** (step / 2)) for step in range(1
 CLASSES = len(BOUNDS) + 1
 
 
-def distance_classes(distances: Tensor) -> Tensor:
-    """The classes, 0 … CLASSES − 1, of distances, int64, any shape; negative ones count as 0."""
-    return torch.bucketize(distances, torch.tensor(BOUNDS, device=distances.device), right=True)
+def distance_classes(distances: Tensor, most: int) -> Tensor:
+    """The classes, 0 … CLASSES − 1, of distances.
+
+    Args:
+        distances: int64, any shape; negative ones count as 0.
+        most: no distance is greater.
+    """
+    # Compared one by one: a tensor of the bounds would have to be copied to a GPU, and the host wait for it.
+    every = torch.arange(most + 1, device=distances.device)
+    classes = every.clamp(max=EXACT - 1)
+    for bound in BOUNDS[EXACT - 1 :]:
+        classes = classes + (every >= bound)
+    return classes[distances.clamp(min=0)]
 
 
 def distances_to_target(length: int, lengths: Tensor) -> Tensor:

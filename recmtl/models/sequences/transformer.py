@@ -88,7 +88,8 @@ class Transformer(SequenceEncoder):
     def forward(self, items: Tensor, target: Tensor, lengths: Tensor) -> Tensor:
         """Encode; see the class for shapes."""
         events = is_event(items, lengths)
-        distances = distance_classes(distances_to_target(items.shape[1], lengths))
+        length = items.shape[1]
+        distances = distance_classes(distances_to_target(length, lengths), length)
         x = self.project(items) + F.embedding(distances, self.positions)
         y = (self.project(as_item(self.history, target)) + self.positions[0]).unsqueeze(1)
         for place, block in enumerate(self.blocks, 1):
