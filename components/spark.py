@@ -5,7 +5,8 @@ from typing import Dict, List, Optional
 
 import torchx.specs as specs
 
-from torchx_specs.arguments import check_numbers, literal, literal_values
+from torchx_specs.arguments import check_numbers
+from torchx_specs.launcher import node_role
 
 
 def prepare(
@@ -40,22 +41,15 @@ def prepare(
         max_retries: how often the scheduler starts the job again after a failure.
     """
     check_numbers(1, cpu=cpu, memMB=memMB)
-    check_numbers(0, max_retries=max_retries)
     settings = [word for key, value in (conf or {}).items() for word in ("--conf", f"{key}={value}")]
     variables = {"PYSPARK_SUBMIT_ARGS": shlex.join([*settings, "pyspark-shell"]), **(env or {})}
-    words = [*args, "--engine", "spark", "--master", master]
-    return specs.AppDef(
+    role = node_role(
+        ["python", "-m", "recmtl", "prepare", *args, "--engine", "spark", "--master", master],
         name=name,
-        roles=[
-            specs.Role(
-                name=name,
-                image=image,
-                entrypoint="python",
-                args=["-m", "recmtl", "prepare", *map(literal, words)],
-                resource=specs.resource(cpu=cpu, memMB=memMB, h=h),
-                env={"PYTHONUNBUFFERED": "1", **literal_values(variables)},
-                max_retries=max_retries,
-                mounts=specs.parse_mounts(mounts or []),
-            )
-        ],
+        image=image,
+        resource=specs.resource(cpu=cpu, memMB=memMB, h=h),
+        env=variables,
+        mounts=mounts,
+        max_retries=max_retries,
     )
+    return specs.AppDef(name=name, roles=[role])
