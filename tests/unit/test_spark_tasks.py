@@ -20,7 +20,7 @@ from spark_raw import RECIPE, write_raw
 from recmtl.data.prepare.checks import questions
 from recmtl.data.prepare.engine import Query
 from recmtl.data.prepare.examples import STORED
-from recmtl.data.prepare.extension import last_moment
+from recmtl.data.prepare.extension import Extend, last_moment
 from recmtl.data.prepare.facts import Facts
 from recmtl.data.prepare.partitions import partition_key
 from recmtl.data.prepare.prepare import prepare
@@ -180,6 +180,22 @@ def test_a_recipe_with_lists(tmp_path: Path, spark: Callable[..., None], cores: 
     prepare(recipe, tmp_path / "raw", tmp_path / "other")
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
     assert len(list((tmp_path / "one" / "train").iterdir())) > 1
+
+
+def test_a_part_of_the_rows_and_data_that_are_extended(tmp_path: Path, spark: Callable[..., None]) -> None:
+    write_raw(tmp_path / "raw", 3000)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    recipe = load_recipe(str(tmp_path / "mine.toml"))
+    begun = prepare(recipe, tmp_path / "raw", tmp_path / "begun", until="2024-01-12")
+    extend = Extend(tmp_path / "begun", lookback="2 days", val=0.2)
+    options: dict[str, dict[str, Any]] = {"limit": {"limit": 1300}, "grown": {"extend": extend}}
+    for name, chosen in options.items():
+        prepare(recipe, tmp_path / "raw", tmp_path / name, **chosen)
+    for name, chosen in options.items():
+        spark(tmp_path / f"{name}-spark", 2)
+        prepare(recipe, tmp_path / "raw", tmp_path / f"{name}-spark", **chosen)
+        assert contents(tmp_path / name) == contents(tmp_path / f"{name}-spark")
+    assert begun.until < "2024-01-12"
 
 
 def test_rows_that_are_alike_in_several_partitions(tmp_path: Path, spark: Callable[..., None]) -> None:

@@ -23,6 +23,7 @@ from recmtl.data.prepare.checks import questions
 from recmtl.data.prepare.duck import arrow_batches, connect, one_line_errors, open_store, parse_size, plain_arrow, quote
 from recmtl.data.prepare.examples import (
     HASH,
+    ORDER,
     SPLIT_VALUE,
     STORED,
     create_query,
@@ -170,7 +171,8 @@ class Summary:
     rows: int
     unlabelled: int
     hashes: int
-    """Sum of their hashes modulo 2^64: tells whether they are the same when they are made again."""
+    """Sum of the products of each row's hash and that of all that is read of it, labels left out, modulo 2^64: tells
+    whether they are the same when they are made again."""
     facts: Facts
     last: bytes | None
     """The last value of the split's column; None: there is none."""
@@ -198,7 +200,8 @@ def store(plan: Plan, folder: Path, number: int, elements: Iterable[Element]) ->
 
 
 def _sum_of_hashes(rows: FactorizedRows) -> int:
-    return sum(int(batch.column(HASH.strip('"')).to_numpy().sum()) for batch in rows.stored()) % 2**64
+    columns = ([batch.column(name.strip('"')).to_numpy() for name in (HASH, ORDER)] for batch in rows.stored())
+    return sum(int((hashes * (of_features | np.uint64(1))).sum()) for hashes, of_features in columns) % 2**64
 
 
 def is_summary(element: Summary | tuple[str, bytes]) -> bool:
