@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -120,10 +121,15 @@ def _wait_until_free(path: Path, what: Path) -> None:
         UserError: its holder shows that it is alive.
     """
     first = holder = _read(path)
-    deadline = time.monotonic() + LEASE_SECONDS - _age(path)
+    if not holder or _is_gone(holder):
+        return
+    who = f"process {holder.get('pid')} on {holder.get('host')}"
+    left = LEASE_SECONDS - _age(path)
+    if left > 0:
+        print(f"{what}: held by {who}; waiting {left:.0f} s at most to see whether it is alive", file=sys.stderr)
+    deadline = time.monotonic() + left
     while holder and not _is_gone(holder) and time.monotonic() < deadline:
         if holder.get("beat") != first.get("beat"):
-            who = f"process {holder.get('pid')} on {holder.get('host')}"
             raise UserError(f"{what}: in use by {who}; wait for it to end or name another folder")
         time.sleep(min(1.0, LEASE_SECONDS / 20))
         holder = _read(path)
