@@ -11,7 +11,7 @@ from histories import write_data
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 
-from recmtl.config import MODELS, Config, SequenceConfig, ShardingConfig
+from recmtl.config import MODELS, Config, SequenceConfig, ShardingConfig, WeightingConfig
 from recmtl.config import EmbeddingConfig as TableConfig
 from recmtl.config.models import MMoEConfig
 from recmtl.data.read.batch import Batch
@@ -24,6 +24,7 @@ from recmtl.models.histories import pad, pool
 from recmtl.models.ranking_model import RankingModel
 from recmtl.models.sequences import ENCODERS
 from recmtl.objectives.train_module import TrainModule
+from recmtl.objectives.weighting import METHODS
 from recmtl.schema import FIRST, Dataset
 
 DIM, ROWS = 8, 24
@@ -133,6 +134,30 @@ def test_a_batch_without_any_event(data: Path, encoder: str) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+def gradients_of(data: Path, method: str = "fixed", micro_batch_size: int = 0) -> dict[str, Tensor]:
+    """Of every parameter of a model with copies of tables."""
+    model, batch = model_of(Dataset.load(data), "transformer"), first_batch(data)
+    train_module = TrainModule(model, WeightingConfig(method=method), micro_batch_size)
+    train_module(batch)[0].backward()
+    found = {name: parameter.grad for name, parameter in train_module.named_parameters()}
+    assert all(gradient is not None for gradient in found.values())
+    return found
+
+
+def test_micro_batches_add_up(data: Path) -> None:
+    whole, micro = gradients_of(data), gradients_of(data, micro_batch_size=7)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(micro[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weightings_reach_encoders_and_tables(data: Path, method: str) -> None:
+    for name, gradient in gradients_of(data, method).items():
+        assert gradient.isfinite().all(), name
+        if name.startswith(("model.embeddings", "model.histories")):
+            assert gradient.any(), name
 
 
 def test_bfloat16_autocast_is_near(data: Path) -> None:
