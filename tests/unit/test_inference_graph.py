@@ -157,8 +157,9 @@ def test_bfloat16_autocast_is_in_the_graph(tmp_path):
     assert not torch.equal(rounded, model.score(pooled, numeric))
 
 
-@pytest.mark.parametrize(("kind", "normalization"), [("dcn", "batch"), ("fm", "layer"), ("dot", "batch")])
-@pytest.mark.parametrize("name", ["esmm", "stem"])
+@pytest.mark.parametrize(
+    ("name", "kind", "normalization"), [("esmm", "dcn", "batch"), ("esmm", "fm", "layer"), ("stem", "dot", "batch")]
+)
 def test_layers_before_the_model_are_in_the_graph(tmp_path, name, kind, normalization):
     """Also of several table sets, of probabilities that are composed, and where training drops embeddings."""
     interaction = InteractionConfig(kind=kind, normalization=normalization)
