@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from histories import write_data as write_histories
 from jobs import weights, words
 from runs import EPOCH, FLAGS, flat, lines, losses, read, steps, train_here, write_data
 from started import tensors
@@ -21,6 +22,7 @@ from recmtl.config import InteractionConfig, load_config
 from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.plan import GIB, Cluster
 from recmtl.errors import UserError
+from recmtl.models.embeddings import table_of
 from recmtl.runtime.private_api import ShardedTensor
 from recmtl.runtime.storage import read_json
 from recmtl.schema import Dataset
@@ -177,7 +179,7 @@ TABLE = "model.model.embeddings.collection.embedding_bags.{}.weight"
 def table_states(session: ShardedModel) -> list[float]:
     """The sum of every state of the tables' optimiser."""
     found = session.optimizer.state_dict()["state"]
-    states = [state for key, of_table in found.items() if "embedding_bags" in key for state in of_table.values()]
+    states = [state for key, of_table in found.items() if table_of(key) for state in of_table.values()]
     shards = [state.local_shards()[0].tensor if isinstance(state, ShardedTensor) else state for state in states]
     return [shard.sum().item() for shard in shards]
 
@@ -221,6 +223,37 @@ def test_an_epoch_begins_with_tables_of_its_own(data, tmp_path, monkeypatch, pla
     for key in first:
         if key.startswith("model.") and "embedding_bags" not in key:
             assert torch.equal(first[key], third[key]), key
+
+
+def test_tables_of_histories_begin_anew_too(tmp_path, monkeypatch):
+    """Those that are looked up row by row, and their states; with crosses of encoded histories."""
+    write_histories(tmp_path, rows=1000)
+    states: list[list[float]] = []
+
+    def watched(session: ShardedModel, epoch: int) -> None:
+        states.append(table_states(session))
+        renew(session, epoch)
+        states.append(table_states(session))
+
+    renew = ShardedModel.renew_tables
+    monkeypatch.setattr(ShardedModel, "renew_tables", watched)
+    flags = {
+        "embedding__reinitialize": True,
+        "interaction__kind": "fm",
+        "interaction__normalization": "batch",
+        "sequence__encoder": "mean",
+        "metrics__tensorboard": False,
+    }
+    train_here(tmp_path / "out", tmp_path / "run", **flags)
+    before, after = states
+    assert min(before) > 0
+    assert set(after) == {0}
+    folder, last = tmp_path / "run" / "checkpoints", steps(tmp_path / "run")[-1]
+    ends = [tensors(tmp_path / "run", checkpoint_path(folder, step)) for step in (last // 2, last)]
+    unpooled = [key for key in ends[0] if key.startswith("model.") and ".unpooled." in key]
+    assert unpooled
+    for key in unpooled:
+        assert not torch.isclose(ends[0][key], ends[1][key], atol=1e-5).all(1).any()
 
 
 def test_exports_and_predictions_have_the_layers(tmp_path):
