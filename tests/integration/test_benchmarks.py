@@ -43,6 +43,16 @@ def test_prepare(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
+@pytest.mark.spark
+def test_spark(tmp_path: Path) -> None:
+    results = run("spark.py", tmp_path / "out", "--events", 5_000, "--work", tmp_path)
+    assert results["spark"]["cpu_seconds"] > results["duckdb"]["cpu_seconds"] > 0
+    assert (
+        results["spark"]["peak_bytes"] > results["spark"]["java_peak_bytes"] > 0 == results["duckdb"]["java_peak_bytes"]
+    )
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
 @pytest.mark.slow
 def test_scale(tmp_path: Path) -> None:
     results = run("scale.py", tmp_path / "out", "--gpus", 1, 2, "--page", tmp_path / "page.md")
