@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -147,7 +148,11 @@ def test_the_whole_way_on_a_server_that_fails_and_with_kills(s3: Proxy, disk: Pa
 
     do("predict", url("way/export"), url("raw"), url("way/scores"))
     do("predict", tmp_path / "export", disk / "raw", tmp_path / "scores")
-    assert scores(url("way/scores")).equals(scores(tmp_path / "scores"))
+    found, wanted = scores(url("way/scores")), scores(tmp_path / "scores")
+    kept = [name for name in wanted.column_names if not name.startswith("p_")]
+    assert found.select(kept).equals(wanted.select(kept))
+    for name in ("p_view", "p_like"):  # rows come in any order, and the last digit depends on those beside them
+        assert np.abs(found[name].to_numpy() - wanted[name].to_numpy()).max() < 1e-6
 
     do("report", run, "--out", url("way/report"))
     assert [path.name for path in list_files(url("way/report"))] == ["report.csv", "report.html", "report.md"]
@@ -157,7 +162,7 @@ def test_the_whole_way_on_a_server_that_fails_and_with_kills(s3: Proxy, disk: Pa
 def scores(folder: Path) -> pa.Table:
     parts = [pq.read_table(local_path(path)) for path in list_files(folder) if path.suffix == ".parquet"]
     table = pa.concat_tables(parts)
-    return table.sort_by([(name, "ascending") for name in table.column_names])
+    return table.sort_by([(name, "ascending") for name in table.column_names if not name.startswith("p_")])
 
 
 @pytest.mark.parametrize("name", ["__1_0.distcp", "manifest.json"])
