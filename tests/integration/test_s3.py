@@ -247,7 +247,8 @@ def test_reading_ahead_hides_a_slow_server(s3: Proxy, tmp_path_factory: pytest.T
     do("prepare", "merrec", folder / "raw", folder / "data")
     put(folder / "data", url("slow/data"))
     s3.delay = 0.05
-    do(*training(url("slow/data"), url("slow/run"), training__max_steps=0, training__max_epochs=1), ranks=2)
+    once = {"training__max_steps": 0, "training__max_epochs": 1, "checkpoint__every_steps": 0}
+    do(*training(url("slow/data"), url("slow/run"), **once), ranks=2)
     seconds = read_json(url("slow/run") / "results.json")["seconds"]
     print(seconds, len(s3.requests))
     assert seconds["data_wait"] <= 0.1 * seconds["train"]
