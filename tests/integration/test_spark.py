@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from spark_cluster import Cluster, spark_cluster
+from spark_cluster import Cluster, children, command, spark_cluster
 from spark_raw import RECIPE, write_raw
 
 pytestmark = pytest.mark.spark
@@ -205,6 +205,34 @@ def test_a_master_that_is_not_there_is_one_line(run_recmtl: Run, tmp_path: Path)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith("error: --engine spark: ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_java_starts_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    write_raw(tmp_path / "raw", 400)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    words = ("prepare", tmp_path / "mine.toml", tmp_path / "raw", tmp_path / "out", "--engine", "spark")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recmtl", *map(str, words), "--master", "local[1]"],
+        env={**os.environ, **ENV},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + 120
+        while not (started := children(process.pid)) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert said == ("interrupted\n" if number == signal.SIGINT else "")
+    assert started
+    end = time.monotonic() + 10
+    while any(command(pid) for pid in started) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(command(pid) for pid in started)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.toml", "raw"]
 
 
 def test_spark_submit(prepare: Run, cluster: Cluster, run_recmtl: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -93,7 +94,7 @@ def open_session(name: str, master: str | None, folder: Path, progress: Progress
         gateway = context = None
         try:
             if not submitted:
-                gateway = launch_gateway(conf, {"stdout": said, "stderr": said})
+                gateway = _launch(conf, {"stdout": said, "stderr": said})
             context = SparkContext(conf=conf, gateway=gateway)
             if submitted:  # Java's process is not ours
                 context.setLogLevel("OFF")
@@ -102,6 +103,24 @@ def open_session(name: str, master: str | None, folder: Path, progress: Progress
             raise driver_error(_text(error), read_text(log, errors="replace")) from None
         finally:
             _close(context, gateway)
+
+
+def _launch(conf: SparkConf, streams: dict[str, Any]) -> Any:
+    """Start Java's process; one that is interrupted while it starts would wait for its end forever."""
+    before = _children()
+    try:
+        return launch_gateway(conf, streams)
+    except BaseException:
+        for pid in _children() - before:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        raise
+
+
+def _children() -> set[int]:
+    """Processes that this one has started."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for path in tasks for pid in read_text(path).split()}
 
 
 def _close(context: Any, gateway: Any) -> None:
