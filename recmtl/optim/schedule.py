@@ -26,7 +26,7 @@ class Schedule:
         steps_in_epoch: batches in an epoch.
 
     Raises:
-        UserError: the warm-up leaves no steps for rates to fall.
+        UserError: the warm-up leaves no steps for rates to fall, or there are steps for rates that do not fall.
     """
 
     def __init__(self, optimizer: CombinedOptimizer, config: TrainingConfig, steps_in_epoch: int) -> None:
@@ -35,6 +35,11 @@ class Schedule:
             whole = config.max_epochs * steps_in_epoch
             self.steps = min(whole, config.max_steps or whole)
         falls = self.kind != "constant"
+        if config.schedule_steps and not falls:
+            raise UserError(
+                f"training.schedule_steps: {config.schedule_steps:,} with training.schedule constant, whose rates do "
+                "not fall; choose linear or cosine, or leave it out"
+            )
         if falls and self.warmup >= self.steps:
             raise UserError(
                 f"training.warmup_steps: fewer than the {self.steps:,} steps after which rates are 0 "

@@ -66,6 +66,8 @@ def train(config: Config, data: Path, run: Path, start_from: Path | None = None)
         if not dataset.rows.get("train"):
             raise UserError(f"{data}: split 'train' has no rows")
         epochs = config.training.max_epochs
+        if not dataset.rows.get("val") and config.training.validate_every_steps:
+            raise UserError(f"training.validate_every_steps: {data} has no validation rows; leave it out")
         if not dataset.rows.get("val") and epochs > 1:
             context.print_rank0(
                 f"{data}: no validation rows, so all {epochs} epochs are trained and the last is taken; "

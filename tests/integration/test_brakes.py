@@ -14,6 +14,7 @@ from histories import write_data as write_histories
 from jobs import weights, words
 from runs import EPOCH, FLAGS, flat, lines, losses, read, steps, train_here, write_data
 from started import tensors
+from toy import write_toy
 from trained import evaluated, train
 from trained import write_data as write_kinds
 
@@ -276,6 +277,12 @@ def test_another_cross_is_another_run(data, tmp_path):
         UserError, match=r"config.toml: the run has interaction.kind none, not dcn; go on with that, or"
     ):
         train_here(data, tmp_path / "run", interaction__kind="dcn")
+
+
+def test_validations_within_an_epoch_want_validation_rows(tmp_path):
+    write_toy(tmp_path / "data", {"train": 64, "val": 0, "test": 8})
+    with pytest.raises(UserError, match=r"^training.validate_every_steps: .*data has no validation rows; leave it out"):
+        train_here(tmp_path / "data", tmp_path / "run", training__validate_every_steps=2)
 
 
 def test_a_plan_counts_crosses(data):

@@ -320,6 +320,12 @@ def test_a_warm_up_leaves_steps_for_rates_to_fall(toy):
         Schedule(combined, TrainingConfig(schedule="linear", warmup_steps=10, max_epochs=2), 5)
 
 
+def test_constant_rates_take_no_steps_to_fall(toy):
+    _, combined, _ = sharded(toy[1], config_of())
+    with pytest.raises(UserError, match=r"^training.schedule_steps: 12 with training.schedule constant, whose rates"):
+        Schedule(combined, TrainingConfig(schedule_steps=12), 5)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "rowwise_adam"])
 def test_tables_do_not_begin_anew_under_adam(optimizer):
     message = f"^embedding.reinitialize: not with embedding.optimizer {optimizer}; choose one of rowwise_adagrad"
