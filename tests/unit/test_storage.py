@@ -28,6 +28,8 @@ OWN_FILES = {
     ("distributed/context.py", "limit.read_text("): "the kernel's limit of this container",
     ("report/page.py", "resources.files('recmtl.report')"): "the style sheet, which comes with recmtl",
     ("data/prepare/examples.py", "np.memmap(folder"): "intermediate rows, mapped from this machine's disk",
+    ("data/prepare/spark/session.py", "Path('/proc/self/task')"): "the kernel's account of this process's children",
+    ("data/prepare/spark/tasks.py", "import tempfile"): "a task's rows, on its executor's disk",
     ("data/prepare/stored.py", "np.memmap(stored.path"): "intermediate rows, mapped from this machine's disk",
 }
 """What opens files of its own, by module and how the code begins, and what these files are."""
@@ -38,7 +40,7 @@ PATH_METHODS = {
     *("symlink_to", "hardlink_to", "samefile", "readlink", "chmod", "expanduser"),
 }
 MODULES = {"shutil", "tempfile", "glob", "fcntl", "mmap", "fsspec"}
-OF_THE_PROCESS = {"environ", "cpu_count", "sched_getaffinity", "getpid", "_exit"}
+OF_THE_PROCESS = {"environ", "cpu_count", "sched_getaffinity", "getpid", "kill", "_exit"}
 """What modules take of `os` that touches no file."""
 OPENERS = {"np": {"load", "save", "memmap", "fromfile"}, "pq": {"ParquetFile", "read_table", "read_metadata"}}
 """Functions of libraries that take a path: it must come from the seam."""

@@ -32,7 +32,7 @@ from recmtl.data.prepare.tasks import TaskStatistics
 from recmtl.data.recipe import TableSpec
 from recmtl.encoding.encoder import FILE_NAME, Encoder
 from recmtl.runtime.progress import Progress
-from recmtl.runtime.storage import list_folder, make_folder, write_whole
+from recmtl.runtime.storage import is_file, list_folder, make_folder, write_whole
 from recmtl.schema import ENCODER, SPLITS, Dataset
 
 
@@ -165,7 +165,7 @@ class SparkRows:
     def counts(self, spec: TableSpec) -> Iterator[pa.RecordBatch]:
         """See `Rows`."""
         path = self._counts(spec.name)
-        return iter(Stored(path)) if path.exists() else iter(())
+        return iter(Stored(path)) if is_file(path) else iter(())
 
     def write(self, encoder: Encoder, dataset: Dataset, folder: Path) -> tuple[Shares, dict[str, dict[str, str]]]:
         """See `Rows`."""
@@ -203,9 +203,14 @@ class SparkRows:
 def _receive(written: Any, folder: Path) -> Shares:
     """Write the files of shards into the prepared folder; returns the shares that come with them."""
     shares = Shares(())
-    for element in written.toLocalIterator(prefetchPartitions=True):
-        if isinstance(element, Shares):
-            shares = element
-        else:
-            unpack([element], folder)
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        nonlocal shares
+        for element in written.toLocalIterator(prefetchPartitions=True):
+            if isinstance(element, Shares):
+                shares = element
+            else:
+                yield element
+
+    unpack(files(), folder)
     return shares

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from recmtl.runtime.storage import list_folder, open_read
+from recmtl.runtime.storage import list_folder, open_read, open_write
 
 CHUNK_BYTES = 4 * 2**20
 """Of a file, that are one element."""
@@ -54,6 +56,7 @@ def pieces_of(path: Path) -> Iterator[bytes]:
 
 def unpack(pieces: Iterable[tuple[str, bytes]], folder: Path) -> None:
     """Write into a folder, file after file, what `pack` gave of another."""
-    for name, data in pieces:
-        with (folder / name).open("ab") as file:
-            file.write(data)
+    for name, of_file in groupby(pieces, key=itemgetter(0)):
+        with open_write(folder / name) as file:
+            for _, data in of_file:
+                file.write(data)
