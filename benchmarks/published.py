@@ -11,7 +11,7 @@ tables. A step's time is a ratio to AITM's, by CPU time of one thread (benchmark
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,10 @@ FASTEST = "merrec_aitm"
 class Options:
     """Where the measured figures lie."""
 
-    quality: Path
-    """JSON file of `benchmarks/table.py merrec --presets 'merrec_*'`."""
-    steps: Path
-    """JSON file of `benchmarks/throughput.py` for the same presets."""
+    quality: tuple[Path, ...]
+    """JSON files of `benchmarks/table.py merrec --presets 'merrec_*'`; of a preset in several the last one counts."""
+    steps: tuple[Path, ...]
+    """JSON files of `benchmarks/throughput.py` for the same presets."""
     out: Path = RESULTS
     """Folder for the results."""
 
@@ -73,6 +73,11 @@ def predicted_bytes(preset: str) -> int:
     sizes = {table: LARGE.get(table, SMALL.get(table, 6)) for table in merrec_tables()}
     one_gpu = Cluster(1, 1, "cuda", GPU_MEMORY)
     return MemoryEstimate.from_config(load_config(preset), merrec_shaped(sizes, 100_000_000), one_gpu).memory[0].total
+
+
+def items(files: Iterable[Path], key: str) -> list[dict[str, Any]]:
+    """What files of results have under a key, one after the other."""
+    return [item for file in files for item in json.loads(file.read_text())[key]]
 
 
 def auc(values: Mapping[str, Any], task: str) -> str:
@@ -88,9 +93,8 @@ def auc(values: Mapping[str, Any], task: str) -> str:
 def main(options: Options) -> None:
     """Put the rows together."""
     place = machine()
-    quality = {row["preset"]: row["runs"] for row in json.loads(options.quality.read_text())["rows"]}
-    steps = json.loads(options.steps.read_text())["cases"]
-    cases = {case["variant"]: case["cpu_milliseconds"]["pipeline"] for case in steps}
+    quality = {row["preset"]: row["runs"] for row in items(options.quality, "rows")}
+    cases = {case["variant"]: case["cpu_milliseconds"]["pipeline"] for case in items(options.steps, "cases")}
     rows, results = [], []
     for preset, published in PUBLISHED.items():
         predicted = predicted_bytes(preset)

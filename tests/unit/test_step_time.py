@@ -10,7 +10,7 @@ from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from recmtl.distributed.plan import sharder
+from recmtl.distributed.plan import sharders
 from recmtl.distributed.step_time import StepTimeEstimator
 
 
@@ -25,7 +25,7 @@ def test_every_piece_has_torchrecs_time(device: str, ranks: int, local: int, mon
     topology = Topology(world_size=ranks, compute_device=device, local_world_size=local)
 
     def options(estimator):
-        return EmbeddingEnumerator(topology, 256, estimator=[estimator(topology)]).enumerate(module, [sharder()])
+        return EmbeddingEnumerator(topology, 256, estimator=[estimator(topology)]).enumerate(module, sharders())
 
     estimated = []
     estimate = EmbeddingPerfEstimator.estimate
