@@ -44,7 +44,7 @@ from recmtl.runtime.exit import (
     end_with_parent,
     exit_interrupted,
     exit_process,
-    interrupt_on_sigterm,
+    interrupt_on_signals,
     is_first_on_machine,
 )
 from recmtl.runtime.folders import folder_size
@@ -295,7 +295,7 @@ def main() -> None:
     if arguments[0] == "--version":
         print(f"recmtl {__version__}")
         return
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher leaves its ranks behind when it is killed
         end_with_parent()
     try:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ PR_SET_PDEATHSIG = 1
 """Of Linux's prctl(2)."""
 
 _received: list[int] = []
+_interruptions: list[int] = []
+"""Signals that a handler took, and those of them for which it raised KeyboardInterrupt."""
 
 
 def exit_process(message: str, code: int, *, after: float = 0.0) -> NoReturn:
@@ -59,14 +62,31 @@ def is_first_on_machine() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def interrupt_on_sigterm() -> None:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that unfinished files are removed."""
+def interrupt_on_signals() -> None:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that unfinished files are removed.
+
+    Python runs a handler wherever the main thread happens to be, and libraries drop what it raises there: PyArrow, for
+    one, while it looks for modules that need not be installed. `check_interrupted` raises it again.
+    """
 
     def handler(number: int, frame: FrameType | None) -> None:
         note_signal(number)
+        _interruptions.append(number)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, handler)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as shells have it for what runs in the background
+        signal.signal(signal.SIGINT, handler)
+
+
+def check_interrupted() -> None:
+    """To be called now and then by whatever takes long.
+
+    Raises:
+        KeyboardInterrupt: this is the main thread, and a signal came whose KeyboardInterrupt did not arrive.
+    """
+    if _interruptions and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
 
 
 def end_with_parent() -> None:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from recmtl.runtime.exit import check_interrupted
+
 PLAIN_SECONDS = 5.0
 """Between two lines of a stage where there is no terminal to draw a bar on."""
 POLL_SECONDS = 0.2
@@ -21,7 +23,11 @@ class Advance(Protocol):
     """Says how far a stage is."""
 
     def __call__(self, done: float, note: str | None = None) -> None:
-        """So many units are done in all; `note` replaces what is shown beside them."""
+        """So many units are done in all; `note` replaces what is shown beside them.
+
+        Raises:
+            KeyboardInterrupt: the process was asked to end.
+        """
 
 
 class Progress:
@@ -67,6 +73,7 @@ class Progress:
 
         def advance(done: float, note: str | None = None) -> None:
             nonlocal shown, said
+            check_interrupted()
             said = said if note is None else note
             self.bars.update(task, completed=done, note=said)
             now = time.monotonic()

@@ -177,6 +177,27 @@ def test_sigterm_to_synth_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, ""), (signal.SIGINT, "interrupted\n")])
+def test_a_signal_that_a_library_swallows_ends_synth_all_the_same(tmp_path, number, said):
+    """PyArrow imports what need not be installed, and drops whatever is raised meanwhile."""
+    program = f"""
+import os, sys
+from recmtl.cli import main
+
+class SignalledImport:
+    def find_spec(name, *_):
+        if name == "dateutil":
+            os.kill(os.getpid(), {int(number)})
+
+sys.meta_path.insert(0, SignalledImport)
+sys.argv = ["recmtl", "synth", "merrec", {str(tmp_path / "raw")!r}, "--events", "2000000"]
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", said)
+    assert list(tmp_path.iterdir()) == []
+
+
 def limit_files() -> None:
     """In the process to start: no file may be larger than 100 kB, as on a disk that is full."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

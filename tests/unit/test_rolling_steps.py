@@ -60,8 +60,8 @@ def test_an_interruption_is_passed_on_once_and_waited_for(tmp_path):
 from pathlib import Path
 from recmtl.errors import Stopped
 from recmtl.rolling.steps import Command, run_step
-from recmtl.runtime.exit import interrupt_on_sigterm
-interrupt_on_sigterm()
+from recmtl.runtime.exit import interrupt_on_signals
+interrupt_on_signals()
 Command.line = ["sh", "-c", {script!r}]
 try:
     run_step(Command([]), "day", Path({str(tmp_path / "step.log")!r}))
