@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
 
 def command(words: list[str]) -> str:
     """The command line that was started, without the folders in which it works and writes: others have their own."""
-    folders = {"--out", "--work", "--raw", "--export"}
+    folders = {"--out", "--work", "--raw", "--runs", "--export"}
     kept = [word for before, word in pairwise(["", *words]) if not {before, word} & folders]
     return shlex.join(["python", *kept])
 

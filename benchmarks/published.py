@@ -1,16 +1,19 @@
 """The published MerRec comparison, row by row, beside what recmtl's presets of the same sizes do.
 
-    python benchmarks/published.py --quality TABLE.json --steps THROUGHPUT.json
+    python benchmarks/table.py merrec --events 2000000 --presets 'merrec_*' --seeds 1 --work WORK
+    python benchmarks/published.py --runs WORK/runs --steps THROUGHPUT.json
 
 The published figures are those of Li et al. (arXiv 2402.14230) for the month 20230501. recmtl's quality is that of
-synthetic events (benchmarks/table.py), so it compares models with each other and with the oracle, not with the
-published figures. Memory is the host's peak in those runs, and what `recmtl plan` predicts for one GPU and the month's
-tables. A step's time is a ratio to AITM's, by CPU time of one thread (benchmarks/throughput.py).
+synthetic events, so it compares models with each other and with the oracle, not with the published figures; differences
+to AITM are on the same test rows, and so are their standard errors. Memory is the host's peak in those runs, and what
+`recmtl plan` predicts for one GPU and the month's tables. A step's time is a ratio to AITM's, by CPU time of one thread
+(benchmarks/throughput.py).
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +21,13 @@ from typing import Any
 
 import tyro
 from common import RESULTS, machine, markdown_table, write_results
+from table import FIRST_SEED, slim
 from workload import LARGE, SMALL, merrec_shaped, merrec_tables
 
 from recmtl.config import load_config
 from recmtl.distributed.oom import MemoryEstimate
 from recmtl.distributed.plan import Cluster
+from recmtl.metrics.jackknife import difference, standard_error
 
 GPU_MEMORY = 80 * 10**9
 """Of the GPU for which a run is planned."""
@@ -60,8 +65,8 @@ FASTEST = "merrec_aitm"
 class Options:
     """Where the measured figures lie."""
 
-    quality: tuple[Path, ...]
-    """JSON files of `benchmarks/table.py merrec --presets 'merrec_*'`; of a preset in several the last one counts."""
+    runs: Path
+    """Folder of the runs that `benchmarks/table.py merrec --presets 'merrec_*'` trained, one of each preset."""
     steps: tuple[Path, ...]
     """JSON files of `benchmarks/throughput.py` for the same presets."""
     out: Path = RESULTS
@@ -75,65 +80,79 @@ def predicted_bytes(preset: str) -> int:
     return MemoryEstimate.from_config(load_config(preset), merrec_shaped(sizes, 100_000_000), one_gpu).memory[0].total
 
 
-def items(files: Iterable[Path], key: str) -> list[dict[str, Any]]:
-    """What files of results have under a key, one after the other."""
-    return [item for file in files for item in json.loads(file.read_text())[key]]
+def trained(runs: Path, preset: str) -> dict[str, Any]:
+    """Results of the run of a preset; empty where it has not ended."""
+    found = sorted(runs.glob(f"{preset}-{FIRST_SEED}-*/results.json"))
+    if len(found) > 1:
+        sys.exit(f"error: {runs}: {found[0].parent.name} and {found[1].parent.name} are of one preset; move one away")
+    return json.loads(found[0].read_text()) if found else {}
 
 
-def auc(values: Mapping[str, Any], task: str) -> str:
-    """An AUC as the table shows it, with its standard error where it has one."""
-    found = values.get(task)
-    if found is None:
-        return "–"
-    if not isinstance(found, Mapping):
-        return f"{found:.3f}"
-    return f"{found['auc']:.4f} ± {found['auc_se']:.4f}"
+def steps(files: Iterable[Path]) -> dict[str, float]:
+    """CPU milliseconds of a step by preset."""
+    cases = [case for file in files for case in json.loads(file.read_text())["cases"]]
+    return {case["variant"]: case["cpu_milliseconds"]["pipeline"] for case in cases}
+
+
+def less(run: Mapping[str, Any], other: Mapping[str, Any], task: str) -> dict[str, float] | None:
+    """A run's AUC less that of another one, and the standard error of that difference on their test rows."""
+    one, two = (results.get("test", {}).get(task) for results in (run, other))
+    if one is None or two is None:
+        return None
+    if run["data_fingerprint"] != other["data_fingerprint"]:
+        sys.exit("error: the runs have different data")
+    error = standard_error(difference(one["auc_folds"], two["auc_folds"]))
+    return None if error is None else {"difference": one["auc"] - two["auc"], "error": error}
 
 
 def main(options: Options) -> None:
     """Put the rows together."""
     place = machine()
-    quality = {row["preset"]: row["runs"] for row in items(options.quality, "rows")}
-    cases = {case["variant"]: case["cpu_milliseconds"]["pipeline"] for case in items(options.steps, "cases")}
+    milliseconds = steps(options.steps)
+    reference = trained(options.runs, FASTEST)
     rows, results = [], []
     for preset, published in PUBLISHED.items():
-        predicted = predicted_bytes(preset)
-        ratio = cases[preset] / cases[FASTEST] if preset in cases else None
-        run = quality[preset][0] if preset in quality else {}
-        test = run.get("test", {})
-        log_loss = sum(values["logloss"] for values in test.values())
-        rows.append(
-            [
-                preset.removeprefix("merrec_"),
-                *(auc(published.auc, task) for task in TASKS),
-                f"{published.log_loss:.3f}",
-                f"{published.hours / PUBLISHED[FASTEST].hours:.2f}",
-                f"{published.vram:.2f}",
-                *(auc(test, task) for task in TASKS),
-                f"{log_loss:.4f}" if test else "–",
-                f"{run['best_epoch']} of {run['epochs']}" if run else "–",
-                "–" if ratio is None else f"{ratio:.2f}",
-                f"{run['peak_memory_bytes']['host'] / 1e9:.2f}" if run else "–",
-                f"{predicted / 1e9:.2f}",
-            ]
-        )
-        found = {"predicted_bytes": predicted, "step_ratio": ratio, "run": run}
-        results.append({"preset": preset, "published": asdict(published), **found})
+        run, predicted = trained(options.runs, preset), predicted_bytes(preset)
+        step = milliseconds[preset] / milliseconds[FASTEST] if preset in milliseconds else None
+        beside = {task: less(run, reference, task) for task in TASKS if preset != FASTEST}
+        rows.append([preset.removeprefix("merrec_"), *published_cells(published), *cells(run, beside)])
+        rows[-1] += ["–" if step is None else f"{step:.2f}", f"{predicted / 1e9:.2f}"]
+        measured = {"run": slim(run), "less_aitm": beside, "step_ratio": step, "predicted_bytes": predicted}
+        results.append({"preset": preset, "published": asdict(published), **measured})
     header = [
         "model",
         *(f"published {task} AUC" for task in TASKS),
         "log loss",
         "time",
         "VRAM GB",
-        *(f"recmtl {task} AUC" for task in TASKS),
+        *(title for task in TASKS for title in (f"recmtl {task} AUC", "less AITM's")),
         "log loss",
         "best epoch",
-        "step",
         "host GB",
+        "step",
         "planned GB",
     ]
     table = markdown_table(header, rows)
     write_results(options.out, "published", "merrec_all", {"machine": place, "rows": results}, table)
+
+
+def published_cells(row: Published) -> list[str]:
+    """What was published, time as a ratio."""
+    aucs = [f"{row.auc[task]:.3f}" if task in row.auc else "–" for task in TASKS]
+    return [*aucs, f"{row.log_loss:.3f}", f"{row.hours / PUBLISHED[FASTEST].hours:.2f}", f"{row.vram:.2f}"]
+
+
+def cells(run: Mapping[str, Any], beside: Mapping[str, Mapping[str, float] | None]) -> list[str]:
+    """A run's AUCs ± standard errors, each with its difference to the reference's, log loss, epochs and memory."""
+    shown = []
+    for task in TASKS:
+        values, gap = run.get("test", {}).get(task), beside.get(task)
+        shown.append("–" if values is None else f"{values['auc']:.4f} ± {values['auc_se']:.4f}")
+        shown.append("–" if gap is None else f"{gap['difference']:+.4f} ± {gap['error']:.4f}")
+    if not run:
+        return [*shown, "–", "–", "–"]
+    memory = run["peak_memory_bytes"]["host"] / 1e9
+    return [*shown, f"{run['logloss_sum']:.4f}", f"{run['best_epoch']} of {run['epochs']}", f"{memory:.2f}"]
 
 
 if __name__ == "__main__":

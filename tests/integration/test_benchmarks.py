@@ -168,23 +168,29 @@ def test_table(tmp_path: Path) -> None:
 
 
 def test_published_rows_stand_beside_those_measured(tmp_path: Path) -> None:
-    task = {"auc": 0.8, "auc_se": 0.002, "logloss": 0.3}
-    epochs = {"best_epoch": 1, "epochs": 2}
-    measured = {"test": {"view": task, "like": task}, "peak_memory_bytes": {"host": 10**9}, **epochs}
-    quality = {"rows": [{"preset": "merrec_mmoe", "runs": [measured]}]}
+    folds = [0.79, 0.80, 0.81]
+    for preset, gains in {"merrec_aitm": (0.0, 0.0, 0.0), "merrec_mmoe": (0.01, 0.02, 0.03)}.items():
+        aucs = [auc + gain for auc, gain in zip(folds, gains, strict=True)]
+        task = {"auc": aucs[1], "auc_se": 0.002, "auc_folds": aucs, "logloss": 0.3}
+        measured = {"test": {"view": task, "like": task}, "logloss_sum": 0.6, "best_epoch": 1, "epochs": 2}
+        run_folder = tmp_path / "runs" / f"{preset}-100-0123abcd"
+        run_folder.mkdir(parents=True)
+        found = {"data_fingerprint": "same", "peak_memory_bytes": {"host": 10**9}}
+        (run_folder / "results.json").write_text(json.dumps(measured | found))
     cases = {"merrec_aitm": 200.0, "merrec_mmoe": 50.0}
     steps = {"cases": [{"variant": name, "cpu_milliseconds": {"pipeline": ms}} for name, ms in cases.items()]}
-    files = {"--quality": quality, "--steps": steps}
-    for option, content in files.items():
-        (tmp_path / option).write_text(json.dumps(content))
-    given = [word for option in files for word in (option, tmp_path / option)]
-    results = run("published.py", tmp_path / "out", *given)
-    rows = {row["preset"]: row for row in results["rows"]}
+    (tmp_path / "steps.json").write_text(json.dumps(steps))
+    given = ("--runs", tmp_path / "runs", "--steps", tmp_path / "steps.json")
+    rows = {row["preset"]: row for row in run("published.py", tmp_path / "out", *given)["rows"]}
     assert len(rows) == 8
     assert rows["merrec_mmoe"]["step_ratio"] == 0.25
+    gap = rows["merrec_mmoe"]["less_aitm"]["view"]
+    assert gap["difference"] == pytest.approx(0.02)
+    assert gap["error"] == pytest.approx((2 / 3 * 2 * 0.01**2) ** 0.5)
+    assert rows["merrec_ple"]["less_aitm"] == {"view": None, "like": None}
     assert rows["merrec_stem"]["predicted_bytes"] > 2 * rows["merrec_mmoe"]["predicted_bytes"]
     [page] = (tmp_path / "out").glob("*.md")
-    assert "| mmoe | 0.712 | 0.713 | 0.744 | 7.93 | 3.94 | 0.8000 ± 0.0020 |" in page.read_text()
+    assert "| mmoe | 0.712 | 0.713 | 0.744 | 7.93 | 3.94 | 0.8200 ± 0.0020 | +0.0200 ± 0.0115 |" in page.read_text()
 
 
 @pytest.mark.slow
