@@ -66,5 +66,5 @@ def failing(fails: Callable[[str, str], Exception | None]) -> Iterator[Failing]:
     store = Failing(object_stores.file_system("memory"), fails)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(object_stores, "file_system", lambda *_: store)
-        patch.setattr(object_stores, "WAITS", (0.0,) * len(object_stores.WAITS))
+        patch.setattr(object_stores, "DEFAULT_WAITS", (0.0,) * len(object_stores.DEFAULT_WAITS))
         yield store

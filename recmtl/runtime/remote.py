@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from recmtl.errors import StorageError, UserError
-from recmtl.runtime.object_stores import READ_ONLY, attempt, fs_of
+from recmtl.runtime.object_stores import READ_ONLY, attempt, azure_copy, fs_of
 from recmtl.runtime.scratch import scratch_folder
 
 THREADS = 8
@@ -101,15 +102,26 @@ def read_bytes(path: Path, start: int | None = None, stop: int | None = None) ->
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
+    _write(path, lambda: fs_of(path).pipe_file(str(path), content))
+
+
+def _write(path: Path, request: Callable[[], Any]) -> None:
+    """Make a request that writes a file.
+
+    Raises:
+        StorageError: it failed for good; where something is not found, that is the bucket, as there are no folders.
+    """
     check_writable(path)
-    attempt(path, lambda: fs_of(path).pipe_file(str(path), content))
+    try:
+        attempt(path, request)
+    except FileNotFoundError:
+        raise StorageError(path, f"there is no bucket or container {path.parts[1]}; make it first") from None
 
 
 def create(path: Path, content: bytes) -> bool:
     """Write a file where there is none; whether it was this call that did. `content` must be no other caller's."""
-    check_writable(path)
     try:
-        attempt(path, lambda: fs_of(path).pipe_file(str(path), content, mode="create"))
+        _write(path, lambda: fs_of(path).pipe_file(str(path), content, mode="create"))
         return True
     except (OSError, StorageError):
         # Stores have errors of their own for it; and a try whose answer was lost is refused the second time.
@@ -129,8 +141,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def upload(source: Path, target: Path) -> None:
     """Write a file of this machine to an object."""
-    check_writable(target)
-    attempt(target, lambda: fs_of(target).put_file(str(source), str(target)))
+    _write(target, lambda: fs_of(target).put_file(str(source), str(target)))
 
 
 class Outgoing(io.BufferedWriter):
@@ -212,7 +223,7 @@ def list_files(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     files = []
-    for name, entry in found.items():
+    for name, entry in found.items() if isinstance(found, dict) else ():  # of a file, adlfs gives a list
         if name.startswith(f"{base}/") and not name.endswith("/"):
             path = folder / name[len(base) + 1 :]
             path.listed = entry
@@ -246,32 +257,23 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file within a store."""
     check_writable(target)
     attempt(target, lambda: fs_of(target).cp_file(str(source), str(target)))
+    if target.scheme == "abfs":  # type: ignore[attr-defined]
+        while (state := attempt(target, lambda: azure_copy(target))) == "pending":
+            time.sleep(0.2)
+        if state != "success":
+            raise StorageError(target, f"the copy of {source} came to nothing ({state})")
 
 
 def remove(path: Path) -> None:
-    remove_all([path])
+    """Remove a file, if it is there."""
+    check_writable(path)
+    with suppress(FileNotFoundError):
+        attempt(path, lambda: fs_of(path).rm_file(str(path)))
 
 
 def remove_all(paths: Sequence[Path]) -> None:
     """Remove files, those that are there."""
-    plain = [path for path in paths if not set(str(path)) & set("*?[")]  # others fsspec takes for patterns
-    for path in paths:
-        check_writable(path)
-        if path not in plain:
-            _remove_one(path)
-    if len(plain) == 1:
-        _remove_one(plain[0])
-    elif plain:
-        try:
-            attempt(plain[0], lambda: fs_of(plain[0]).rm([str(path) for path in plain]))
-        except FileNotFoundError:
-            for path in plain:
-                _remove_one(path)
-
-
-def _remove_one(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        attempt(path, lambda: fs_of(path).rm_file(str(path)))
+    each(remove, paths)
 
 
 def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:

@@ -190,7 +190,7 @@ def copy_file(source: Path, target: Path) -> None:
     """Give `target` the bytes of a file; either may be remote."""
     if not isinstance(target, RemotePath):
         shutil.copyfile(local_path(source), target)
-    elif isinstance(source, RemotePath) and source.scheme == target.scheme:
+    elif isinstance(source, RemotePath) and (source.scheme, source.account) == (target.scheme, target.account):
         remote.copy(source, target)
     else:
         remote.upload(local_path(source), target)

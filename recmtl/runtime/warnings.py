@@ -26,6 +26,9 @@ def silence_third_parties() -> None:
     # The latter two come with a traceback, before the error that says the same and after Ctrl-C while Spark works.
     noise = ("Sharding spec not found", "Global metadata is not found", "KeyboardInterrupt while sending command")
     logging.getLogger().addFilter(lambda record: not record.getMessage().startswith(noise))
+    # Libraries of object stores log what they raise, gcsfs with tracebacks.
+    for name in ("gcsfs", "azure"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Connections to Spark's process break when it ends, which whoever ended it knows.
     logging.getLogger("py4j").setLevel(logging.CRITICAL)
     # TorchRec asks whether it is being traced, in a way that torch.fx comments on.

@@ -93,7 +93,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     def absent(scheme: str, **_: object) -> None:
         raise ImportError(scheme)
 
-    monkeypatch.setattr(fsspec, "filesystem", absent)
+    monkeypatch.setattr(fsspec, "get_filesystem_class", absent)
     with pytest.raises(UserError, match=r"gs://: gcsfs is not installed; run pip install 'recmtl\[gs\]'"):
         exists(parse_path("gs://bucket/x"))
 
