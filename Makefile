@@ -13,7 +13,7 @@ SHELL := bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-docker test-slurm test-nodes test-spark test-s3 wheels lint format clean
+.PHONY: help setup demo test test-slow test-docker test-slurm test-nodes test-spark test-stores wheels lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,9 +70,10 @@ test-spark: setup ## Start a Spark cluster, prepare data on it (minutes; needs J
 	$(INSTALL) -r requirements/spark.txt
 	pytest -m spark -rs
 
-test-s3: setup ## Start an S3 server, prepare, train and predict on it while it fails (minutes; installs s3fs and moto)
-	$(INSTALL) -r requirements/s3.txt
-	pytest -m s3 -rs
+test-stores: setup ## Start servers of S3, gs and abfs, prepare, train and predict on them while they fail (tens of minutes; npm)
+	$(INSTALL) -r requirements/stores.txt
+	! command -v npm > /dev/null || npm install --global --silent --no-audit --no-fund --prefix $(VENV) azurite@3.37.0
+	pytest -m stores -rs
 
 wheels: setup ## Download the image's packages to requirements/wheels, for a build that reaches no index
 	python -m pip download -q --no-deps -d requirements/wheels $(PIP_FLAGS) -r requirements/cpu.txt -r requirements/nodeps.txt

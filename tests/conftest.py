@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-OPT_IN = {"docker": "test-docker", "slurm": "test-slurm", "netns": "test-nodes", "spark": "test-spark", "s3": "test-s3"}
+OPT_IN = {
+    "stores": "test-stores",
+    "docker": "test-docker",
+    "slurm": "test-slurm",
+    "netns": "test-nodes",
+    "spark": "test-spark",
+}
 """Tests that start daemons, clusters or networks, by marker: the target of `make` that runs them."""
 
 

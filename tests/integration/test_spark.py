@@ -110,17 +110,16 @@ def test_executors_that_do_not_see_the_output(run_recmtl: Run, tmp_path: Path) -
 
 
 def test_raw_files_and_output_in_an_object_store(run_recmtl: Run, tmp_path: Path) -> None:
-    pytest.importorskip("moto")
-    from s3_server import BUCKET, s3_server
+    from store_servers import store_server
     from stores import put
 
-    from recmtl.runtime.storage import list_files, local_path, parse_path
+    from recmtl.runtime.storage import list_files, local_path
 
     write_raw(tmp_path / "raw", 5000)
     (tmp_path / "mine.toml").write_text(RECIPE)
     assert run_recmtl("prepare", tmp_path / "mine.toml", tmp_path / "raw", tmp_path / "one").returncode == 0
-    with s3_server(tmp_path), spark_cluster(tmp_path) as cluster:
-        raw, out = (parse_path(f"s3://{BUCKET}/{name}") for name in ("raw", "out"))
+    with store_server("s3", tmp_path) as store, spark_cluster(tmp_path) as cluster:
+        raw, out = store.root / "raw", store.root / "out"
         put(tmp_path / "raw", raw)
         words = (tmp_path / "mine.toml", raw, out, "--engine", "spark", "--master", cluster.master)
         ended = run_recmtl("prepare", *words, env=ENV, timeout=600)
