@@ -27,7 +27,7 @@ def uploaded_or_absent(out: Path, check_replaceable: Callable[[Path], None] | No
     under_way = beside / "under-way.json"
 
     def check() -> None:
-        if not remote.list_files(out):
+        if not remote.list_files(out) and not remote.is_file(out):
             return
         if check_replaceable is None:
             raise UserError(f"{out}: exists and is not empty; remove it or name another folder")

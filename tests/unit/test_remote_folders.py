@@ -64,6 +64,16 @@ def test_other_files_are_never_taken_for_what_an_upload_left():
     assert names(out) == ["mine"]
 
 
+def test_a_file_is_not_taken_for_an_absent_folder():
+    out = empty_store()
+    write_whole(out, "mine")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        write(out, "a")
+    with pytest.raises(UserError, match="is no folder that `recmtl prepare` wrote"):
+        write(out, "dataset.json", check_replaceable=check_replaceable, marker="dataset.json")
+    assert read_text(out) == "mine"
+
+
 def test_work_that_fails_uploads_nothing():
     out = empty_store()
     with pytest.raises(ZeroDivisionError), complete_or_absent(out):
