@@ -115,7 +115,8 @@ def _write(path: Path, request: Callable[[], Any]) -> None:
     try:
         attempt(path, request)
     except FileNotFoundError:
-        raise StorageError(path, f"there is no bucket or container {path.parts[1]}; make it first") from None
+        name = path.parts[1].partition("@")[0]
+        raise StorageError(path, f"there is no bucket or container {name}; make it first") from None
 
 
 def create(path: Path, content: bytes) -> bool:
