@@ -231,8 +231,11 @@ def _reason(error: Exception) -> str:
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     text = re.split(r"\n(?:RequestId:|Attempted credentials:)", text)[0]  # what Azure's library adds fills a page
     text = re.sub(r"(https?://)[^/@\s]+@", r"\1", text)  # an endpoint may hold a password
+    text = " ".join(text.split()).strip(", ")
+    if text.isdigit():  # all that gcsfs has of an answer without words
+        text = f"HTTP status {text}"
     name = type(error).__name__
-    return " ".join([*([f"{name}:"] if name in MISTAKES else []), *text.split()]) or name
+    return f"{name}: {text}" if text and name in MISTAKES else text or name
 
 
 def fs_of(path: Path) -> Any:

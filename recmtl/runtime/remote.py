@@ -81,7 +81,8 @@ def describe(path: Path) -> tuple[int, str]:
     if found is None or found["type"] != "file":
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     names = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime", "updated", "created")
-    return int(found["size"]), f"{found['size']} {next((found[name] for name in names if found.get(name)), '')}"
+    version = next((found[name] for name in names if found.get(name)), "")
+    return int(found["size"]), f"{found['size']} {version}".replace('"', "")  # adlfs quotes it in listings or not
 
 
 def read_text(path: Path, *, encoding: str = "utf-8", errors: str = "strict") -> str:

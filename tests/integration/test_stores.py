@@ -252,6 +252,31 @@ def test_a_checkpoint_that_was_half_uploaded_is_none(store: Proxy, root: Path, d
     assert not list_folder(run / "checkpoints", ".*")
 
 
+def test_data_that_were_half_uploaded_are_none(store: Proxy, root: Path, disk: Path, tmp_path: Path):
+    """The last file of a folder hangs until the process is killed; the next one clears what is there."""
+    out, held = root / "half/data", []
+
+    def fault(method: str, path: str) -> Fault:
+        if method == "PUT" and path.endswith("half/data/dataset.json"):
+            held.append(path)
+            return "hold"
+        return None
+
+    store.fault = fault
+    with running("prepare", "merrec", root / "raw", out) as job:
+        job.wait_for(lambda: held)
+        assert {str(path.relative_to(out)) for path in list_files(out)} == contents(disk / "data").keys() - {
+            "dataset.json"
+        }
+        job.kill()
+    store.calm()
+    refused = do(*training(out, tmp_path / "run"), code=2)
+    assert f"error: {out}: no dataset.json in it" in refused.stderr
+    do("prepare", "merrec", root / "raw", out)
+    assert contents(out) == contents(disk / "data")
+    assert [path.name for path in list_folder(root / "half") if path.name.startswith(".")] == []
+
+
 def test_a_second_run_at_once_is_refused(store: Proxy, root: Path):
     run = root / "twice/run"
     endless = training(root / "data", run, training__max_steps=0, training__max_epochs=1000, training__patience=0)

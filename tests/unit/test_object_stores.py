@@ -48,6 +48,11 @@ def test_what_gcsfs_forbids_is_asked_for_once():
     assert len(store.requests) == 1
 
 
+def test_an_answer_without_words_is_its_status():
+    with failing(lambda *_: ValueError(", 416")), pytest.raises(StorageError, match=r": HTTP status 416$"):
+        remote.read_bytes(empty_store() / "x")
+
+
 @pytest.mark.parametrize("status", [206, 408, 409, 429, 500, 503])
 def test_what_may_pass_is_asked_for_again(status: int):
     for error in with_status(status):
