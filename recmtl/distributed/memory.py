@@ -21,6 +21,7 @@ from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.plan import GIB, Plan
 from recmtl.distributed.storage import FLOAT, state_bytes
 from recmtl.features import is_list
+from recmtl.models.batch_norm import BatchNorm
 from recmtl.objectives.train_module import TrainModule
 from recmtl.optim.dense import DENSE_STATES
 from recmtl.schema import FILE_ROW_GROUPS, ROW_GROUP_ROWS, Dataset
@@ -147,7 +148,7 @@ def trace_activations(train_module: TrainModule, batch_size: int, buckets: bool 
     parameters and what is looked up left out.
 
     Found by running it on the meta device, which allocates nothing. Mixed precision is taken as a network that is
-    bfloat16 throughout.
+    bfloat16 throughout, but for batch normalisation.
 
     Args:
         train_module: what to run.
@@ -157,6 +158,9 @@ def trace_activations(train_module: TrainModule, batch_size: int, buckets: bool 
     ranking_model = train_module.model
     dtype = torch.bfloat16 if ranking_model.amp else torch.float32
     model = copy.deepcopy(ranking_model.dense).to("meta", dtype)
+    for part in model.modules():
+        if isinstance(part, BatchNorm):  # float32 under autocast, which rounds what the next layer reads
+            part.float().register_forward_hook(lambda _part, _given, normalised: normalised.to(dtype))
     size = train_module.micro_batch_size
     whole = not 0 < size < batch_size
     histories = copy.deepcopy(ranking_model.histories)

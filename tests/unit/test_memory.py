@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from recmtl.config import Config, EmbeddingConfig, ShardingConfig, TrainingConfig
-from recmtl.config.models import MMoEConfig, SharedBottomConfig
+from recmtl.config import Config, EmbeddingConfig, InteractionConfig, ShardingConfig, TrainingConfig
+from recmtl.config.models import HoMEConfig, MMoEConfig, SharedBottomConfig
 from recmtl.distributed.allocator import LARGEST_BLOCK
 from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.memory import CPU_GROWTH, predict, reader_bytes, staging_bytes, trace_activations
@@ -66,6 +66,16 @@ def test_mixed_precision_needs_less():
         config = Config(model=SharedBottomConfig(bottom=(512,) * 4, tower=(4,)), training=TrainingConfig(amp=amp))
         found[amp] = trace_activations(train_module_of(config), 8192).peak
     assert 0.45 < found["bf16"] / found["none"] < 0.6
+
+
+@pytest.mark.parametrize("model", [HoMEConfig(expert_widths=(512, 512)), SharedBottomConfig(bottom=(512,) * 4)])
+def test_batch_normalisation_is_float32_under_mixed_precision_too(model):
+    found = {}
+    for amp in ("none", "bf16"):
+        config = Config(model=model, interaction=InteractionConfig(normalization="batch"))
+        config.training.amp = amp
+        found[amp] = trace_activations(train_module_of(config), 8192).peak
+    assert 0.45 < found["bf16"] / found["none"] < 1
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
