@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from recmtl.encoding.hashing import HASH_NAME
 from recmtl.encoding.histories import check_aligned
-from recmtl.encoding.values import arrow_type, canonical, fits, is_list, is_string, keys, nulls
+from recmtl.encoding.values import arrow_type, canonical, fits, is_list, is_string, keys, nulls, without_views
 from recmtl.encoding.vocabulary import Hashed, Vocabulary
 from recmtl.errors import UserError
 from recmtl.features import FeatureKinds
@@ -227,6 +227,7 @@ class Encoder:
             column = column.combine_chunks()
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
+        column = without_views(column)
         if column.type == wanted:
             return column
         if not self._fits(name, column.type, wanted):

@@ -126,6 +126,18 @@ def is_list(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in kinds)
 
 
+def without_views(column: pa.Array) -> pa.Array:
+    """A column whose lists are views as a large list, others as they are.
+
+    Arrow 25's own cast of views among which there are nulls makes lists whose offsets are wrong.
+    """
+    if not (pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type)):
+        return column
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
+    return pa.LargeListArray.from_arrays(offsets, column.flatten(), mask=column.is_null())
+
+
 def fits(given: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether values of one type may be values of another: numbers numbers, times times, text and whole numbers text.
 

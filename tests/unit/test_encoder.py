@@ -104,6 +104,16 @@ def test_a_slice_of_a_list_column_is_read_from_its_own_start(tmp_path: Path) -> 
     assert encoder.encode({"x": column[1:]})["x"].to_pylist() == [[3, 2], [], [3]]
 
 
+@pytest.mark.parametrize("views", [pa.list_view(pa.int64()), pa.large_list_view(pa.int64())])
+@pytest.mark.parametrize("kind", ["list", "sequence"])
+def test_views_of_lists_are_lists(kind: str, views: pa.DataType, tmp_path: Path) -> None:
+    rows = [[7, None], None, [], [9, 7, 8]]
+    encoder = make(tmp_path, "BIGINT", pa.array(rows, pa.list_(pa.int64())), [7, 8, 9], kind=kind)
+    wanted = encoder.encode({"x": pa.array(rows, pa.list_(pa.int64()))})["x"]
+    assert encoder.encode({"x": pa.array(rows, views)})["x"].equals(wanted)
+    assert encoder.encode({"x": pa.array(rows, views).slice(1, 3)})["x"].equals(wanted.slice(1, 3))
+
+
 def test_a_decimal_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     kind = pa.decimal128(9, 2)
     encoder = make(tmp_path, "DECIMAL(9,2)", pa.array([], kind), ["1.50", "-0.10"])
