@@ -91,6 +91,8 @@ class Trainer:
         ):
             self.tracker.describe(self.state.step, to_toml(self.config))
             try:
+                if self._is_unmeasured():
+                    self._train_and_validate()
                 while not is_done(self.state, self.config.training):
                     self._train_and_validate()
             except Stopped:
@@ -123,6 +125,13 @@ class Trainer:
             self.context.print_rank0(f"{best} is damaged ({damage}); the best model is sought among those to come")
             state.best_loss, state.best_epoch, state.best_step = None, 0, 0
             state.val, state.val_bins = {}, {}
+
+    def _is_unmeasured(self) -> bool:
+        """Whether the run was stopped between its last step of ``training.max_steps`` and the end of its validation."""
+        state, most = self.state, self.config.training.max_steps
+        at_end = bool(most) and state.step == most and bool(state.step_in_epoch)
+        # A part of an epoch that is not the best leaves no trace: to measure it again changes nothing.
+        return at_end and state.step not in (state.validated_step, state.best_step)
 
     def _describe_run(self) -> None:
         """Write what the run is from here on; results of where it stood before would no longer be its own."""

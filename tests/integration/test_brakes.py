@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +101,23 @@ def test_a_killed_run_ends_with_the_same_bits(data, one, tmp_path, step):
     assert_same_end(run, one)
 
 
-def test_a_run_that_stops_before_it_has_validated_does_so_when_it_goes_on(data, one, tmp_path, monkeypatch):
-    """SIGTERM comes in the validation after step 30."""
+def stop_in_validation(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have SIGTERM come in the validation of this number, counted from 1."""
     from recmtl.training import session
 
-    evaluate = session.evaluate
+    evaluate, asked = session.evaluate, count(1)
 
-    def stopped_after_30(*args: Any, **kwargs: Any) -> Any:
-        if len(asked := [*asked_for, None]) == 2:  # the validations after 15 and 30
+    def evaluate_or_stop(*args: Any, **kwargs: Any) -> Any:
+        if next(asked) == number:
             kwargs["stop"] = lambda: True
-        asked_for[:] = asked
         return evaluate(*args, **kwargs)
 
-    asked_for: list[None] = []
-    monkeypatch.setattr(session, "evaluate", stopped_after_30)
+    monkeypatch.setattr(session, "evaluate", evaluate_or_stop)
+
+
+def test_a_run_that_stops_before_it_has_validated_does_so_when_it_goes_on(data, one, tmp_path, monkeypatch):
+    """SIGTERM comes in the validation after step 30."""
+    stop_in_validation(2, monkeypatch)
     with pytest.raises(cli.Stopped, match="stopped and saved after step 30"):
         train_here(data, tmp_path / "run", preset="stem", **ALL)
     monkeypatch.undo()
@@ -121,6 +125,20 @@ def test_a_run_that_stops_before_it_has_validated_does_so_when_it_goes_on(data, 
     train_here(data, tmp_path / "run", preset="stem", **ALL)
     assert validations(tmp_path / "run") == validations(one)
     assert_same_end(tmp_path / "run", one)
+
+
+@pytest.mark.parametrize("most", [20, EPOCH, EPOCH + 20])
+def test_the_last_of_all_steps_is_measured_however_the_run_came_there(data, tmp_path, monkeypatch, most):
+    """SIGTERM comes in the validation after ``training.max_steps``, within an epoch or at its end."""
+    flags = {"training__max_steps": most, "metrics__tensorboard": False}
+    train_here(data, tmp_path / "whole", **flags)
+    stop_in_validation(len(validations(tmp_path / "whole")), monkeypatch)
+    with pytest.raises(cli.Stopped, match=f"stopped and saved after step {most}"):
+        train_here(data, tmp_path / "run", **flags)
+    monkeypatch.undo()
+    train_here(data, tmp_path / "run", **flags)
+    assert validations(tmp_path / "run") == validations(tmp_path / "whole")
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
 def test_dropped_embeddings_go_on_with_the_same_bits(data, tmp_path):
