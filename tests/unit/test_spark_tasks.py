@@ -216,11 +216,15 @@ def test_rows_that_are_alike_in_several_partitions(tmp_path: Path, spark: Callab
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
-def test_merrec(tmp_path: Path, spark: Callable[..., None]) -> None:
+@pytest.mark.parametrize("name", ["merrec", "merrec_sequence"])
+def test_merrec(tmp_path: Path, spark: Callable[..., None], name: str) -> None:
+    recipe = load_recipe(name)
+    # Without, every task would read all raw files, up to 1 GiB.
+    assert {source.partition_by for source in recipe.sources} == {"user_id"}
     synthesize(tmp_path / "raw", 4000)
-    prepare(load_recipe("merrec"), tmp_path / "raw", tmp_path / "one")
+    prepare(recipe, tmp_path / "raw", tmp_path / "one")
     spark(tmp_path / "other", 2)
-    prepare(load_recipe("merrec"), tmp_path / "raw", tmp_path / "other")
+    prepare(recipe, tmp_path / "raw", tmp_path / "other")
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
