@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from days import Log
 from prepared import events, only, read_all, run
 
+from recmtl.data.prepare.extension import Extend
 from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
 from recmtl.errors import UserError
 from recmtl.runtime.folders import complete_or_absent
-from recmtl.schema import Dataset
+from recmtl.schema import ENCODER, PENDING, Dataset
 
 
 class TestOverwrite:
@@ -26,6 +28,15 @@ class TestOverwrite:
 
     def test_writes_what_is_not_there(self, tmp_path: Path) -> None:
         assert run(tmp_path, events(50), overwrite=True).rows["train"] > 0
+
+    def test_replaces_data_whose_encoding_grows(self, tmp_path: Path) -> None:
+        """Of such data a folder also holds rare values and generations of ids."""
+        log = Log(tmp_path, "min_count = 2")
+        _, grown = log.grow([[("a", 1), ("a", 1), ("a", 2)], [("a", 2), ("b", 3)]])
+        assert {path.name for path in log.data(1).iterdir()} >= {PENDING, ENCODER}
+        again = prepare(log.recipe, log.raw, log.data(1), extend=Extend(log.data(0)), overwrite=True)
+        assert again.data_fingerprint == grown.data_fingerprint
+        assert prepare(log.recipe, log.raw, log.data(0), overwrite=True).generation == 0
 
     def test_what_fails_leaves_the_old(self, tmp_path: Path) -> None:
         first = run(tmp_path, events(50))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recmtl.errors import UserError
 from recmtl.runtime.storage import is_folder, is_link, list_folder, read_json
-from recmtl.schema import ENCODER, FILE_NAME, RECIPE, SPLITS, VOCABULARIES
+from recmtl.schema import ENCODER, FILE_NAME, PENDING, RECIPE, SPLITS, VOCABULARIES
 
 
 def check_replaceable(folder: Path) -> None:
@@ -25,9 +25,10 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder}: is no folder that `recmtl prepare` wrote, so --overwrite does not replace it")
     for path in _below(folder):
         place = path.relative_to(folder).as_posix()
-        files = rf"{FILE_NAME}|{RECIPE}|({'|'.join(SPLITS)})/part-\d+\.parquet|{VOCABULARIES}/[\w-]+\.parquet"
-        files += rf"|{ENCODER}/(encoder\.json|[\w-]+\.(keys|ids)\.npy)"
-        folders = "|".join((*SPLITS, VOCABULARIES, ENCODER))
+        files = rf"{FILE_NAME}|{RECIPE}|({'|'.join(SPLITS)})/part-\d+\.parquet"
+        files += rf"|({VOCABULARIES}|{PENDING})/[\w-]+\.parquet"
+        files += rf"|{ENCODER}/(encoder\.json|[\w-]+\.(keys|ids|assigned|seen)\.npy)"
+        folders = "|".join((*SPLITS, VOCABULARIES, PENDING, ENCODER))
         if is_link(path) or not re.fullmatch(folders if is_folder(path) else files, place):
             raise UserError(f"{path}: is not from `recmtl prepare`; move it away, as --overwrite would delete it")
 
