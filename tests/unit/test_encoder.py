@@ -104,6 +104,22 @@ def test_a_slice_of_a_list_column_is_read_from_its_own_start(tmp_path: Path) -> 
     assert encoder.encode({"x": column[1:]})["x"].to_pylist() == [[3, 2], [], [3]]
 
 
+@pytest.mark.parametrize("sql_type", COLUMNS)
+def test_lists_of_any_kind_are_lists(sql_type: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Callers give large lists where `prepare` read others, of any type of values."""
+    arrow, values = COLUMNS[sql_type]
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.lists(st.none() | st.lists(st.none() | values, max_size=3), min_size=1, max_size=5))
+    def check(rows: list[Any]) -> None:
+        given_rows = pa.array(rows, pa.list_(arrow))
+        encoder = make(tmp_path_factory.mktemp("x"), sql_type, given_rows, [], kind="sequence")
+        wanted = encoder.encode({"x": given_rows})["x"]
+        assert encoder.encode({"x": given_rows.cast(pa.large_list(arrow))})["x"].equals(wanted)
+
+    check()
+
+
 @pytest.mark.parametrize("views", [pa.list_view(pa.int64()), pa.large_list_view(pa.int64())])
 @pytest.mark.parametrize("kind", ["list", "sequence"])
 def test_views_of_lists_are_lists(kind: str, views: pa.DataType, tmp_path: Path) -> None:
