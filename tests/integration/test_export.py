@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from base_packages import make_site, run_there
 from trained import evaluated, train, write_data
 
 import recmtl
 from recmtl import cli
 from recmtl.errors import UserError
+from recmtl.inference import exported
+from recmtl.inference.archive import load_graph
+from recmtl.inference.signature import MODEL
+from recmtl.training import export
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +107,31 @@ def test_mistakes_of_export_are_one_line(stem, tmp_path):
         cli.export([str(damaged), str(tmp_path / "new")])
     assert path.name in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+@pytest.mark.parametrize(
+    ("amp", "error", "said"),
+    [
+        (
+            "bf16",
+            UserError,
+            r"^--compile: compiled, the model of .*run scores otherwise by up to 0.0001, .* leave it out$",
+        ),
+        ("none", RuntimeError, r"^the export differs from the model by up to 0.0001$"),
+    ],
+)
+def test_compiled_code_that_rounds_otherwise_is_not_exported(stem, tmp_path, monkeypatch, amp, error, said):
+    train(stem / "data", tmp_path / "run", "mmoe", training__amp=amp)
+
+    def rounding(path: Path) -> Callable[..., list[torch.Tensor]]:
+        graph = load_graph(path.parent / MODEL)
+        return lambda *inputs: [scores + 1e-4 for scores in graph(*inputs)]
+
+    monkeypatch.setattr(export, "compile_graph", lambda program, path: path.touch())
+    monkeypatch.setattr(exported, "load_compiled", rounding)
+    with pytest.raises(error, match=said):
+        cli.export([str(tmp_path / "run"), str(tmp_path / "out"), "--compile"])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.slow
