@@ -241,6 +241,8 @@ class Encoder:
 
     def _fits(self, name: str, given: pa.DataType, wanted: pa.DataType) -> bool:
         """Whether values of one type may be values of a column; the number 7 is none of a column of texts."""
+        if pa.types.is_dictionary(given):
+            given = given.value_type
         if pa.types.is_null(given) or given == wanted:
             return True
         if is_list(given) or is_list(wanted):

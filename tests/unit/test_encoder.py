@@ -120,6 +120,14 @@ def test_lists_of_any_kind_are_lists(sql_type: str, tmp_path_factory: pytest.Tem
     check()
 
 
+def test_lists_of_categories_are_lists_of_texts(tmp_path: Path) -> None:
+    """As DuckDB gives an ENUM to Python, which `prepare` reads as text."""
+    rows = [["b", None], None, [], ["a", "b", "c"]]
+    encoder = make(tmp_path, "VARCHAR", pa.array(rows, pa.list_(pa.string())), ["a", "b"], kind="sequence")
+    categories = pa.array(rows, pa.list_(pa.dictionary(pa.uint8(), pa.string())))
+    assert encoder.encode({"x": categories})["x"].to_pylist() == [[3, 0], [], [], [2, 3, 1]]
+
+
 @pytest.mark.parametrize("views", [pa.list_view(pa.int64()), pa.large_list_view(pa.int64())])
 @pytest.mark.parametrize("kind", ["list", "sequence"])
 def test_views_of_lists_are_lists(kind: str, views: pa.DataType, tmp_path: Path) -> None:
