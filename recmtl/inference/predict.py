@@ -63,8 +63,8 @@ def predict(
     Args:
         model: what scores.
         raw: folder of the raw files.
-        out: folder to write, complete or absent: ``part-*.parquet`` with the kept columns and ``p_TASK``, in the order
-            in which the query yields rows.
+        out: folder to write, complete or absent: ``part-*.parquet`` with the kept columns and ``p_TASK``, in an
+            order that the rows alone decide.
         keep: columns of the query; None: all single values.
         since: only rows whose split column is that moment or later.
         conditional: write also conditional probabilities, of models that compose them.

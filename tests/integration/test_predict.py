@@ -199,6 +199,18 @@ test = 0.2
     assert "names no [split] column to tell times by; add one" in ended.stderr
 
 
+@pytest.mark.parametrize("model", ["export", "run"])
+def test_threads_change_no_byte(esmm, tmp_path, model):
+    """A query with a window, on rows enough for several threads, gives them in the files' order."""
+    raw, written = write_raw(tmp_path / "raw", raw_rows(60_000)), []
+    for number, threads in enumerate((1, 4, 4)):
+        out = tmp_path / f"out {number}"
+        cli.predict([str(esmm / model), str(raw), str(out), "--keep", "number,item", "--threads", str(threads)])
+        written.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert written[0] == written[1] == written[2]
+    assert read(out)["number"].to_pylist() == list(range(60_000))
+
+
 def test_since_scores_later_rows_whose_windows_see_all(predict, tmp_path, esmm):
     moment = raw_rows()["seen"][300].as_py()
     code, said, out = predict(tmp_path, raw_rows(), "--since", moment, "--keep", "number,previous,seen")

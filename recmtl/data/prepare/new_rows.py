@@ -30,6 +30,7 @@ from recmtl.data.prepare.examples import (
     selected_schema,
 )
 from recmtl.data.prepare.lineage import columns_behind
+from recmtl.data.prepare.order import has_order, order_of
 from recmtl.data.prepare.partitions import show_partitions
 from recmtl.data.prepare.raw_files import find_files
 from recmtl.data.prepare.sources import columns_hint, create_views, leave_out_refused, query_errors
@@ -50,7 +51,7 @@ class NewRows:
     kept: tuple[str, ...]
     """Those to be written beside the predictions."""
     batches: Iterator[pa.RecordBatch]
-    """In the query's order: where it runs on partitions of the events, partition by partition."""
+    """In the query's order, or that of `order_of`: where it runs on partitions of the events, in each of them."""
 
 
 @contextmanager
@@ -114,7 +115,11 @@ def open_new_rows(
             kept = _kept(recipe, types, keep, untold)
             columns = dict.fromkeys([*encoder.schema.names, *kept])
             selected = ", ".join(f"{for_arrow(name, types[name])} as {quote(name)}" for name in columns)
-            db.execute(f"create view {SELECTED} as select {selected} from {ROWS}{condition}")
+            query = f"select {selected} from {ROWS}{condition}"
+            db.execute(f"create view {SELECTED} as {query}")
+            if not has_order(db, SELECTED):
+                order = order_of(recipe, types, encoder.schema.names, kept)
+                db.execute(f"create or replace view {SELECTED} as {query} order by {order}")
             schema = selected_schema(db)
         encoder.check(schema)
         with closing(batches()) as running:
