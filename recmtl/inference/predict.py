@@ -104,7 +104,8 @@ def _scored(rows: NewRows, model: Scorer) -> Iterator[tuple[pa.RecordBatch, np.n
     encoder, collator = model.encoder, Collator(model.encoder.features)
     for_scorer, for_writer = tee(rows.batches)
     names = encoder.schema.names
-    inputs = (collator.collate(encoder.encode({name: b.column(name) for name in names})) for b in for_scorer)
+    columns = ({name: batch.column(name) for name in names} for batch in for_scorer)
+    inputs = (collator.collate(encoder.encode(some, aligned=True)) for some in columns)
     yield from zip(for_writer, model.scores(inputs), strict=True)
 
 

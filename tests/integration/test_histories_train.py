@@ -156,7 +156,7 @@ def test_requests_with_long_histories(folder: Path, predicted: pa.Table, tmp_pat
         own[1]["last_brands"] = ["brand 1"]
         answer = server.predict(own, common)
         assert answer.status == 400
-        assert "in row 1 (counted from 0) column 'last_brands' has 1 items and column 'last_actions' 2000" in (
+        assert "in row 1 (counted from 0): column 'last_brands' has 1 items and column 'last_actions' 2000" in (
             answer.body.decode()
         )
 

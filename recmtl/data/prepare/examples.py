@@ -8,17 +8,14 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from recmtl.data.prepare.duck import arrow_batches, column_types, plain_arrow, quote, refusal
 from recmtl.data.prepare.factorized import CODE, FactorizedRows, even_batches
-from recmtl.data.prepare.labels import without_labels
 from recmtl.data.prepare.queries import create_query_view
 from recmtl.data.prepare.sources import FILE_ROW_NUMBER, FILENAME, columns_hint
 from recmtl.data.prepare.stored import BATCH_ROWS, show
 from recmtl.data.recipe import FeatureSpec, Recipe
 from recmtl.encoding.encoder import Encoder
-from recmtl.encoding.histories import Misaligned
 from recmtl.encoding.values import ARROW_TYPES, value_type
 from recmtl.errors import UserError
 from recmtl.features import KINDS, DenseKind, TableKind
@@ -242,32 +239,6 @@ def selected_schema(db: duckdb.DuckDBPyConnection) -> pa.Schema:
     """Names and types of the columns of `SELECTED`, as Arrow has them."""
     with plain_arrow(db):
         return arrow_batches(db, f"select * from {SELECTED} limit 0", BATCH_ROWS).schema
-
-
-def store_rows(recipe: Recipe, batches: Iterable[pa.RecordBatch], rows: FactorizedRows) -> int:
-    """Store the rows that have a label of any task.
-
-    Args:
-        recipe: names the labels.
-        batches: what `SELECTED` yields.
-        rows: where they go.
-
-    Returns:
-        The number of the others.
-    """
-    left_out = 0
-    with rows.writer() as write:
-        for batch in batches:
-            if (none := without_labels(recipe, batch)) is not None:
-                left_out += int(pc.sum(none).as_py())
-                batch = batch.filter(pc.invert(none))
-            number = pa.array(np.arange(rows.rows, rows.rows + batch.num_rows))
-            names = [*batch.schema.names, ROW.strip('"')]
-            try:
-                write(pa.RecordBatch.from_arrays([*batch.columns, number], names=names))
-            except Misaligned as error:
-                raise UserError(f"{recipe.origin}: sql yields rows with {error}") from None
-    return left_out
 
 
 def show_stored(db: duckdb.DuckDBPyConnection, rows: FactorizedRows, types: dict[str, str]) -> None:

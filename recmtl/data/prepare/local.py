@@ -15,10 +15,11 @@ from recmtl.data.prepare.content import ContentDigests
 from recmtl.data.prepare.duck import column_types, plain_arrow
 from recmtl.data.prepare.encode import FeatureStatistics, Shares, encode_into_buckets
 from recmtl.data.prepare.engine import Query
-from recmtl.data.prepare.examples import SELECTED, query_batches, show_stored, splits_and_hashes, store_rows
+from recmtl.data.prepare.examples import SELECTED, query_batches, show_stored, splits_and_hashes
 from recmtl.data.prepare.extension import last_moment
 from recmtl.data.prepare.factorized import FactorizedRows
 from recmtl.data.prepare.facts import Facts, find_facts
+from recmtl.data.prepare.labelled import store_rows
 from recmtl.data.prepare.numbering import number_rows
 from recmtl.data.prepare.partitions import show_partitions
 from recmtl.data.prepare.shards import schema, write_shards
@@ -47,7 +48,7 @@ class LocalEngine:
         rows = FactorizedRows(self.folder, query.encoder, query.others)
         parts = show_partitions(db, recipe, self.memory, rows.folder / "parts", progress)
         with closing(parts) as partitions, plain_arrow(db):
-            unlabelled = store_rows(recipe, query_batches(db, partitions), rows)
+            unlabelled = store_rows(recipe, query_batches(db, partitions), rows, db)
         show_stored(db, rows, types)
         return LocalRows(query, types, rows, unlabelled, self.memory, progress)
 

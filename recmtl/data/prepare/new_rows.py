@@ -30,12 +30,14 @@ from recmtl.data.prepare.examples import (
     selected_schema,
 )
 from recmtl.data.prepare.lineage import columns_behind
+from recmtl.data.prepare.misaligned import misaligned
 from recmtl.data.prepare.order import has_order, order_of
 from recmtl.data.prepare.partitions import show_partitions
 from recmtl.data.prepare.raw_files import find_files
 from recmtl.data.prepare.sources import columns_hint, create_views, leave_out_refused, query_errors
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
+from recmtl.encoding.histories import Misaligned
 from recmtl.errors import UserError
 from recmtl.features.categorical import is_simple
 from recmtl.runtime.progress import Progress
@@ -51,7 +53,8 @@ class NewRows:
     kept: tuple[str, ...]
     """Those to be written beside the predictions."""
     batches: Iterator[pa.RecordBatch]
-    """In the query's order, or that of `order_of`: where it runs on partitions of the events, in each of them."""
+    """In the query's order, or that of `order_of`: where it runs on partitions of the events, in each of them.
+    Histories are aligned."""
 
 
 @contextmanager
@@ -101,7 +104,12 @@ def open_new_rows(
             in_one_line(),
             closing(show_partitions(db, recipe, parse_size(memory_limit), path, progress)) as partitions,
         ):
-            yield from query_batches(db, partitions)
+            for batch in query_batches(db, partitions):
+                try:
+                    encoder.check_aligned({name: batch.column(name) for name in encoder.schema.names})
+                except Misaligned as error:
+                    raise misaligned(recipe, batch, error, db) from None
+                yield batch
 
     try:
         with in_one_line():

@@ -31,10 +31,10 @@ from recmtl.data.prepare.examples import (
     query_batches,
     show_stored,
     splits_and_hashes,
-    store_rows,
 )
 from recmtl.data.prepare.factorized import FactorizedRows, even_batches
 from recmtl.data.prepare.facts import Facts, find_facts
+from recmtl.data.prepare.labelled import store_rows
 from recmtl.data.prepare.numbering import number_rows
 from recmtl.data.prepare.partitions import partition_key
 from recmtl.data.prepare.queries import create_query_view
