@@ -11,6 +11,8 @@ from typing import Any
 
 from recmtl.schema import GROUP_COLUMN, PLANNING_FIGURES, SPLITS, Dataset, label_column
 
+OF_THE_ROWS = ("vocabulary", "mean", "mean_tail", "std")
+"""Fields of tables and features that the rows tell; those of a table that is not hashed tell also how many it has."""
 Named = dict[str, dict[str, Any]]
 """{name: fields}, in order."""
 
@@ -30,6 +32,26 @@ def encoding_difference(trained: Dataset, given: Dataset) -> str | None:
             for key, value in fields.items():
                 if value != new[name].get(key) and key not in ("rows", "vocabulary"):
                     return f"the encoding of {kind[:-1]} '{name}': {_change(key, value, new[name].get(key))}"
+    return None
+
+
+def recipe_difference(trained: Dataset, given: Dataset) -> str | None:
+    """What differs of the tables and features that a recipe decides, and no extension of the data would mend.
+
+    Data whose encoding grew from what was trained on may have more tables and features. A history keeps its columns:
+    its encoder reads them side by side.
+    """
+    grew = given.generation_of(trained.encoding_fingerprint) is not None
+    for kind in ("features", "tables"):
+        old, new = ({n: _of_recipe(f) for n, f in _named(data, kind).items()} for data in (trained, given))
+        if grew:
+            new = {name: new[name] for name in old if name in new}
+        if found := next(_differences(kind[:-1], old, new), None):
+            return found
+    before, now = _histories(trained), _histories(given)
+    for name, columns in before.items():
+        if columns != now[name]:
+            return f"history '{name}': columns {', '.join(columns)}, now {', '.join(now[name])}"
     return None
 
 
@@ -112,6 +134,21 @@ def _differences(what: str, trained: Named, given: Named) -> Iterator[str]:
     for before, now in zip(trained, given, strict=True):
         if before != now:
             yield f"{what} '{now}' is in another place"
+
+
+def _of_recipe(fields: dict[str, Any]) -> dict[str, Any]:
+    """What of a table or a feature does not depend on the rows."""
+    counted = fields.get("hashed") is False
+    return {key: v for key, v in fields.items() if key not in OF_THE_ROWS and not (counted and key == "rows")}
+
+
+def _histories(dataset: Dataset) -> dict[str, list[str]]:
+    """The sequences of every history, in order."""
+    found: dict[str, list[str]] = {}
+    for feature in dataset.features:
+        if feature.history:
+            found.setdefault(feature.history, []).append(feature.name)
+    return found
 
 
 def _change(key: str, before: Any, now: Any) -> str:

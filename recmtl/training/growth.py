@@ -38,6 +38,7 @@ class GrowthPlanner(SafePlanner):
         tasks: numbers of tasks then and now; those that are new come last.
         crossed: as `columns`, of x with its crosses beside it, where there are such.
         crossed_width: number of those columns now.
+        new: the features and tasks that are new, in words, for messages; empty: none.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class GrowthPlanner(SafePlanner):
         tasks: tuple[int, int],
         crossed: Sequence[int] = (),
         crossed_width: int = 0,
+        new: str = "",
     ) -> None:
         super().__init__()
+        self._new = new
         self._axes = {
             (len(crossed), crossed_width): torch.tensor(crossed, dtype=torch.int64),
             (len(columns), width): torch.tensor(columns, dtype=torch.int64),
@@ -118,7 +121,7 @@ class GrowthPlanner(SafePlanner):
             if place is not None:
                 places.append(place)
         if not len(places) == len(before) == len(now):
-            raise _no_growth(name, before, now)
+            raise self._no_growth(name, before, now)
         return places
 
     def _rows(self, name: str, table: str, described: TensorStorageMetadata, target: Any) -> list[ReadItem]:
@@ -134,7 +137,7 @@ class GrowthPlanner(SafePlanner):
         before, now = stored.size[0], self.state_dict[key].size()[0]
         size = target.size()
         if now < before or described.size[0] * now != size[0] * before or described.size[1:] != size[1:]:
-            raise _no_growth(name, described.size, size)
+            raise self._no_growth(name, described.size, size)
         items: list[ReadItem] = []
         for chunk in create_chunk_list(target):
             piece, row = divmod(chunk.offsets[0], now)
@@ -149,12 +152,13 @@ class GrowthPlanner(SafePlanner):
             items += [replace(item, dest_index=MetadataIndex(name, chunk.offsets)) for item in found]
         return items
 
+    def _no_growth(self, name: str, before: Sequence[int], now: Sequence[int]) -> UserError:
+        parameter = name.removeprefix("model.").removeprefix("optimizer.state.")
+        said = f"{parameter} has the shape {list(before)} there and {list(now)} here, which is no growth"
+        new = f": new are {self._new}, and the model cannot take them so; leave them out, or" if self._new else ";"
+        return UserError(f"{said}{new} train anew without --start-from")
+
 
 def _place(name: str) -> str:
     """The name of a parameter or state without how its table is looked up, which changes where it gets a sequence."""
     return TABLE_PATH.sub(r"\1", name)
-
-
-def _no_growth(name: str, before: Sequence[int], now: Sequence[int]) -> UserError:
-    parameter = name.removeprefix("model.").removeprefix("optimizer.state.")
-    return UserError(f"{parameter} has the shape {list(before)} there and {list(now)} here, which is no growth")

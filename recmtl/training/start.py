@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recmtl.config import Config, check_starts, find_model
-from recmtl.data.difference import encoding_difference
+from recmtl.data.difference import encoding_difference, recipe_difference
 from recmtl.distributed.parallel import copy_row, draw_rows
 from recmtl.encoding.generations import later_ids
 from recmtl.errors import UserError
@@ -62,9 +62,14 @@ class Start:
             tasks: to train.
 
         Raises:
-            UserError: the data's encoding did not grow from this run's, sizes or optimisers differ, or the tasks do not
-                begin with this run's.
+            UserError: features, or the columns of a history, are not those of this run, the data's encoding did not
+                grow from this run's, sizes or optimisers differ, or the tasks do not begin with this run's.
         """
+        if difference := recipe_difference(self.dataset, dataset):
+            raise UserError(
+                f"{data}: not what {self.run} was trained on: {difference}; extend the data of that run by its own "
+                "recipe (prepare --extend), or train anew without --start-from"
+            )
         if difference := encoding_difference(self.dataset, dataset):
             raise UserError(
                 f"{data}: encoded otherwise than what {self.run} was trained on: {difference}; "
@@ -116,7 +121,7 @@ def start_from(start: Start, session: TrainSession, checkpoints: Checkpoints) ->
         raise UserError(f"{session.data}: features are in another order than those that {start.run} was trained on")
     crossed = _places(old.dense.inputs.columns, new.dense.inputs.columns)
     tasks = len(start.tasks), len(session.tasks)
-    planner = GrowthPlanner(columns, width, tasks, crossed, new.dense.inputs.width)
+    planner = GrowthPlanner(columns, width, tasks, crossed, new.dense.inputs.width, _new(start, session))
     before = checkpoints.take_over(start.checkpoint, planner)
     session.draw_tables(planner.stored_rows)
     planner.finish()
@@ -128,6 +133,13 @@ def start_from(start: Start, session: TrainSession, checkpoints: Checkpoints) ->
 def _places(old: Mapping[str, slice], new: Mapping[str, slice]) -> list[int]:
     """For every column that there was, where it is now."""
     return [column for name in old for column in range(new[name].start, new[name].stop)]
+
+
+def _new(start: Start, session: TrainSession) -> str:
+    """The features and tasks that a run has and the one that it starts from had not, in words; empty: none."""
+    known = {feature.name for feature in start.dataset.features}
+    found = [f"feature '{f.name}'" for f in session.dataset.features if f.name not in known]
+    return ", ".join([*found, *(f"task '{task.name}'" for task in session.tasks[len(start.tasks) :])])
 
 
 def _begin_dense_states(session: TrainSession) -> None:

@@ -181,3 +181,36 @@ def test_a_run_starts_from_one_whose_tables_pooled(tmp_path: Path) -> None:
         assert torch.equal(now[unpooled][known], before[pooled][known])
     assert now[UNPOOLED_STATE][REUSED["item"]].count_nonzero() == 0
     assert before[POOLED_STATE][known].count_nonzero() > 0
+
+
+def history_columns(names: list[str]) -> tuple[Feature, ...]:
+    return tuple(Feature(n, "sequence", n, table="item", history="before", target="item", longest=3) for n in names)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (["last", "again"], "history 'before': columns last, now last, again"),
+        (["again", "last"], "history 'before': columns last, now again, last"),
+        ([], "feature 'last' is gone"),
+    ],
+)
+def test_a_history_of_other_columns_is_no_start(tmp_path: Path, now: list[str], said: str) -> None:
+    """One line that names the history and its columns, before anything is read of the run's weights."""
+    rows = {"train": 640, "val": 100, "test": 100}
+    for folder, columns in (("data", ["last"]), ("later", now)):
+        before = tmp_path / "data"
+        found = write_toy(before, rows) if folder == "data" else write_grown(tmp_path / folder, before, rows=rows)
+        for path in (tmp_path / folder).glob("*/part-*.parquet"):
+            table = pq.read_table(path)
+            for name in columns:
+                table = table.append_column(name, table["tags"])
+            pq.write_table(table, path, row_group_size=256)
+        replace(found, features=(*found.features, *history_columns(columns))).save(tmp_path / folder)
+    train_here(tmp_path / "data", tmp_path / "yesterday", training__max_steps=1, metrics__tensorboard=False)
+    with pytest.raises(
+        UserError, match=rf"later: not what .*yesterday was trained on: {said}; extend the data of"
+    ) as e:
+        begin(tmp_path / "later", tmp_path / "yesterday", tmp_path / "today")
+    assert "\n" not in str(e.value)
+    assert "or train anew without --start-from" in str(e.value)

@@ -127,7 +127,12 @@ def test_mistakes_are_one_line(log, options, names):
     ("old", "new", "names"),
     [
         ('transform = "standardize"', 'transform = "log1p"', ["'price'", "transform is 'log1p'", "keeps its features"]),
-        ('[[feature]]\nname = "previous"\ntable = "item"\n', "", ["an encoding that grows keeps its features"]),
+        ('[[feature]]\nname = "previous"\ntable = "item"\n', "", ["'previous' is missing", "keeps its features"]),
+        (
+            "[[task]]",
+            '[[feature]]\nname = "at"\n[[task]]',
+            ["[[feature]] 'at' is not in", "or prepare anew without --ext"],
+        ),
         ('name = "click"', 'name = "like"', ["has the tasks click, not like"]),
         ('by = "time"\ncolumn = "at"\n', "", ["by = 'random'", "--extend needs by = 'time'"]),
         ("price as target", 'price as target, "at"::varchar as at_text', []),

@@ -72,21 +72,24 @@ class Extension:
 
     def check_encoder(self, encoder: Encoder) -> None:
         """Raise UserError unless the recipe and the raw files give the features and types that the folder has."""
-        for old, new in zip(_by_name(self.dataset.features), _by_name(encoder.features), strict=False):
-            if old != new:
-                key = next(key for key in old if old[key] != new[key])
-                raise UserError(
-                    f"{self.recipe.origin}: [[feature]] {new['name']!r}: {key} is {new[key]!r}, in {self.folder} it is "
-                    f"{old[key]!r}; an encoding that grows keeps its features"
-                )
-        if len(self.dataset.features) != len(encoder.features):
-            counts = f"{len(encoder.features)} features, and {self.folder} has {len(self.dataset.features)}"
-            raise UserError(f"{self.recipe.origin}: {counts}; an encoding that grows keeps its features")
+        before, now = _by_name(self.dataset.features), _by_name(encoder.features)
+        keeps = "an encoding that grows keeps its features; leave that as it was, or prepare anew without --extend"
+        for name in (*before, *now):
+            where = f"{self.recipe.origin}: [[feature]] {name!r}"
+            if name not in before:
+                raise UserError(f"{where} is not in {self.folder}: {keeps}")
+            if name not in now:
+                raise UserError(f"{where} is missing, and {self.folder} has it: {keeps}")
+            if changed := [key for key in before[name] if before[name][key] != now[name][key]]:
+                old, new = (features[name][changed[0]] for features in (before, now))
+                raise UserError(f"{where}: {changed[0]} is {new!r}, in {self.folder} it is {old!r}: {keeps}")
+        if moved := [name for name, other in zip(now, before, strict=True) if name != other]:
+            raise UserError(f"{self.recipe.origin}: [[feature]] {moved[0]!r} is in another place: {keeps}")
         for name in encoder.schema.names:
-            before, now = (of.schema.field(name).type for of in (self.encoder, encoder))
-            if before != now:
+            old_type, new_type = (of.schema.field(name).type for of in (self.encoder, encoder))
+            if old_type != new_type:
                 where = f"{self.recipe.origin}: column {name!r}"
-                raise UserError(f"{where} is {now}, in {self.folder} {before}; cast it in sql")
+                raise UserError(f"{where} is {new_type}, in {self.folder} {old_type}; cast it in sql")
 
     @property
     def lineage(self) -> tuple[str, ...]:
@@ -127,6 +130,9 @@ def last_moment(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> str:
     return str(row[0]) if row else ""
 
 
-def _by_name(features: Iterable[Feature]) -> list[dict[str, object]]:
+def _by_name(features: Iterable[Feature]) -> dict[str, dict[str, object]]:
     """What of the features does not depend on the rows."""
-    return [{key: value for key, value in asdict(feature).items() if key not in OF_THE_ROWS} for feature in features]
+    return {
+        feature.name: {key: value for key, value in asdict(feature).items() if key not in OF_THE_ROWS}
+        for feature in features
+    }
