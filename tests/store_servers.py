@@ -98,7 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault in ("503", "429", "500", "403"):
-            self._answer(int(fault), {}, b"<Error><Code>SlowDown</Code><Message>Slow down</Message></Error>")
+            code = "AccessDenied" if fault == "403" else "SlowDown"
+            self._answer(int(fault), {}, f"<Error><Code>{code}</Code><Message>No</Message></Error>".encode())
             return
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
