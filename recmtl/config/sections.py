@@ -91,7 +91,7 @@ class TrainingConfig:
     """Rows in a global batch, over all ranks."""
     micro_batch_size: Count = 0
     """Rows of a rank's batch that go through the dense part at a time, for less memory; 0: all. Their gradients add
-    up: the step stays the same."""
+    up: the step stays the same. Histories are encoded by so many rows at a time, and once more on the way back."""
     max_epochs: PositiveCount = 20
     """Passes over the training split, at most."""
     max_steps: Count = 0

@@ -26,6 +26,6 @@ class SequenceConfig:
     """Attention heads of transformer and hstu."""
     layers: Size = 1
     """Layers of transformer and hstu. In the last one the target alone looks at the events; each one before it takes
-    memory by the square of their number."""
+    hstu memory by the square of their number."""
     dropout: Fraction = 0.0
     """Probability of dropping a unit of transformer and hstu, and a hidden one of target_attention."""

@@ -185,7 +185,7 @@ def trace_activations(train_module: TrainModule, batch_size: int, buckets: bool 
     with LiveBytes() as live:
         x = ranking_model.embeddings.regroup(KeyedTensor(names, widths, pooled))
         if histories is not None:
-            x = histories(x, [rows], sparse, longest)
+            x = histories(x, [rows], sparse, longest, size)
         if whole:
             forward_and_backward(x)
         else:

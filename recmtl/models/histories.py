@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from recmtl.config import SequenceConfig
@@ -14,6 +18,17 @@ from recmtl.features import is_list
 from recmtl.models.embeddings import Embeddings
 from recmtl.models.sequences import History, check_histories, encoder_class
 from recmtl.schema import FIRST
+
+
+class Part(NamedTuple):
+    """Some of a batch's rows."""
+
+    lengths: Tensor
+    """Items of each row, int [b]."""
+    row: Tensor
+    """Of every item its row among these, int [n]."""
+    longest: int
+    """At least the most items of a row, and at least 1."""
 
 
 class Histories(nn.Module):
@@ -52,14 +67,20 @@ class Histories(nn.Module):
         rows: Sequence[Mapping[str, JaggedTensor]],
         sparse: KeyedJaggedTensor,
         longest: Mapping[str, int] | None = None,
+        rows_at_once: int = 0,
     ) -> dict[str, Tensor]:
         """What a model reads of every table set [B, ·]: x, the other features of the tables, then the histories.
+
+        Where fewer rows are encoded at once than there are, the encoders keep nothing for the way back but what they
+        read: each piece of rows is encoded again then, so that the activations of one piece only are there at once
+        (Chen et al., *Training Deep Nets with Sublinear Memory Cost*, 2016, arXiv 1604.06174).
 
         Args:
             x: pooled embeddings of the other tables.
             rows: what `Embeddings.look_up` gives.
             sparse: the ids.
             longest: most items of a row, by sequence; None: they are counted, for which a GPU's host waits.
+            rows_at_once: rows to encode at a time, for which a GPU's host waits; 0: all.
         """
         # TorchRec's awaitables wait when asked for their items.
         found = {key: jagged.values().float() for collection in rows for key, jagged in collection.items()}
@@ -72,15 +93,51 @@ class Histories(nn.Module):
         for history in self.histories:
             lengths = sparse[history.sequences[0].name].lengths()
             most = None if longest is None else longest[history.sequences[0].name]
-            length = max(1, int(lengths.max()) if most is None else most)
             row = torch.repeat_interleave(lengths, output_size=len(sparse[history.sequences[0].name].values()))
             bits = self._matches(history, sparse, row)
+            parts = split_rows(lengths, row, most, rows_at_once)
             for table_set, piece in pieces.items():
                 of_set = {name: found[key] for name, key in self._keys[table_set].items()}
                 values = [of_set[feature.name] for feature in history.sequences]
-                items = pad(torch.cat([*values, *bits], dim=1), lengths, row, length)
-                piece.append(self.encode(history, table_set, items, [of_set[t] for t in history.targets], lengths))
+                targets = [of_set[target] for target in history.targets]
+                piece.append(self._encode_parts(history, table_set, [*values, *bits], targets, parts))
         return {table_set: torch.cat(piece, dim=1) for table_set, piece in pieces.items()}
+
+    def _encode_parts(
+        self,
+        history: History,
+        table_set: str,
+        values: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        parts: Sequence[Part],
+    ) -> Tensor:
+        """A history of all rows [B, `output_width`], part by part.
+
+        Args:
+            history: which one.
+            table_set: of which copy of the tables.
+            values: what an item is made of, side by side, row after row, [n, ·] each.
+            targets: embeddings of the history's targets, [B, D] each.
+            parts: of the rows.
+        """
+
+        def encode(part: Part, values: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+            items = pad(torch.cat(list(values), dim=1), part.lengths, part.row, part.longest)
+            return self.encode(history, table_set, items, targets, part.lengths)
+
+        if len(parts) == 1:
+            return encode(parts[0], values, targets)
+        # Split at once: slices would have a gradient of all rows each.
+        of_items = [value.split([len(part.row) for part in parts]) for value in values]
+        of_rows = [target.split([len(part.lengths) for part in parts]) for target in targets]
+        encoded = []
+        for place, part in enumerate(parts):
+            arguments = part, [value[place] for value in of_items], [target[place] for target in of_rows]
+            if torch.is_grad_enabled():
+                encoded.append(checkpoint(encode, *arguments, use_reentrant=False))
+            else:
+                encoded.append(encode(*arguments))
+        return torch.cat(encoded)
 
     def encode(
         self, history: History, table_set: str, items: Tensor, targets: Sequence[Tensor], lengths: Tensor
@@ -114,6 +171,32 @@ class Histories(nn.Module):
 def _encoder_name(history: History, table_set: str) -> str:
     # A ModuleDict takes no names of its own attributes: none of them has an @.
     return f"{history.name}@{table_set}"
+
+
+def split_rows(lengths: Tensor, row: Tensor, longest: int | None, rows_at_once: int) -> list[Part]:
+    """Parts of so many rows each, in order.
+
+    Args:
+        lengths: items of each row, int [B].
+        row: of every item its row, int [n].
+        longest: most items of a row; None: they are counted.
+        rows_at_once: 0: all rows are one part.
+    """
+    if not 0 < rows_at_once < len(lengths):
+        return [Part(lengths, row, max(1, int(lengths.max()) if longest is None else longest))]
+    parts = lengths.split(rows_at_once)
+    if lengths.is_meta:  # no values, as memory is planned: the longest row may be in any part
+        assert longest is not None
+        ends = [len(row) * (place + 1) // len(parts) for place in range(len(parts))]
+        counts, most = [end - start for start, end in pairwise([0, *ends])], [longest] * len(parts)
+    else:
+        by_part = F.pad(lengths.long(), (0, -len(lengths) % rows_at_once)).view(len(parts), -1)
+        counts, most = torch.stack([by_part.sum(1), by_part.amax(1)]).tolist()
+    rows = row.split(counts)
+    return [
+        Part(some, of_items - place * rows_at_once, max(1, most[place]))
+        for place, (some, of_items) in enumerate(zip(parts, rows, strict=True))
+    ]
 
 
 def matches(ids: Tensor, targets: Tensor) -> Tensor:

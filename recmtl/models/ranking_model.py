@@ -103,17 +103,20 @@ class RankingModel(nn.Module):
         """Logits [B, T]."""
         return self.score(self.embed(sparse), numeric)
 
-    def embed(self, sparse: KeyedJaggedTensor, longest: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+    def embed(
+        self, sparse: KeyedJaggedTensor, longest: Mapping[str, int] | None = None, rows_at_once: int = 0
+    ) -> dict[str, Tensor]:
         """Pooled embeddings and encoded histories, float32 [B, ΣD], of every table set by its name.
 
         Args:
             sparse: the ids.
             longest: most items of a row, by sequence; see `Histories`.
+            rows_at_once: rows whose histories are encoded at a time; 0: all.
         """
         if self.histories is None:
             return self.embeddings(sparse)
         rows = self.embeddings.look_up(sparse)
-        return self.histories(self.embeddings(sparse), rows, sparse, longest)
+        return self.histories(self.embeddings(sparse), rows, sparse, longest, rows_at_once)
 
     def score(self, x: dict[str, Tensor], numeric: Tensor) -> Tensor:
         """Logits [B, T] from pooled embeddings and histories, as `embed` gives them, and numbers [B, N]."""

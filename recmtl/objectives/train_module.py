@@ -44,7 +44,8 @@ class TrainModule(nn.Module):
 
     With `micro_batch_size`, so many rows at a time go through the dense network, forward and back, and their gradients
     add up. The step is the same (dropout draws other masks), but the activations of one micro-batch only are there at
-    once. Embeddings are looked up and updated, and histories encoded, for the whole batch.
+    once. So many histories at a time are encoded, and once more on the way back. Embeddings are looked up and updated
+    for the whole batch.
 
     The loss of task t is Σ_b m w ℓ / Σ_b m w over the rows b of the global batch, m being 1 where a row has a label of
     the task and else 0, w the row's weight; 0 where no row has one. So it depends neither on the number of ranks nor on
@@ -122,7 +123,7 @@ class TrainModule(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         """The loss to minimise (a scalar) and `Output`."""
-        pooled = self.model.embed(batch.sparse, batch.longest)
+        pooled = self.model.embed(batch.sparse, batch.longest, self.micro_batch_size)
         if isinstance(pooled, Proxy):
             # TorchRec's pipeline traces this function, only to find which part of a batch is looked up.
             return pooled

@@ -7,6 +7,7 @@ version of them breaks something.
 - `chosen_options`, `has_pipelined_modules`: what TorchRec's planner and pipeline do not tell otherwise.
 - ``create_chunk_list``, ``create_read_items``, ``create_read_items_for_chunk_list``: what this rank holds of a tensor,
   and what it must read for it from a checkpoint.
+- ``flash_attention``: the CPU's kernel of attention, by itself.
 - `values_offset`: what ``torch.load`` reads is not told otherwise.
 - `INDEX_CLASSES`: what the index of a checkpoint is made of.
 """
@@ -26,6 +27,8 @@ from torch.utils._pytree import tree_leaves
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.types import ShardingOption
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 INDEX_CLASSES = {
     "pathlib": ("PosixPath",),
@@ -73,6 +76,7 @@ __all__ = [
     "create_chunk_list",
     "create_read_items",
     "create_read_items_for_chunk_list",
+    "flash_attention",
     "has_pipelined_modules",
     "tree_leaves",
     "values_offset",

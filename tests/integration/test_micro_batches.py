@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from histories import write_data
 from jobs import words
 from runs import flat
 from toy import write_toy
@@ -24,6 +25,7 @@ FLAGS = {
     "dense.lr": 0.1,
     "embedding.eps": 0.1,
 }
+OF_HISTORIES = FLAGS | {"sequence.encoder": "transformer", "sequence.layers": 2, "embedding.weight_decay": 0.01}
 
 
 def losses(run: Path) -> list[float]:
@@ -56,6 +58,25 @@ def test_a_run_in_micro_batches_is_the_run_of_whole_batches(data, whole, run_rec
     wanted, found = (json.loads((run / "results.json").read_text())["test"] for run in (whole, tmp_path / "run"))
     for task in wanted:
         assert flat(found[task]) == pytest.approx(flat(wanted[task]), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def histories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Data with histories, and a run of whole batches on them."""
+    folder = tmp_path_factory.mktemp("histories")
+    data = write_data(folder, rows=800)
+    cli.train(["mmoe", "--data", str(data), "--run", str(folder / "run"), *words(OF_HISTORIES)])
+    return data, folder / "run"
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(1, 24), (2, 10)])
+def test_histories_in_micro_batches_are_those_of_whole_batches(histories, run_recmtl, tmp_path, ranks, size):
+    data, whole = histories
+    flags = words({**OF_HISTORIES, "training.micro_batch_size": size})
+    ended = run_recmtl("train", "mmoe", "--data", data, "--run", tmp_path / "run", *flags, ranks=ranks)
+    assert ended.returncode == 0, ended.stderr
+    assert len(losses(whole)) > 5
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=1e-4)
 
 
 def test_a_weighting_that_needs_the_whole_batch_is_one_line(data, run_recmtl, tmp_path):

@@ -11,16 +11,17 @@ from histories import write_data
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 
-from recmtl.config import MODELS, Config, SequenceConfig, ShardingConfig, WeightingConfig
+from recmtl.config import MODELS, Config, SequenceConfig, ShardingConfig, TrainingConfig, WeightingConfig
 from recmtl.config import EmbeddingConfig as TableConfig
 from recmtl.config.models import MMoEConfig
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
+from recmtl.distributed.live_bytes import LiveBytes
 from recmtl.distributed.memory import trace_activations
 from recmtl.distributed.plan import GIB, Cluster, Plan, make_plan
 from recmtl.errors import UserError
 from recmtl.models.embeddings import table_of
-from recmtl.models.histories import pad, pool
+from recmtl.models.histories import pad, pool, split_rows
 from recmtl.models.ranking_model import RankingModel
 from recmtl.models.sequences import ENCODERS
 from recmtl.objectives.train_module import TrainModule
@@ -136,9 +137,11 @@ def test_a_batch_without_any_event(data: Path, encoder: str) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
-def gradients_of(data: Path, method: str = "fixed", micro_batch_size: int = 0) -> dict[str, Tensor]:
+def gradients_of(
+    data: Path, method: str = "fixed", micro_batch_size: int = 0, encoder: str = "transformer"
+) -> dict[str, Tensor]:
     """Of every parameter of a model with copies of tables."""
-    model, batch = model_of(Dataset.load(data), "transformer"), first_batch(data)
+    model, batch = model_of(Dataset.load(data), encoder), first_batch(data)
     train_module = TrainModule(model, WeightingConfig(method=method), micro_batch_size)
     train_module(batch)[0].backward()
     found = {name: parameter.grad for name, parameter in train_module.named_parameters()}
@@ -146,10 +149,67 @@ def gradients_of(data: Path, method: str = "fixed", micro_batch_size: int = 0) -
     return found
 
 
-def test_micro_batches_add_up(data: Path) -> None:
-    whole, micro = gradients_of(data), gradients_of(data, micro_batch_size=7)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_micro_batches_add_up(data: Path, encoder: str) -> None:
+    whole, micro = (gradients_of(data, micro_batch_size=size, encoder=encoder) for size in (0, 7))
     for name, gradient in whole.items():
         torch.testing.assert_close(micro[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_rows_are_split_with_their_items() -> None:
+    """Rows without any item too, at the ends of a part; parts are as long as their own longest row."""
+    lengths = torch.tensor([2, 0, 0, 0, 3, 1, 0], dtype=torch.int32)
+    row = torch.repeat_interleave(lengths)
+    found = split_rows(lengths, row, 3, 2)
+    assert [part.lengths.tolist() for part in found] == [[2, 0], [0, 0], [3, 1], [0]]
+    assert [part.row.tolist() for part in found] == [[0, 0], [], [0, 0, 0, 1], []]
+    assert [part.longest for part in found] == [2, 1, 3, 1]
+    for size in (0, 7, 9):
+        [part] = split_rows(lengths, row, 5, size)
+        assert part.lengths is lengths
+        assert part.longest == 5
+    assert split_rows(lengths, row, None, 0)[0].longest == 3
+
+
+def test_each_micro_batch_is_encoded_by_itself_and_once_more_on_the_way_back(data: Path) -> None:
+    """With the same dropped units, or gradients would be those of another function."""
+    model, batch = model_of(Dataset.load(data), "transformer", "mmoe", dropout=0.5), first_batch(data)
+    assert model.histories is not None
+    seen: list[Tensor] = []
+    encoder = model.histories.encoders["before@shared"]
+    encoder.blocks[0].norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    train_module = TrainModule(model, micro_batch_size=7)
+    loss, _ = train_module(batch)
+    forward = list(seen)
+    assert [len(values) for values in forward] == [7, 7, 7, 3]
+    seen.clear()
+    loss.backward()
+    assert len(seen) == len(forward)
+    assert all(torch.equal(*pair) for pair in zip(reversed(seen), forward, strict=True))
+    seen.clear()
+    with torch.no_grad():
+        train_module.eval()(batch)
+    assert [len(values) for values in seen] == [7, 7, 7, 3]
+
+
+@pytest.mark.parametrize(("encoder", "layers"), [("target_attention", 1), ("transformer", 2), ("hstu", 2)])
+def test_micro_batches_lower_the_memory_of_encoders(data: Path, encoder: str, layers: int) -> None:
+    """What is alive at once in a step on a CPU, and on paper."""
+    dataset, batch = Dataset.load(data), first_batch(data)
+    measured, planned = [], []
+    for size in (0, ROWS // 8):
+        sequence = SequenceConfig(encoder=encoder, dim=128, hidden=(256,), layers=layers)
+        config = config_of(sequence=sequence, training=TrainingConfig(micro_batch_size=size))
+        model = RankingModel.from_config(config, dataset, dataset.tasks, device="cpu")
+        with LiveBytes() as live:
+            TrainModule(model, micro_batch_size=size)(batch)[0].backward()
+        gradients = sum(4 * parameter.numel() for parameter in model.parameters())
+        measured.append(live.peak - gradients)
+        with torch.device("meta"):
+            train_module = TrainModule.from_config(config, dataset, dataset.tasks)
+        planned.append(trace_activations(train_module, ROWS).peak - gradients)
+    assert 0 < measured[1] < 0.5 * measured[0]
+    assert 0 < planned[1] < 0.5 * planned[0]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -215,3 +275,16 @@ def test_memory_on_paper_grows_with_the_longest_history(data: Path, encoder: str
         found.append(trace_activations(train_module, 64).peak)
     # At least the padded items: 16 + 4 + 16 numbers and 2 bits, and 16 numbers of a search.
     assert found[1] - found[0] > 64 * 2000 * (38 + 16) * 4
+
+
+@pytest.mark.parametrize(("encoder", "times"), [("transformer", 2), ("hstu", 4)])
+def test_attention_among_events_takes_the_memory_of_its_kernels(data: Path, encoder: str, times: int) -> None:
+    """With two layers: in proportion to the events of `transformer`, to their square of `hstu`."""
+    dataset, found = Dataset.load(data), []
+    for longest in (1000, 2000):
+        features = tuple(replace(f, longest=longest) if f.history else f for f in dataset.features)
+        config = config_of(sequence=SequenceConfig(encoder=encoder, layers=2))
+        with torch.device("meta"):
+            train_module = TrainModule.from_config(config, replace(dataset, features=features), dataset.tasks)
+        found.append(trace_activations(train_module, 64).peak)
+    assert found[1] / found[0] == pytest.approx(times, rel=0.1)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from recmtl.config import SequenceConfig
 from recmtl.models.sequences.base import History, SequenceEncoder, as_item, is_event
 from recmtl.models.sequences.positions import CLASSES, distance_classes, distances_to_target
+from recmtl.runtime.private_api import flash_attention
 
 
 class Block(nn.Module):
@@ -44,13 +45,13 @@ class Block(nn.Module):
         length = items.shape[1]
         key, value = (split(part, self.heads) for part in self.key_value(torch.cat([items, target], 1)).chunk(2, 2))
         seen = F.pad(events, (0, 1), value=True)[:, None, None]
-        attended = F.scaled_dot_product_attention(split(self.query(target), self.heads), key, value, attn_mask=seen)
+        attended = attend(split(self.query(target), self.heads), key, value, seen)
         target = self._transform(target, attended)
         if last:
             return None, target
         # Padding follows the events, so that none of them looks at it.
         query = split(self.query(items), self.heads)
-        attended = F.scaled_dot_product_attention(query, key[:, :, :length], value[:, :, :length], is_causal=True)
+        attended = attend(query, key[:, :, :length], value[:, :, :length], is_causal=True)
         return self._transform(items, attended), target
 
     def _transform(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -95,6 +96,24 @@ class Transformer(SequenceEncoder):
         for place, block in enumerate(self.blocks, 1):
             x, y = block(x, y, events, last=place == len(self.blocks))
         return y.squeeze(1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+    """softmax(QKᵀ / √D) V [B, heads, P, D], without a tensor of all weights [P, K].
+
+    Args:
+        query: [B, heads, P, D].
+        key: [B, heads, K, D].
+        value: as `key`.
+        seen: which places are looked at, bool, broadcast to [B, heads, P, K]; None: all.
+        is_causal: no place looks at those after it.
+    """
+    if query.is_meta:
+        # Memory is planned so. PyTorch has no kernel for this device, and its formulas would make all weights.
+        mask = None if seen is None else seen.to(query.dtype)
+        attended: Tensor = flash_attention(query, key, value, 0.0, is_causal, attn_mask=mask)[0]
+        return attended
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=is_causal)
 
 
 def split(x: Tensor, heads: int) -> Tensor:
