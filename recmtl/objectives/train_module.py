@@ -39,6 +39,15 @@ NORMALISING = (BatchNorm, nn.BatchNorm1d)
 """Layers that need all rows of a batch at once."""
 
 
+def normalising(model: RankingModel) -> str | None:
+    """The setting that puts batch normalisation into a model; None: there is none."""
+    if not any(isinstance(module, NORMALISING) for module in model.dense.modules()):
+        return None
+    layers = model.dense.input_layers
+    of_input = layers is not None and any(isinstance(module, NORMALISING) for module in layers.modules())
+    return "interaction.normalization batch" if of_input else f"model.name {model.dense.config.name}"
+
+
 class TrainModule(nn.Module):
     """A ranking model with labels, row weights, the tasks' losses and their weighting.
 
@@ -96,10 +105,7 @@ class TrainModule(nn.Module):
             raise UserError(
                 f"training.micro_batch_size: 0 with weighting.method {weighting.method}, not {micro_batch_size}"
             )
-        if micro_batch_size and any(isinstance(module, NORMALISING) for module in model.dense.modules()):
-            layers = model.dense.input_layers
-            of_input = layers is not None and any(isinstance(module, NORMALISING) for module in layers.modules())
-            which = "interaction.normalization batch" if of_input else f"model.name {model.dense.config.name}"
+        if micro_batch_size and (which := normalising(model)):
             raise UserError(
                 f"training.micro_batch_size: 0 with {which}, which normalises over the batch, not {micro_batch_size}"
             )
@@ -108,6 +114,8 @@ class TrainModule(nn.Module):
     def from_config(cls, config: Config, dataset: Dataset, tasks: tuple[Task, ...]) -> TrainModule:
         """What a run's configuration describes, its tables on the meta device."""
         model = RankingModel.from_config(config, dataset, tasks)
+        if config.training.batch_size == 1 and (which := normalising(model)):
+            raise UserError(f"training.batch_size: 2 or more with {which}: one row less its own mean is nothing")
         uneven = dataset.row_weight or any(dataset.is_partial(task) or task.row_weight for task in tasks)
         return cls(
             model,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from toy import write_toy
 
-from recmtl.config import MODELS, InteractionConfig, WeightingConfig
+from recmtl.config import MODELS, InteractionConfig, WeightingConfig, load_config
 from recmtl.data.read.batch import Batch
 from recmtl.data.read.reader import Reader
 from recmtl.errors import UserError
@@ -126,6 +126,22 @@ def test_a_weighting_that_needs_the_whole_batch_is_refused(toy, method):
 def test_a_model_that_normalises_over_the_batch_is_refused(toy):
     with pytest.raises(UserError, match=r"training\.micro_batch_size: 0 with model\.name home"):
         train_module_of(toy[0], "home", micro_batch_size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "normalization", "setting"),
+    [("home", "none", r"model\.name home"), ("mmoe", "batch", r"interaction\.normalization batch")],
+)
+def test_a_batch_of_one_row_is_refused_where_it_is_normalised(toy, name, normalization, setting):
+    """Whatever is in the row, 0 would be left of it."""
+    dataset, _ = toy
+    config = load_config(name)
+    config.interaction.normalization = normalization
+    config.training.batch_size = 2
+    TrainModule.from_config(config, dataset, dataset.tasks)
+    config.training.batch_size = 1
+    with pytest.raises(UserError, match=rf"training\.batch_size: 2 or more with {setting}"):
+        TrainModule.from_config(config, dataset, dataset.tasks)
 
 
 @pytest.mark.parametrize("size", [0, SIZE])
