@@ -126,12 +126,22 @@ def test_mistakes_are_one_line(log, options, names):
 @pytest.mark.parametrize(
     ("old", "new", "names"),
     [
-        ('transform = "standardize"', 'transform = "log1p"', ["'price'", "transform is 'log1p'", "keeps its features"]),
-        ('[[feature]]\nname = "previous"\ntable = "item"\n', "", ["'previous' is missing", "keeps its features"]),
+        ('transform = "standardize"', 'transform = "log1p"', ["'price'", "transform is 'log1p'", "keeps features"]),
+        ('[[feature]]\nname = "previous"\ntable = "item"\n', "", ["'previous' is missing", "keeps features"]),
         (
             "[[task]]",
             '[[feature]]\nname = "at"\n[[task]]',
             ["[[feature]] 'at' is not in", "or prepare anew without --ext"],
+        ),
+        (
+            'name = "item"\n',
+            'name = "item"\ndim = 8\n',
+            ["[[table]] 'item' has dim 8", "it has no dim", "or prepare anew"],
+        ),
+        (
+            'name = "item"\n',
+            'name = "item"\nhash_rows = 9\n',
+            ["[[table]] 'item' has hash_rows 9", "it has no hash_rows"],
         ),
         ('name = "click"', 'name = "like"', ["has the tasks click, not like"]),
         ('by = "time"\ncolumn = "at"\n', "", ["by = 'random'", "--extend needs by = 'time'"]),
@@ -143,7 +153,7 @@ def test_a_recipe_that_is_another_one(log, old, new, names):
     log.write([("a", 1)])
     text = (log.folder / "mine.toml").read_text()
     assert old in text
-    (log.folder / "mine.toml").write_text(text.replace(old, new))
+    (log.folder / "mine.toml").write_text(text.replace(old, new, 1))
     if not names:
         assert log.extend(1).rows["train"] == 1
         return

@@ -71,9 +71,9 @@ class Extension:
         self.encoder = Encoder.load(asked.folder / ENCODER)
 
     def check_encoder(self, encoder: Encoder) -> None:
-        """Raise UserError unless the recipe and the raw files give the features and types that the folder has."""
+        """Raise UserError unless recipe and raw files give the features, tables and types that the folder has."""
         before, now = _by_name(self.dataset.features), _by_name(encoder.features)
-        keeps = "an encoding that grows keeps its features; leave that as it was, or prepare anew without --extend"
+        keeps = "an encoding that grows keeps features and tables; leave it as it was, or prepare anew without --extend"
         for name in (*before, *now):
             where = f"{self.recipe.origin}: [[feature]] {name!r}"
             if name not in before:
@@ -85,6 +85,15 @@ class Extension:
                 raise UserError(f"{where}: {changed[0]} is {new!r}, in {self.folder} it is {old!r}: {keeps}")
         if moved := [name for name, other in zip(now, before, strict=True) if name != other]:
             raise UserError(f"{self.recipe.origin}: [[feature]] {moved[0]!r} is in another place: {keeps}")
+        tables = {table.name: table for table in self.dataset.tables}
+        for spec in self.recipe.tables:
+            table = tables[spec.name]
+            kept = {"dim": (table.dim, spec.dim), "hash_rows": (table.rows if table.hashed else None, spec.hash_rows)}
+            for key, (old, new) in kept.items():
+                if old != new:
+                    where = f"{self.recipe.origin}: [[table]] {spec.name!r}"
+                    was, now_is = (f"has {key} {value}" if value else f"has no {key}" for value in (old, new))
+                    raise UserError(f"{where} {now_is}, in {self.folder} it {was}: {keeps}")
         for name in encoder.schema.names:
             old_type, new_type = (of.schema.field(name).type for of in (self.encoder, encoder))
             if old_type != new_type:
