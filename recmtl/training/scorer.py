@@ -130,9 +130,9 @@ class RunScorer(ShardedModel):
         waiting: deque[int] = deque()
 
         def pieces() -> Iterator[Inputs]:
-            at_once = ROWS_AT_ONCE * self.context.world_size
             for batch in batches:
                 waiting.append(batch.rows)
+                at_once = batch.at_once(ROWS_AT_ONCE) * self.context.world_size
                 for start in range(0, batch.rows, at_once):
                     yield batch.slice(start, min(start + at_once, batch.rows))
 

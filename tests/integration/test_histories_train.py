@@ -24,8 +24,10 @@ from toy import write_toy
 import recmtl
 from recmtl import cli
 from recmtl.errors import UserError
+from recmtl.inference import inputs
 from recmtl.models.sequences import ENCODERS
 from recmtl.schema import Feature
+from recmtl.training.scorer import RunScorer
 
 SHORT: dict[str, Any] = {
     "training__max_epochs": 1,
@@ -100,6 +102,20 @@ def test_run_and_export_predict_alike(folder: Path, predicted: pa.Table, tmp_pat
     cli.predict([str(folder / "run"), str(folder / "raw"), str(tmp_path / "by run")])
     np.testing.assert_allclose(scores(pq.read_table(tmp_path / "by run")), scores(predicted), rtol=0, atol=1e-6)
     assert scores(predicted).std(axis=0).min() > 0.01
+
+
+def test_a_run_scores_fewer_rows_at_once_where_histories_are_long(
+    folder: Path, predicted: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is padded to its longest history: without a limit, one of thousands of events takes all memory."""
+    sizes: list[int] = []
+    batch = RunScorer._batch
+    monkeypatch.setattr(RunScorer, "_batch", lambda scorer, part: sizes.append(part.size) or batch(scorer, part))
+    monkeypatch.setattr(inputs, "ITEMS_AT_ONCE", 7 * 20)  # 20 is the recipe's max_length
+    cli.predict([str(folder / "run"), str(folder / "raw"), str(tmp_path / "by run")])
+    np.testing.assert_allclose(scores(pq.read_table(tmp_path / "by run")), scores(predicted), rtol=0, atol=1e-6)
+    assert max(sizes) == 7
+    assert sum(sizes) == predicted.num_rows
 
 
 def test_an_export_reads_histories_longer_than_any_before(folder: Path, predicted: pa.Table) -> None:
