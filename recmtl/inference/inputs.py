@@ -12,6 +12,8 @@ from recmtl.features import FeatureKinds
 
 ITEMS_AT_ONCE = 2**17
 """Items of a sequence that go through the network at a time, padding among them."""
+PAIRS_AT_ONCE = 2**25
+"""Pairs of items of one sequence, of which some encoders keep a number each. They decide from 256 items a row on."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Inputs:
         Sequences are padded to the longest: where that is long, fewer rows than `rows` take the memory.
         """
         longest = max((int(self.lists[place][1].max(initial=0)) for place in self.sequences), default=0)
-        return max(1, min(rows, ITEMS_AT_ONCE // max(longest, 1)))
+        return max(1, min(rows, ITEMS_AT_ONCE // max(longest, 1), PAIRS_AT_ONCE // max(longest, 1) ** 2))
 
 
 @dataclass(frozen=True)

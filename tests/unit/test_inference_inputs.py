@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from recmtl.features.lists import PREPARED
 from recmtl.inference.inputs import Collator, Inputs, Shared
@@ -54,3 +57,14 @@ def test_rows_may_share_everything_or_be_none() -> None:
         whole = {name: column.take(pa.array(np.zeros(rows, np.int64))) for name, column in columns.items()}
         assert_equal(found, collator.collate(whole))
         assert found.rows == rows
+
+
+@pytest.mark.parametrize(
+    ("longest", "wanted"), [(0, 2048), (64, 2048), (128, 1024), (256, 512), (512, 128), (4096, 2), (100_000, 1)]
+)
+def test_rows_at_once_fall_with_the_items_of_the_longest_sequence_and_then_with_their_pairs(longest, wanted):
+    lengths = np.array([0, longest, 1], np.int32)
+    columns = [(np.zeros(lengths.sum(), np.int32), lengths)] * 2
+    inputs = Inputs(np.zeros((0, 3), np.int32), np.zeros((3, 0), np.float32), columns, sequences=(1,))
+    assert inputs.at_once(2048) == wanted
+    assert replace(inputs, sequences=()).at_once(2048) == 2048
