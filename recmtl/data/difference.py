@@ -5,11 +5,11 @@ Each function returns the first difference it finds, None where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from recmtl.schema import GROUP_COLUMN, PLANNING_FIGURES, SPLITS, Dataset, label_column
+from recmtl.schema import GROUP_COLUMN, PLANNING_FIGURES, SPLITS, Dataset, Feature, Table, Task, label_column
 
 OF_THE_ROWS = ("vocabulary", "mean", "mean_tail", "std")
 """Fields of tables and features that the rows tell; those of a table that is not hashed tell also how many it has."""
@@ -43,7 +43,7 @@ def recipe_difference(trained: Dataset, given: Dataset) -> str | None:
     """
     grew = given.generation_of(trained.encoding_fingerprint) is not None
     for kind in ("features", "tables"):
-        old, new = ({n: _of_recipe(f) for n, f in _named(data, kind).items()} for data in (trained, given))
+        old, new = (recipe_fields(getattr(data, kind)) for data in (trained, given))
         if grew:
             new = {name: new[name] for name in old if name in new}
         if found := next(_differences(kind[:-1], old, new), None):
@@ -113,10 +113,18 @@ def _shown_rows(rows: int | None) -> str:
     return "no rows" if rows is None else f"{rows:,} rows"
 
 
+def recipe_fields(entries: Iterable[Table | Feature]) -> Named:
+    """What of tables or features a recipe decides and the rows do not."""
+    return {name: _of_recipe(fields) for name, fields in _by_name(entries).items()}
+
+
 def _named(dataset: Dataset, kind: str) -> Named:
+    return _by_name(getattr(dataset, kind))
+
+
+def _by_name(entries: Iterable[Table | Feature | Task]) -> Named:
     left_out = ("name", "observed", "base_rate", *PLANNING_FIGURES)  # the labels themselves differ where these do
-    entries = [asdict(entry) for entry in getattr(dataset, kind)]
-    return {entry["name"]: {key: v for key, v in entry.items() if key not in left_out} for entry in entries}
+    return {e.name: {key: v for key, v in asdict(e).items() if key not in left_out} for e in entries}
 
 
 def _differences(what: str, trained: Named, given: Named) -> Iterator[str]:
@@ -137,7 +145,6 @@ def _differences(what: str, trained: Named, given: Named) -> Iterator[str]:
 
 
 def _of_recipe(fields: dict[str, Any]) -> dict[str, Any]:
-    """What of a table or a feature does not depend on the rows."""
     counted = fields.get("hashed") is False
     return {key: v for key, v in fields.items() if key not in OF_THE_ROWS and not (counted and key == "rows")}
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
 
+from recmtl.data.difference import recipe_fields
 from recmtl.data.prepare.duck import first_row
 from recmtl.data.prepare.examples import SPLIT_VALUE, STORED
 from recmtl.data.prepare.window import Window
 from recmtl.data.recipe import Recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
-from recmtl.schema import ENCODER, PLANNING_FIGURES, Dataset, Feature, Task
-
-OF_THE_ROWS = ("mean", "mean_tail", "std", *PLANNING_FIGURES)
-"""Fields of a feature that the rows tell."""
+from recmtl.schema import ENCODER, Dataset, Task
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Extension:
 
     def check_encoder(self, encoder: Encoder) -> None:
         """Raise UserError unless recipe and raw files give the features, tables and types that the folder has."""
-        before, now = _by_name(self.dataset.features), _by_name(encoder.features)
+        before, now = recipe_fields(self.dataset.features), recipe_fields(encoder.features)
         keeps = "an encoding that grows keeps features and tables; leave it as it was, or prepare anew without --extend"
         for name in (*before, *now):
             where = f"{self.recipe.origin}: [[feature]] {name!r}"
@@ -137,11 +135,3 @@ def last_moment(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> str:
         return ""
     row = first_row(db, f"select cast(max({SPLIT_VALUE}) as varchar) from {STORED}")
     return str(row[0]) if row else ""
-
-
-def _by_name(features: Iterable[Feature]) -> dict[str, dict[str, object]]:
-    """What of the features does not depend on the rows."""
-    return {
-        feature.name: {key: value for key, value in asdict(feature).items() if key not in OF_THE_ROWS}
-        for feature in features
-    }
