@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from new_rows import read_new_rows
 from trained import FEATURE_COLUMNS, LABELS
 
 import recmtl
-from recmtl.data.prepare.new_rows import open_new_rows
 from recmtl.errors import UserError
 from recmtl.inference.exported import ROWS_AT_ONCE, ExportedModel
-from recmtl.runtime.progress import Progress
 
 D = decimal.Decimal
 ROWS = 40
@@ -32,13 +31,7 @@ def model(esmm: Path) -> ExportedModel:
 def rows(esmm: Path, model: ExportedModel, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     """The columns of the recipe's query that the model reads."""
     spill = tmp_path_factory.mktemp("spill") / "spill"
-    options: dict[str, Any] = {"keep": (), "since": None, "memory_limit": "1GB", "threads": 1, "spill": spill}
-    with Progress(enabled=False, timed=False) as progress:
-        query = open_new_rows(
-            model.recipe, esmm / "raw", model.encoder, model.source_columns, progress=progress, **options
-        )
-        with query as found:
-            return pa.Table.from_batches(list(found.batches), found.schema)
+    return read_new_rows(model.recipe, esmm / "raw", model.encoder, model.source_columns, spill, keep=())
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from histories import RECIPE, raw_rows
+from new_rows import read_new_rows
 from prepared import run
 from trained import write_raw
 
 from recmtl.data.prepare import partitions
-from recmtl.data.prepare.new_rows import open_new_rows
 from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import Recipe, load_recipe
 from recmtl.encoding.encoder import Encoder
 from recmtl.errors import UserError
-from recmtl.runtime.progress import Progress
 from recmtl.schema import Dataset
 
 ROWS, WRONG, PARTITION = 40, 37, 10
@@ -59,19 +58,7 @@ def by_predict(recipe: Recipe, folder: Path) -> None:
     prepare(recipe, folder / "known", folder / "data")
     encoder, known = Encoder.load(folder / "data" / "encoder"), Dataset.load(folder / "data").source_columns
     (folder / "spill").mkdir()
-    with (
-        Progress(enabled=False, timed=False) as progress,
-        open_new_rows(
-            *(recipe, folder / "raw", encoder, known),
-            keep=None,
-            since=None,
-            memory_limit="1GB",
-            threads=1,
-            spill=folder / "spill" / "engine",
-            progress=progress,
-        ) as found,
-    ):
-        list(found.batches)
+    read_new_rows(recipe, folder / "raw", encoder, known, folder / "spill" / "engine")
 
 
 @pytest.mark.parametrize("rows_at_once", [ROWS, PARTITION])

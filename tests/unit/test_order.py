@@ -8,15 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from new_rows import read_new_rows
 
 from recmtl.data.prepare import partitions
 from recmtl.data.prepare.duck import connect
-from recmtl.data.prepare.new_rows import open_new_rows
 from recmtl.data.prepare.order import has_order
 from recmtl.data.prepare.prepare import prepare
 from recmtl.data.recipe import load_recipe
 from recmtl.encoding.encoder import Encoder
-from recmtl.runtime.progress import Progress
 from recmtl.schema import Dataset
 
 QUERIES = {
@@ -121,19 +120,8 @@ def test_threads_do_not_change_the_order(
     def rows(threads: int, *keep: str) -> pa.Table:
         spill = tmp_path / f"spill of {threads}"
         spill.mkdir(exist_ok=True)
-        with (
-            Progress(enabled=False, timed=False) as progress,
-            open_new_rows(
-                *(recipe, raw, encoder, known),
-                keep=keep,
-                since=None,
-                memory_limit="2GB",
-                threads=threads,
-                spill=spill / "engine",
-                progress=progress,
-            ) as found,
-        ):
-            return pa.Table.from_batches(list(found.batches), found.schema)
+        options = {"keep": keep, "memory_limit": "2GB", "threads": threads}
+        return read_new_rows(recipe, raw, encoder, known, spill / "engine", **options)
 
     names = ("user", "number", "seen")
     found = rows(4, *names)
